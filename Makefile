@@ -1,0 +1,65 @@
+# make demo: build, then train LeNet on real digits with fewer and fewer bits.
+# make test: every test. Each sets up all it needs in .venv.
+.PHONY: build test demo bench format lint asan docs wheel test-newest clean
+
+TORCH ?= 2.11.0
+NEWEST_TORCH ?= 2.15.0
+VENV ?= .venv
+BUILD ?= build/package
+PY := $(VENV)/bin/python
+# nproc, as long as each job has 3 GiB
+JOBS := $(shell python3 -c "import os; f = [int(l.split()[1]) >> 20 for l in open('/proc/meminfo') if l.startswith('MemAvailable')][0]; print(max(1, min(os.cpu_count(), f // 3)))" 2>/dev/null || echo 2)
+CMAKE := $(VENV)/bin/cmake
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+
+build:
+	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt
+	@BITPARE_BUILD_DIR=$(abspath $(BUILD)) $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(PY) -m bitpare doctor --brief
+
+cpp-tests: build
+	@$(CMAKE) -S . -B $(BUILD) -DBITPARE_TESTS=ON > $(BUILD)/configure.log || (cat $(BUILD)/configure.log; exit 1)
+	@$(CMAKE) --build $(BUILD) -j $(JOBS)
+
+test: cpp-tests
+	$(VENV)/bin/ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+	$(PY) -m pytest -q
+
+# The newest torch: the build, the ops and every case.
+test-newest:
+	@$(MAKE) --no-print-directory build TORCH=$(NEWEST_TORCH) VENV=.venv-newest BUILD=build/newest
+	.venv-newest/bin/python -m pytest -q tests/python/test_ops.py
+
+demo: build
+	$(PY) examples/lenet_digits.py
+
+bench: build
+	$(PY) benchmarks/run.py
+	$(PY) benchmarks/tables.py
+
+format:
+	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt tools/requirements-lint.txt
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu)$$')
+	$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .
+
+lint: build
+	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt tools/requirements-lint.txt
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu)$$')
+	$(VENV)/bin/ruff format -q --check . && $(VENV)/bin/ruff check -q .
+	$(VENV)/bin/mypy
+	$(PY) tools/check_layers.py
+	$(VENV)/bin/clang-tidy -quiet -p $(BUILD) csrc/kernels/cpu/*.cpp
+
+asan:
+	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt
+	@bash tools/asan.sh $(VENV) build/asan $(JOBS)
+
+docs: build
+	$(PY) tools/api_reference.py build/docs/api.md
+
+wheel: build
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	@ls dist/*.whl
+
+clean:
+	rm -rf build dist .venv .venv-newest python/bitpare/*.so python/bitpare/_build_info.py

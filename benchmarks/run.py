@@ -1,0 +1,278 @@
+"""Times every op beside torch's own, and beside NNCF and Brevitas where they are installed.
+
+    python benchmarks/run.py [--device cuda] [--only fake_quant]
+
+Prints a row each and stores them in benchmarks/results/. Each row is measured in turns with
+x.clone(), whose time is scaled to the bytes that the op moves; `copy` is what share of that speed
+the op reaches. Both allocate their result, with an allocator that keeps freed memory: no page
+faults. Times depend on the machine; the ratios are what to compare.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bitpare as bp
+import torch
+from timing import Times, interleave, keep_freed_memory, machine
+from torch import Tensor
+
+F = bp.functional
+RESULTS = pathlib.Path(__file__).parent / "results"
+GRID = {"quant_min": -128, "quant_max": 127}
+
+
+@dataclasses.dataclass
+class Row:
+    """One measurement to make: functions by name, `bitpare` and the peers."""
+
+    op: str
+    what: str  # forward, backward, both
+    shape: str
+    dtype: torch.dtype
+    bytes: int
+    functions: dict[str, Callable[[], Any]]
+    x: Tensor  # what is copied to compare with
+
+
+def element_bytes(n: int, dtype: torch.dtype, reads: int, writes: int, bits: int = 0) -> int:
+    return n * dtype.itemsize * (reads + writes) + n * bits // 8
+
+
+def both(forward: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(forward(*inputs), inputs, dy)
+
+
+def per_tensor(device: str) -> Iterator[Row]:
+    scale = torch.tensor(0.05, device=device)
+    zero = torch.tensor(3, dtype=torch.int32, device=device)
+    dense = torch.contiguous_format
+    saved = torch.ops.bitpare._fake_quant
+    backward = torch.ops.bitpare._straight_through
+    torch_saved = torch.ops.aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+    torch_backward = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask_backward
+    enabled = torch.ones(1, dtype=torch.int64, device=device)
+    for power in (16, 20, 22, 24):
+        for dtype in (torch.float32, torch.bfloat16):
+            n = 2**power
+            x = dy = torch.randn(n, device=device, dtype=dtype)
+            mine = lambda x=x: F.fake_quant(x, scale, zero, **GRID)
+            theirs = lambda x=x: torch.fake_quantize_per_tensor_affine(x, scale, zero, -128, 127)
+            peers = {"bitpare": mine}
+            if dtype is torch.float32:
+                peers["torch"] = theirs
+            yield Row(
+                "fake_quant",
+                "forward",
+                f"2^{power}",
+                dtype,
+                element_bytes(n, dtype, 1, 1),
+                peers,
+                x,
+            )
+            inside = saved(
+                x, scale, zero, -128, 127, None, None, 0, None, False, True, dense
+            )[1]  # fmt: skip
+            peers = {"bitpare": lambda dy=dy, inside=inside: backward(dy, inside, dense)}
+            if dtype is torch.float32:
+                mask = torch_saved(x, scale, zero, enabled, -128, 127)[1]
+                peers["torch"] = lambda dy=dy, mask=mask: torch_backward(dy, mask)
+            yield Row(
+                "fake_quant", "backward", f"2^{power}", dtype,
+                element_bytes(n, dtype, 1, 1, 1), peers, x,
+            )  # fmt: skip
+
+
+def with_autograd(device: str) -> Iterator[Row]:
+    """Forward and backward through torch's engine; at 64 elements, the fixed cost of a call."""
+    scale = torch.tensor([0.05], device=device, requires_grad=True)
+    zero = torch.tensor([3.0], device=device, requires_grad=True)
+    fixed, fixed_zero = scale.detach(), torch.tensor([3], dtype=torch.int32, device=device)
+    for n, name in ((64, "64"), (2**16, "2^16"), (2**20, "2^20")):
+        x = torch.randn(n, device=device, requires_grad=True)
+        dy = torch.randn(n, device=device)
+        mine = lambda x: F.fake_quant(x, fixed, fixed_zero, **GRID)
+        theirs = lambda x: torch.fake_quantize_per_tensor_affine(x, fixed, fixed_zero, -128, 127)
+        yield Row(
+            "fake_quant", "both, autograd", name, torch.float32,
+            element_bytes(n, torch.float32, 2, 2, 2),
+            {"bitpare": both(mine, [x], dy), "torch": both(theirs, [x], dy), **peers_of(x, dy)}, x,
+        )  # fmt: skip
+        lsq = lambda x, s, z: F.fake_quant_lsq(x, s, z, grad_scale=1.0, **GRID)
+        learnable = lambda x, s, z: torch._fake_quantize_learnable_per_tensor_affine(
+            x, s, z, -128, 127, 1.0
+        )
+        yield Row(
+            "fake_quant_lsq", "both, autograd", name, torch.float32,
+            element_bytes(n, torch.float32, 3, 2),
+            {"bitpare": both(lsq, [x, scale, zero], dy),
+             "torch": both(learnable, [x, scale, zero], dy)}, x,
+        )  # fmt: skip
+
+
+def peers_of(x: Tensor, dy: Tensor) -> dict[str, Callable[[], Any]]:
+    """The int8 fake quantization of other projects, where they are installed."""
+    found: dict[str, Callable[[], Any]] = {}
+    if x.device.type != "cpu":
+        return found
+    try:
+        from brevitas.nn import QuantIdentity
+
+        module = QuantIdentity(bit_width=8).train()
+        module(x)
+        found["brevitas"] = both(module.eval(), [x], dy)
+    except ImportError:
+        pass
+    try:
+        from nncf.torch.quantization.quantize_functions import asymmetric_quantize
+
+        low, span = torch.tensor([-6.55]), torch.tensor([12.75])
+        found["nncf"] = both(
+            lambda x: asymmetric_quantize(x, 256, -128, 127, low, span, 1e-16), [x], dy
+        )
+    except ImportError:
+        pass
+    return found
+
+
+def lsq_backward(device: str) -> Iterator[Row]:
+    scale = torch.tensor([0.05], device=device)
+    op = torch.ops.bitpare._fake_quant_lsq_gradient
+    for power in (20, 24):
+        x = torch.randn(2**power, device=device)
+        dy = x + 0
+        run = lambda x=x, dy=dy: op(
+            dy, x, scale, None, -128, 127, None, None, 1.0, torch.contiguous_format
+        )
+        yield Row(
+            "fake_quant_lsq", "backward", f"2^{power}", torch.float32,
+            element_bytes(2**power, torch.float32, 2, 1), {"bitpare": run}, x,
+        )  # fmt: skip
+
+
+def per_channel(device: str) -> Iterator[Row]:
+    layouts = [
+        ((16, 64, 8, 8), 1, torch.contiguous_format, "activation NCHW"),
+        ((16, 64, 32, 32), 1, torch.contiguous_format, "activation NCHW"),
+        ((16, 64, 8, 8), 1, torch.channels_last, "activation NHWC"),
+        ((16, 64, 32, 32), 1, torch.channels_last, "activation NHWC"),
+        ((64, 64, 7, 7), 1, torch.contiguous_format, "activation NCHW"),
+        ((256, 256, 1, 1), 0, torch.contiguous_format, "weight"),
+        ((256, 256, 4, 4), 0, torch.contiguous_format, "weight"),
+        ((960, 1, 3, 3), 0, torch.contiguous_format, "depthwise weight"),
+    ]
+    for shape, axis, layout, name in layouts:
+        x = torch.randn(shape, device=device).contiguous(memory_format=layout)
+        scale = torch.rand(shape[axis], device=device) * 0.05 + 0.01
+        zero = torch.zeros(shape[axis], dtype=torch.int32, device=device)
+        mine = lambda x=x, s=scale, z=zero, a=axis: F.fake_quant(x, s, z, axis=a, **GRID)
+        theirs = lambda x=x, s=scale, z=zero, a=axis: torch.fake_quantize_per_channel_affine(
+            x, s, z, a, -128, 127
+        )
+        yield Row(
+            "fake_quant per channel", "forward", f"{name} {list(shape)}", torch.float32,
+            element_bytes(x.numel(), torch.float32, 1, 1), {"bitpare": mine, "torch": theirs}, x,
+        )  # fmt: skip
+
+
+def others(device: str) -> Iterator[Row]:
+    n = 2**20
+    x = torch.randn(n, device=device)
+    scale, zero = torch.tensor(0.05, device=device), torch.tensor(0, dtype=torch.int32)
+    f32, i8 = torch.float32.itemsize, 1
+    codes = F.quantize(x, scale, **GRID)
+    quantized = None
+    if device == "cpu":
+        quantized = torch.quantize_per_tensor(x, 0.05, 0, torch.qint8)
+    low, high = torch.tensor(-4.0, device=device), torch.tensor(4.0, device=device)
+    four = codes.clamp(-8, 7)
+
+    def eager_float8() -> Tensor:
+        return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(torch.float32)
+
+    def eager_sign() -> Tensor:
+        return torch.where(x < 0, -scale, scale)
+
+    table: list[tuple[str, int, Callable[[], Any], Callable[[], Any] | None]] = [
+        ("quantize", n * (f32 + i8), lambda: F.quantize(x, scale, zero.to(device), **GRID),
+         (lambda: torch.quantize_per_tensor(x, 0.05, 0, torch.qint8)) if quantized is not None
+         else None),
+        ("dequantize", n * (f32 + i8), lambda: F.dequantize(codes, scale),
+         quantized.dequantize if quantized is not None else None),
+        ("minmax", n * f32, lambda: F.minmax(x), x.aminmax),
+        ("minmax_histogram", n * f32, lambda: F.minmax_histogram(x, low, high),
+         (lambda: (x.aminmax(), torch.histc(x, 2048, -4, 4)))),
+        ("mean_magnitude", n * f32, lambda: F.mean_magnitude(x), lambda: x.abs().mean()),
+        ("binarize", 2 * n * f32, lambda: F.binarize(x, scale), eager_sign),
+        ("ternarize", 2 * n * f32, lambda: F.ternarize(x, scale), None),
+        ("fake_float e4m3", 2 * n * f32,
+         lambda: F.fake_float(x, exponent_bits=4, mantissa_bits=3), eager_float8),
+        ("pack_bits 4", n + n // 2, lambda: F.pack_bits(four, bits=4), None),
+    ]  # fmt: skip
+    for name, size, mine, theirs in table:
+        functions = {"bitpare": mine} | ({"torch": theirs} if theirs else {})
+        yield Row(name, "forward", "2^20", torch.float32, size, functions, x)
+
+
+def measure(row: Row) -> dict[str, Any]:
+    x = row.x.detach()
+    times: dict[str, Times] = interleave({**row.functions, "copy": x.clone})
+    same = row.bytes / (2 * x.nbytes)
+    times["copy"] = Times(*(t * same for t in dataclasses.astuple(times["copy"])))
+    mine, copy = times["bitpare"], times["copy"]
+    return {
+        "op": row.op,
+        "what": row.what,
+        "shape": row.shape,
+        "dtype": str(row.dtype)[6:],
+        "bytes": row.bytes,
+        "microseconds": {
+            name: {k: round(v * 1e6, 3) for k, v in dataclasses.asdict(t).items()}
+            for name, t in times.items()
+        },
+        "gb_per_s": round(row.bytes / mine.median / 1e9, 2),
+        "share_of_copy": round(copy.median / mine.median, 3),
+        "times_faster": {
+            name: round(t.median / mine.median, 2)
+            for name, t in times.items()
+            if name not in ("bitpare", "copy")
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--only", default="", help="ops whose name holds this")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=pathlib.Path, help="default: benchmarks/results/ops-DEVICE")
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(options.threads)
+    rows = []
+    print(f"{'op':23}{'what':16}{'shape':33}{'dtype':9}{'us':>10}{'p20':>10}{'p80':>10}"
+          f"{'GB/s':>8}{'copy':>7}  times faster than")  # fmt: skip
+    for group in (per_tensor, per_channel, with_autograd, lsq_backward, others):
+        for row in group(options.device):
+            if options.only not in row.op:
+                continue
+            r = measure(row)
+            rows.append(r)
+            t = r["microseconds"]["bitpare"]
+            peers = ", ".join(f"{name} {ratio}" for name, ratio in r["times_faster"].items())
+            print(f"{r['op']:23}{r['what']:16}{r['shape']:33}{r['dtype']:9}{t['median']:10.2f}"
+                  f"{t['p20']:10.2f}{t['p80']:10.2f}{r['gb_per_s']:8.1f}"
+                  f"{r['share_of_copy']:7.0%}  {peers}", flush=True)  # fmt: skip
+    out = options.out or RESULTS / f"ops-{options.device}.json"
+    if not options.only or options.out:
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        print(f"stored in {out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

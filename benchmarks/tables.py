@@ -1,0 +1,89 @@
+"""Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/.
+
+    python benchmarks/tables.py [--check]
+
+A table stands between <!-- benchmark:NAME --> and <!-- end -->; --check says whether one is out of
+date instead of writing it.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+# What README shows: enough to judge by.
+SHORT = [
+    ("fake_quant", "forward", "2^16"),
+    ("fake_quant", "forward", "2^20"),
+    ("fake_quant", "forward", "2^24"),
+    ("fake_quant", "backward", "2^20"),
+    ("fake_quant per channel", "forward", "activation NCHW [16, 64, 32, 32]"),
+    ("fake_quant per channel", "forward", "activation NHWC [16, 64, 32, 32]"),
+    ("fake_quant", "both, autograd", "64"),
+    ("fake_quant_lsq", "both, autograd", "2^20"),
+]
+
+
+def table(stored: dict[str, Any], chosen: list[tuple[str, str, str]] | None) -> str:
+    machine = stored["machine"]
+    where = machine["gpu"] if machine["gpu"] != "none" else (
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction set']}"
+    )  # fmt: skip
+    lines = [
+        f"Measured on {where}; torch {machine['torch']}.",
+        "",
+        "| op | pass | size | dtype | µs | of a copy's speed | times faster than |",
+        "|---|---|---|---|---:|---:|---|",
+    ]
+    for row in stored["rows"]:
+        key = (row["op"], row["what"], row["shape"])
+        if chosen is not None and (key not in chosen or row["dtype"] != "float32"):
+            continue
+        peers = ", ".join(f"{name} {ratio}" for name, ratio in row["times_faster"].items())
+        lines.append(
+            f"| {row['op']} | {row['what']} | {row['shape']} | {row['dtype']} "
+            f"| {row['microseconds']['bitpare']['median']:.1f} | {row['share_of_copy']:.0%} "
+            f"| {peers or '—'} |"
+        )
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    made = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        stored = json.loads(path.read_text())
+        made[path.stem] = table(stored, None)
+        made[f"{path.stem}-short"] = table(stored, SHORT)
+    return made
+
+
+def filled(text: str, made: dict[str, str]) -> str:
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- benchmark:{name} -->\n{made.get(name, 'not measured yet')}\n<!-- end -->"
+
+    return re.sub(r"<!-- benchmark:([\w-]+) -->.*?<!-- end -->", replace, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    made, stale = tables(), []
+    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+        text = path.read_text()
+        new = filled(text, made)
+        if new != text:
+            stale.append(path.name)
+            if not options.check:
+                path.write_text(new)
+    if stale:
+        print(f"{'out of date' if options.check else 'written'}: {', '.join(stale)}")
+    return int(options.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

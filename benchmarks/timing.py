@@ -1,0 +1,85 @@
+"""Times functions against each other: interleaved, in one process, medians."""
+
+import dataclasses
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+# glibc gives large blocks back to the system and takes them anew on each call; the page faults
+# would be most of what is measured. Applies to peers and copies alike.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
+def keep_freed_memory() -> None:
+    """Starts the program again with an allocator that keeps what is freed."""
+    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+
+
+@dataclasses.dataclass
+class Times:
+    """Seconds of one call."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def interleave(
+    functions: dict[str, Callable[[], object]], rounds: int = 21, slice_s: float = 2e-3
+) -> dict[str, Times]:
+    """Times of each function, all of them taking turns. A turn lasts about slice_s."""
+    repeats = {}
+    for name, f in functions.items():
+        f(), f()
+        start = time.perf_counter()
+        f()
+        repeats[name] = max(1, int(slice_s / max(time.perf_counter() - start, 1e-7)))
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, f in functions.items():
+            _synchronize()
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                f()
+            _synchronize()
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
+    result = {}
+    for name, values in seconds.items():
+        cuts = statistics.quantiles(values, n=5)
+        result[name] = Times(statistics.median(values), cuts[0], cuts[3])
+    return result
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    cpu = platform.processor()
+    with open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                cpu = line.split(":")[1].strip()
+                break
+    from bitpare import _C
+
+    return {
+        "cpu": cpu,
+        "threads": str(torch.get_num_threads()),
+        "instruction set": _C.cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

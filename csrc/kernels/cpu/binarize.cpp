@@ -1,0 +1,68 @@
+#include "kernels/binarize.h"
+
+#include "kernels/cpu/reduce.h"
+
+namespace bitpare {
+
+// A core takes blocks of 64 values: x in, y out.
+template <>
+void binarize(const Binarize& args, const OnCpu<BITPARE_ISA>& cpu) {
+  with_type(args.dtype, [&]<class T>(T*) {
+    with_levels(args.levels, [&]<Levels kLevels>() {
+      bool streamed = args.n * static_cast<int64_t>(sizeof(T)) > kStreamBytes;
+      parallel_blocks(cpu.parallel_for, args.n, [&](int64_t begin, int64_t end) {
+        auto formula = [](Place& place, Vec x) [[gnu::always_inline]] {
+          return math::level_of<kLevels>(x, place.affine.zero_point) * place.affine.scale;
+        };
+        map(args.quantizer, begin, end, streamed, formula, static_cast<T*>(args.y), nullptr,
+            static_cast<const T*>(args.x));
+      });
+    });
+  });
+}
+
+// dy and x in, dx out; the sums stay in registers.
+template <>
+void binarize_gradient(const BinarizeGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
+  auto finish = [&](int64_t c, const float* sums) { args.scale_gradient[c] = sums[0]; };
+  with_type(args.dtype, [&]<class T>(T*) {
+    with_levels(args.levels, [&]<Levels kLevels>() {
+      auto formula = [clipped = args.clipped](const Lanes& lanes, Vec* terms, Vec dy,
+                                              Vec x) [[gnu::always_inline]] {
+        const auto& a = lanes.affine;
+        auto gradient = math::level_terms<kLevels>(dy, x, a.scale, a.zero_point, clipped);
+        terms[0] = gradient.scale;
+        return gradient.dx;
+      };
+      reduce<math::Sum, 1>(cpu.parallel_for, args.quantizer, args.layout, args.partial, finish,
+                           formula, static_cast<T*>(args.dx), static_cast<const T*>(args.dy),
+                           static_cast<const T*>(args.x));
+    });
+  });
+}
+
+// x in; two sums a channel.
+template <>
+void mean_magnitude(const MeanMagnitude& args, const OnCpu<BITPARE_ISA>& cpu) {
+  Quantizer q;
+  q.threshold = args.threshold;
+  q.channel = {args.layout.inner, args.layout.channels};
+  auto finish = [&](int64_t c, const float* sums) {
+    args.mean[c] = math::mean_of(sums[0], sums[1]);
+  };
+  with_type(args.dtype, [&]<class T>(T*) {
+    Vec everything = math::splat<Vec>(-1.0f);
+    auto formula = [=, all = !args.threshold](const Lanes& lanes, Vec* terms,
+                                              Vec x) [[gnu::always_inline]] {
+      auto m = math::magnitude_terms(x, all ? everything : lanes.affine.zero_point);
+      terms[0] = m.sum;
+      terms[1] = m.count;
+      return x;
+    };
+    reduce<math::Sum, kMagnitudeTerms>(cpu.parallel_for, q, args.layout, args.partial, finish,
+                                       formula, static_cast<T*>(nullptr),
+                                       static_cast<const T*>(args.x));
+  });
+}
+
+}  // namespace bitpare

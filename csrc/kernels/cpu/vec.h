@@ -1,0 +1,234 @@
+// The vector of floats of the instruction set this file is compiled for, and what touches memory
+// or single lanes: load, store, round, packed comparison bits. The only file with intrinsics.
+#pragma once
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "math/half.h"
+#include "math/value.h"
+
+namespace bitpare {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kWidth)));
+typedef int32_t VecInt __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t VecUint __attribute__((vector_size(4 * kWidth)));
+
+}  // namespace
+
+namespace math {
+
+template <>
+struct Value<Vec> {
+  using Int = VecInt;
+  using Uint = VecUint;
+  using Mask = VecInt;
+
+  BITPARE_INLINE Vec rint(Vec x) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    // Above 2^23 every float is whole; below, adding 2^23 rounds at the units.
+    Vec magnitude = absolute(x), big = splat<Vec>(0x1p23f);
+    Vec rounded = copy_sign((magnitude + big) - big, x);
+    return magnitude < big ? rounded : x;
+#endif
+  }
+
+  BITPARE_INLINE Vec floor(Vec x) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    Vec nearest = rint(x);
+    return nearest > x ? nearest - splat<Vec>(1.0f) : nearest;
+#endif
+  }
+
+  BITPARE_INLINE VecInt bits(Vec x) { return (VecInt)x; }
+  BITPARE_INLINE Vec from_bits(VecInt i) { return (Vec)i; }
+  BITPARE_INLINE VecInt to_int(Vec x) { return __builtin_convertvector(x, VecInt); }
+  BITPARE_INLINE Vec to_float(VecInt i) { return __builtin_convertvector(i, Vec); }
+
+  BITPARE_INLINE VecUint high_product(VecUint a, VecUint b) {
+    typedef uint64_t Pairs __attribute__((vector_size(4 * kWidth)));
+    Pairs low = Pairs{} + 0xffffffffu;
+    Pairs even = ((Pairs)a & low) * ((Pairs)b & low);
+    Pairs odd = ((Pairs)a >> 32) * ((Pairs)b >> 32);
+    return (VecUint)((even >> 32) | (odd & ~low));
+  }
+};
+
+}  // namespace math
+
+namespace {
+
+BITPARE_INLINE Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+BITPARE_INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+#if defined(__AVX512F__)
+BITPARE_INLINE Vec load(const Half* p) {
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+BITPARE_INLINE Vec load(const BFloat16* p) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return (Vec)_mm512_slli_epi32(wide, 16);
+}
+BITPARE_INLINE __m256i narrowed(const Half*, Vec v) {
+  return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+BITPARE_INLINE __m256i narrowed(const BFloat16*, Vec v) {
+  VecUint u = (VecUint)v;
+  VecUint rounded = v == v ? u + 0x7fff + ((u >> 16) & 1) : u | 0x400000;
+  return _mm512_cvtepi32_epi16((__m512i)(rounded >> 16));
+}
+BITPARE_INLINE void store(Half* p, Vec v) { _mm256_storeu_si256((__m256i*)p, narrowed(p, v)); }
+BITPARE_INLINE void store(BFloat16* p, Vec v) { _mm256_storeu_si256((__m256i*)p, narrowed(p, v)); }
+// Past the cache. p is aligned to 64 bytes; fence() before others may read it.
+BITPARE_INLINE void stream(Half* p, Vec v) { _mm256_stream_si256((__m256i*)p, narrowed(p, v)); }
+BITPARE_INLINE void stream(BFloat16* p, Vec v) { _mm256_stream_si256((__m256i*)p, narrowed(p, v)); }
+BITPARE_INLINE void stream(float* p, Vec v) { _mm512_stream_ps(p, (__m512)v); }
+
+BITPARE_INLINE uint64_t equal_bits(Vec a, Vec b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ);
+}
+// v where the lane's bit is set, elsewhere 0.
+BITPARE_INLINE Vec keep(Vec v, uint64_t bits) {
+  return (Vec)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)v);
+}
+#else
+
+template <class T>
+BITPARE_INLINE Vec widened(const T* p) {
+  float wide[kWidth];
+  for (int l = 0; l < kWidth; ++l) wide[l] = math::widen(p[l]);
+  return load(wide);
+}
+template <class T>
+BITPARE_INLINE void store_narrow(T* p, Vec v) {
+  for (int l = 0; l < kWidth; ++l) math::narrow(v[l], p + l);
+}
+
+#if defined(__AVX2__)
+BITPARE_INLINE Vec load(const Half* p) {
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+BITPARE_INLINE Vec load(const BFloat16* p) {
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+}
+BITPARE_INLINE void store(Half* p, Vec v) {
+  __m128i h = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm_storeu_si128((__m128i*)p, h);
+}
+BITPARE_INLINE void store(BFloat16* p, Vec v) {
+  VecUint u = (VecUint)v;
+  VecUint rounded = (v == v ? u + 0x7fff + ((u >> 16) & 1) : u | 0x400000) >> 16;
+  __m256i packed = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);
+  packed = _mm256_permute4x64_epi64(packed, 0x08);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+}
+BITPARE_INLINE void stream(float* p, Vec v) { _mm256_stream_ps(p, (__m256)v); }
+#else
+BITPARE_INLINE Vec load(const Half* p) { return widened(p); }
+BITPARE_INLINE Vec load(const BFloat16* p) { return widened(p); }
+BITPARE_INLINE void store(Half* p, Vec v) { store_narrow(p, v); }
+BITPARE_INLINE void store(BFloat16* p, Vec v) { store_narrow(p, v); }
+#if defined(__SSE__)
+BITPARE_INLINE void stream(float* p, Vec v) { _mm_stream_ps(p, (__m128)v); }
+#else
+BITPARE_INLINE void stream(float* p, Vec v) { store(p, v); }
+#endif
+#endif
+
+BITPARE_INLINE void stream(Half* p, Vec v) { store(p, v); }
+BITPARE_INLINE void stream(BFloat16* p, Vec v) { store(p, v); }
+
+BITPARE_INLINE uint64_t equal_bits(Vec a, Vec b) {
+#if defined(__AVX2__)
+  return static_cast<uint64_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_EQ_OQ)));
+#elif defined(__SSE__)
+  return static_cast<uint64_t>(_mm_movemask_ps(_mm_cmpeq_ps((__m128)a, (__m128)b)));
+#else
+  uint64_t bits = 0;
+  for (int l = 0; l < kWidth; ++l) bits |= static_cast<uint64_t>(a[l] == b[l]) << l;
+  return bits;
+#endif
+}
+
+BITPARE_INLINE Vec keep(Vec v, uint64_t bits) {
+#if defined(__AVX2__)
+  VecInt lane = {1, 2, 4, 8, 16, 32, 64, 128};
+#else
+  VecInt lane = {1, 2, 4, 8};
+#endif
+  VecInt set = ((VecInt{} + static_cast<int32_t>(bits & 0xff)) & lane) == lane;
+  return (Vec)((VecInt)v & set);
+}
+#endif
+
+#if defined(__SSE__)
+BITPARE_INLINE void fence() { _mm_sfence(); }
+#else
+BITPARE_INLINE void fence() {}
+#endif
+
+// Integers of any width, in and out of the lanes. Values are in range.
+template <class T>
+BITPARE_INLINE Vec load(const T* p) {
+  typedef T Narrow __attribute__((vector_size(sizeof(T) * kWidth)));
+  Narrow n;
+  __builtin_memcpy(&n, p, sizeof n);
+  return __builtin_convertvector(__builtin_convertvector(n, VecInt), Vec);
+}
+template <class T>
+BITPARE_INLINE void store(T* p, Vec v) {
+  typedef T Narrow __attribute__((vector_size(sizeof(T) * kWidth)));
+  Narrow n = __builtin_convertvector(__builtin_convertvector(v, VecInt), Narrow);
+  __builtin_memcpy(p, &n, sizeof n);
+}
+template <class T>
+BITPARE_INLINE void stream(T* p, Vec v) {
+  store(p, v);
+}
+
+// Lanes 0 .. kWidth - 1.
+BITPARE_INLINE VecInt lane_numbers() {
+  VecInt lane = {};
+  for (int l = 0; l < kWidth; ++l) lane[l] = l;
+  return lane;
+}
+
+// The first `count` elements, 0 < count < kWidth; other lanes are 0.
+template <class T>
+BITPARE_INLINE Vec load_some(const T* p, int64_t count) {
+  T whole[kWidth] = {};
+  __builtin_memcpy(whole, p, static_cast<uint64_t>(count) * sizeof(T));
+  return load(whole);
+}
+
+template <class T>
+BITPARE_INLINE void store_some(T* p, Vec v, int64_t count) {
+  T whole[kWidth];
+  store(whole, v);
+  __builtin_memcpy(p, whole, static_cast<uint64_t>(count) * sizeof(T));
+}
+
+}  // namespace
+}  // namespace bitpare

@@ -1,0 +1,85 @@
+#include "kernels/binarize.h"
+#include "kernels/cuda/reduce.h"
+
+namespace bitpare {
+namespace {
+
+template <Levels kLevels>
+struct Forward {
+  __device__ float operator()(Place& place, const float* x) const {
+    return math::level_of<kLevels>(x[0], place.affine.zero_point) * place.affine.scale;
+  }
+};
+
+template <Levels kLevels>
+struct Gradient {
+  bool clipped;
+
+  __device__ float operator()(const Lane& lane, float* terms, const float* in) const {
+    const auto& a = lane.affine;
+    auto gradient = math::level_terms<kLevels>(in[0], in[1], a.scale, a.zero_point, clipped);
+    terms[0] = gradient.scale;
+    return gradient.dx;
+  }
+};
+
+struct Magnitude {
+  bool all;
+
+  __device__ float operator()(const Lane& lane, float* terms, const float* x) const {
+    auto m = math::magnitude_terms(x[0], all ? -1.0f : lane.affine.zero_point);
+    terms[0] = m.sum;
+    terms[1] = m.count;
+    return x[0];
+  }
+};
+
+struct StoreSum {
+  float* out;
+  __device__ void operator()(int64_t c, const float* sums) const { out[c] = sums[0]; }
+};
+
+struct StoreMean {
+  float* mean;
+  __device__ void operator()(int64_t c, const float* sums) const {
+    mean[c] = math::mean_of(sums[0], sums[1]);
+  }
+};
+
+}  // namespace
+
+// x in, y out.
+void binarize(const Binarize& args, const OnCuda& cuda) {
+  with_type(args.dtype, [&]<class T>(T*) {
+    with_levels(args.levels, [&]<Levels kLevels>() {
+      map(cuda, args.quantizer, args.n, Forward<kLevels>{}, static_cast<T*>(args.y), nullptr,
+          static_cast<const T*>(args.x));
+    });
+  });
+}
+
+// dy and x in, dx out.
+void binarize_gradient(const BinarizeGradient& args, const OnCuda& cuda) {
+  with_type(args.dtype, [&]<class T>(T*) {
+    with_levels(args.levels, [&]<Levels kLevels>() {
+      reduce<math::Sum, 1>(cuda, args.quantizer, args.layout, args.partial,
+                           StoreSum{args.scale_gradient}, Gradient<kLevels>{args.clipped},
+                           static_cast<T*>(args.dx), static_cast<const T*>(args.dy),
+                           static_cast<const T*>(args.x));
+    });
+  });
+}
+
+// x in; two sums a channel.
+void mean_magnitude(const MeanMagnitude& args, const OnCuda& cuda) {
+  Quantizer q;
+  q.threshold = args.threshold;
+  q.channel = {args.layout.inner, args.layout.channels};
+  with_type(args.dtype, [&]<class T>(T*) {
+    reduce<math::Sum, kMagnitudeTerms>(cuda, q, args.layout, args.partial, StoreMean{args.mean},
+                                       Magnitude{!args.threshold}, static_cast<T*>(nullptr),
+                                       static_cast<const T*>(args.x));
+  });
+}
+
+}  // namespace bitpare

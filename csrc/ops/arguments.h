@@ -1,0 +1,66 @@
+// Checks of what users pass, and its translation to what kernels take. Checks look at types and
+// shapes only, so they serve real and meta tensors alike; values are looked at where a kernel's
+// arguments are filled, on the CPU.
+#pragma once
+#include "math/fake_float.h"
+#include "math/fake_quant.h"
+#include "math/reduce.h"
+#include "ops/device.h"
+
+namespace bitpare::ops {
+
+// How many scales there are: one; one for each index of `axis`; or one for each `group` neighbours
+// along the last dimension.
+struct Granularity {
+  std::optional<int64_t> axis, group;
+};
+
+DType dtype_of(const char* op, const Tensor& x);
+void check_input(const char* op, const Tensor& x);
+void check_granularity(const char* op, const Tensor& x, const Granularity& granularity);
+// `name` is how the user calls it: scale, threshold, min.
+void check_per_channel(const char* op, const char* name, const Tensor& x, const Tensor& values,
+                       const Granularity& granularity);
+void check_scale(const char* op, const Tensor& x, const Tensor& scale,
+                 const Granularity& granularity);
+void check_zero_point(const char* op, const Tensor& x, const OptionalTensor& zero_point,
+                      const Granularity& granularity);
+void check_grid(const char* op, int64_t quant_min, int64_t quant_max);
+void check_rng(const char* op, const Tensor& x, Rounding rounding, const OptionalTensor& rng);
+Rounding parse_rounding(const char* op, c10::string_view name);
+// The position of `name` among `names`; otherwise an error that lists them.
+int64_t parse_name(const char* op, const char* argument, c10::string_view name,
+                   std::initializer_list<const char*> names);
+
+// The layout the kernels walk: x's own where it is contiguous or channels_last, else contiguous;
+// groups lie along the last dimension, so they always need contiguous.
+at::MemoryFormat format_of(const Tensor& x, const Granularity& granularity);
+ReduceLayout layout_of(const Tensor& x, const Granularity& granularity, at::MemoryFormat format);
+
+// A scale tensor's shape for x.
+c10::SymDimVector scale_shape(const Tensor& x, const Granularity& granularity);
+
+// What a kernel reads of a quantizer; keeps the tensors alive.
+struct QuantizerTensors {
+  Tensor scale, zero_point;
+  Quantizer quantizer;
+};
+
+// See math/fake_quant.h for `floored`. With see_values, scales and zero points are checked.
+QuantizerTensors quantizer_of(const char* op, const OptionalTensor& scale,
+                              const OptionalTensor& zero_point, int64_t quant_min,
+                              int64_t quant_max, const ReduceLayout& layout, bool floored,
+                              bool see_values);
+
+// Words for one bit per element of x; none unless `wanted`.
+Tensor new_bits(const Tensor& x, bool wanted);
+
+inline const int64_t* rng_of(const OptionalTensor& rng) {
+  return rng ? rng->const_data_ptr<int64_t>() : nullptr;
+}
+
+inline bool needs_gradient(const Tensor& x) {
+  return at::GradMode::is_enabled() && x.requires_grad();
+}
+
+}  // namespace bitpare::ops

@@ -1,0 +1,77 @@
+#include "kernels/qparams.h"
+
+#include "ops/call.h"
+
+namespace bitpare::ops {
+namespace {
+
+using Qparams = std::tuple<Tensor, Tensor>;
+
+void check(const Tensor& low, const Tensor& high, int64_t quant_min, int64_t quant_max,
+           bool symmetric) {
+  TORCH_CHECK(low.scalar_type() == at::kFloat, "qparams: min must be float32, got ",
+              low.scalar_type());
+  TORCH_CHECK(high.scalar_type() == at::kFloat, "qparams: max must be float32, got ",
+              high.scalar_type());
+  TORCH_CHECK(low.sym_sizes() == high.sym_sizes(), "qparams: max must have shape ", low.sym_sizes(),
+              " like min, got ", high.sym_sizes());
+  TORCH_CHECK(low.device() == high.device(), "qparams: max must be on ", low.device(),
+              " like min, got ", high.device());
+  check_grid("qparams", quant_min, quant_max);
+  TORCH_CHECK(!symmetric || quant_max > 0,
+              "qparams: quant_max must be positive with symmetric=True, got ", quant_max);
+}
+
+void check_values(const Tensor& low, const Tensor& high) {
+  const float *l = low.const_data_ptr<float>(), *h = high.const_data_ptr<float>();
+  int64_t n = low.numel();
+  for (int64_t i = 0; i < n; ++i) {
+    TORCH_CHECK(l[i] <= h[i] && std::isfinite(l[i]) && std::isfinite(h[i]),
+                "qparams: min and max must be finite with min <= max, got ", l[i], " and ", h[i],
+                " at index ", i);
+  }
+}
+
+template <class Device>
+Qparams body(const Tensor& low, const Tensor& high, int64_t quant_min, int64_t quant_max,
+             bool symmetric, bool power_of_two) {
+  Device::require("qparams", low);
+  check(low, high, quant_min, quant_max, symmetric);
+  Tensor l = low.contiguous(), h = high.contiguous();
+  if (Device::kSeesValues) check_values(l, h);
+  Tensor scale = at::empty_like(l), zero_point = at::empty_like(l, l.options().dtype(at::kInt));
+  QparamsFromRange args = {
+      l.const_data_ptr<float>(),
+      h.const_data_ptr<float>(),
+      scale.data_ptr<float>(),
+      zero_point.data_ptr<int32_t>(),
+      l.numel(),
+      {static_cast<float>(quant_min), static_cast<float>(quant_max), symmetric, power_of_two}};
+  Device::run(low, [&](const auto& where) { bitpare::qparams(args, where); });
+  return {scale, zero_point};
+}
+
+Qparams meta(const Tensor& low, const Tensor& high, int64_t quant_min, int64_t quant_max,
+             bool symmetric, bool) {
+  check(low, high, quant_min, quant_max, symmetric);
+  auto format = at::MemoryFormat::Contiguous;
+  return {at::empty_like(low, low.options(), format),
+          at::empty_like(low, low.options().dtype(at::kInt), format)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def(
+      "qparams(Tensor min, Tensor max, *, int quant_min, int quant_max, bool symmetric=True, "
+      "bool power_of_two=False) -> (Tensor scale, Tensor zero_point)",
+      kTags);
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("qparams", body<Cpu>); }
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("qparams", body<Cuda>); }
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("qparams", meta); }
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("qparams", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace bitpare::ops

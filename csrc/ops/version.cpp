@@ -1,0 +1,3 @@
+#include "bitpare.h"
+
+extern "C" const char* bitpare_version() { return BITPARE_VERSION; }

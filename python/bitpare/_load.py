@@ -1,0 +1,37 @@
+"""Loads libbitpare.so, after checking that it was built for this torch."""
+
+import pathlib
+
+import torch
+
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
+
+
+def _release(version: str) -> str:
+    """The part of a torch version that its ABI goes with: 2.11 of 2.11.0+cu130."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def check_build(built_torch: str, built_cuda: str) -> None:
+    """Raises ImportError unless a build against this torch and CUDA can be loaded here."""
+    here_cuda = torch.version.cuda or "none"
+    same_cuda = built_cuda.split(".")[0] == here_cuda.split(".")[0]
+    if _release(built_torch) == _release(torch.__version__) and same_cuda:
+        return
+    raise ImportError(
+        f"bitpare was built against torch {built_torch} (CUDA {built_cuda}), but torch "
+        f"{torch.__version__} (CUDA {here_cuda}) is installed. Rebuild it in its source folder:\n"
+        f"  {REBUILD}"
+    )
+
+
+def load() -> None:
+    """Registers the ops; called once, when the package is imported."""
+    try:
+        from bitpare import _build_info
+    except ImportError as error:
+        raise ImportError(
+            f"bitpare has not been built yet. Build it in its source folder:\n  {REBUILD}"
+        ) from error
+    check_build(_build_info.torch, _build_info.torch_cuda)
+    torch.ops.load_library(str(pathlib.Path(__file__).parent / "libbitpare.so"))

@@ -1,0 +1,57 @@
+"""What a bug report needs: this build, this torch, this machine, and whether the ops work here."""
+
+import pathlib
+import platform
+import sys
+
+import torch
+
+from bitpare import _C, _build_info, functional
+
+
+def _self_test(device: str) -> str:
+    x = torch.linspace(-3, 3, 1001, device=device, requires_grad=True)
+    y = functional.fake_quant(x, torch.tensor(0.25, device=device), quant_min=-8, quant_max=7)
+    y.sum().backward()
+    expected = (x.detach() / 0.25).round().clamp(-8, 7) * 0.25
+    good = torch.equal(y.detach(), expected) and x.grad is not None and bool(x.grad.sum() > 0)
+    return "works" if good else "gives wrong results: please report this"
+
+
+def _cuda() -> str:
+    if not _build_info.with_cuda:
+        return "not in this build (no nvcc of torch's CUDA version was found)"
+    built = (
+        f"built by nvcc {_build_info.cuda_compiler} for {_build_info.cuda_archs.replace(';', ' ')}"
+    )
+    if not torch.cuda.is_available():
+        return f"{built}; no usable GPU here"
+    return f"{built}; {torch.cuda.get_device_name()} {_self_test('cuda')}"
+
+
+def facts() -> dict[str, str]:
+    """Name and value of everything worth knowing, in the order to print it."""
+    flush = torch.tensor([2e-38]).mul(0.01).item() == 0.0
+    return {
+        "bitpare": f"{_build_info.version} in {pathlib.Path(__file__).parent}",
+        "library": f"{_C.version()}, {_build_info.build_type}, {_build_info.compiler}",
+        "torch": f"{torch.__version__}, built against {_build_info.torch}",
+        "python": f"{sys.version.split()[0]} on {platform.platform()}",
+        "cpu": f"{_C.cpu_capability()} in use, {_C.machine_cpu_capability()} available, "
+        f"{torch.get_num_threads()} threads",
+        "cpu ops": _self_test("cpu"),
+        "cuda": _cuda(),
+        "denormals": "flushed to zero: results differ in their bits" if flush else "kept",
+    }
+
+
+def main(brief: bool = False) -> int:
+    """Prints the facts, on one line if brief; the exit status is 1 where an op fails."""
+    found = facts()
+    if brief:
+        print(f"bitpare {found['library']}; torch {found['torch']}; cpu {found['cpu']}")
+        print(f"cuda {found['cuda']}")
+    else:
+        for name, value in found.items():
+            print(f"{name:10} {value}")
+    return int(any("wrong results" in value for value in found.values()))

@@ -1,0 +1,52 @@
+"""Drives the CMake build; everything else is in pyproject.toml."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = pathlib.Path(__file__).parent.resolve()
+
+
+def jobs() -> int:
+    """One for each core, as long as each has 3 GiB of memory."""
+    free = 3
+    meminfo = pathlib.Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) >> 20
+    return max(1, int(os.environ.get("MAX_JOBS", min(os.cpu_count() or 1, free // 3))))
+
+
+class CMakeBuild(build_ext):
+    """Builds with CMake, then installs into the package: the source's own where editable."""
+
+    def build_extension(self, ext: Extension) -> None:
+        cmake = shutil.which("cmake") or "cmake"
+        build = pathlib.Path(os.environ.get("BITPARE_BUILD_DIR", ROOT / "build" / "package"))
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        target = ROOT / "python" if in_place else pathlib.Path(self.build_lib).resolve()
+        configure = [cmake, "-S", ROOT, "-B", build, f"-DBITPARE_PYTHON={sys.executable}"]
+        if shutil.which("ninja"):
+            configure += ["-G", "Ninja"]
+        configure.append(f"-DBITPARE_CUDA={os.environ.get('BITPARE_CUDA', 'AUTO')}")
+        subprocess.run(configure, check=True)
+        subprocess.run([cmake, "--build", build, "-j", str(jobs())], check=True)
+        subprocess.run([cmake, "--install", build, "--prefix", target / "bitpare"], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """Nothing to copy: an editable build was installed into the source by CMake."""
+
+    def get_outputs(self) -> list[str]:
+        package = pathlib.Path(self.build_lib) / "bitpare"
+        return [str(p) for p in (*package.glob("*.so"), package / "_build_info.py")]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+setup(ext_modules=[Extension("bitpare._C", [])], cmdclass={"build_ext": CMakeBuild})

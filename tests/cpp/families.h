@@ -1,0 +1,307 @@
+// One case of each kernel family, run wherever it is told to, with everything it wrote as result.
+#pragma once
+#include "backends.h"
+#include "kernels/binarize.h"
+#include "kernels/fake_float.h"
+#include "kernels/fake_quant.h"
+#include "kernels/fake_quant_lsq.h"
+#include "kernels/minmax.h"
+#include "kernels/pack_bits.h"
+#include "kernels/qparams.h"
+#include "kernels/quantize.h"
+#include "kernels/straight_through.h"
+
+namespace bitpare {
+
+template <class T>
+constexpr DType kDType = std::is_same_v<T, float>  ? DType::float32
+                         : std::is_same_v<T, Half> ? DType::float16
+                                                   : DType::bfloat16;
+
+enum class ZeroPoint { none, integer, learned };
+
+// Values laid out as [outer, channels, inner], with a quantizer for each channel.
+struct Case {
+  ReduceLayout layout;
+  ZeroPoint zero_point = ZeroPoint::integer;
+  Rounding rounding = Rounding::nearest;
+  bool floored = false;
+  float quant_min = -8, quant_max = 7;
+
+  int64_t n() const { return layout.outer * layout.channels * layout.inner; }
+
+  std::string name() const {
+    return "[" + std::to_string(layout.outer) + ", " + std::to_string(layout.channels) + ", " +
+           std::to_string(layout.inner) + "] rounding " +
+           std::to_string(static_cast<int>(rounding)) + " zero point " +
+           std::to_string(static_cast<int>(zero_point));
+  }
+};
+
+// The quantizer's numbers; scales of which some are at the floor where that is allowed.
+struct Numbers {
+  std::vector<float> scale, learned;
+  std::vector<int32_t> zero_point;
+  int64_t rng[2] = {0x123456789abcdef, 42};
+  Quantizer quantizer;
+
+  explicit Numbers(const Case& c) {
+    std::mt19937 random(static_cast<unsigned>(c.n()) + 3);
+    for (int64_t i = 0; i < c.layout.channels; ++i) {
+      bool at_floor = c.floored && random() % 8 == 0;
+      scale.push_back(at_floor ? 0.0f : 0.05f + static_cast<float>(random() % 1000) / 700);
+      zero_point.push_back(static_cast<int32_t>(random() % 16) - 8);
+      learned.push_back(static_cast<float>(random() % 2000) / 100 - 10);
+    }
+    quantizer.scale = scale.data();
+    if (c.zero_point == ZeroPoint::integer) quantizer.zero_point = zero_point.data();
+    if (c.zero_point == ZeroPoint::learned) quantizer.learned_zero_point = learned.data();
+    quantizer.channel = {c.layout.inner, c.layout.channels};
+    quantizer.quant_min = c.quant_min;
+    quantizer.quant_max = c.quant_max;
+    quantizer.floored = c.floored;
+  }
+};
+
+// Memory filled with a pattern, at an address that is aligned for nothing but T.
+template <class T>
+struct Unaligned {
+  explicit Unaligned(int64_t n) : bytes(static_cast<size_t>(n + 2) * sizeof(T) + 64, 0xA5) {}
+  Unaligned(const std::vector<T>& values) : Unaligned(static_cast<int64_t>(values.size())) {
+    if (!values.empty()) std::memcpy(data(), values.data(), values.size() * sizeof(T));
+  }
+  T* data() { return reinterpret_cast<T*>(bytes.data()) + 1; }
+  std::vector<T> values(int64_t n) { return std::vector<T>(data(), data() + n); }
+  // Whether the elements before and after the n that belong to it are untouched.
+  bool intact(int64_t n) {
+    auto* first = bytes.data();
+    auto* last = reinterpret_cast<uint8_t*>(data() + n);
+    bool good = true;
+    for (size_t i = 0; i < sizeof(T); ++i) good &= first[i] == 0xA5 && last[i] == 0xA5;
+    return good;
+  }
+  std::vector<uint8_t> bytes;
+};
+
+template <class T>
+struct Elementwise {
+  std::vector<T> y;
+  std::vector<uint64_t> bits;
+  bool intact = true;
+};
+
+inline std::vector<uint64_t> new_words(int64_t n) {
+  return std::vector<uint64_t>(static_cast<size_t>((n + 63) / 64), ~0ull);
+}
+
+template <class T, class Where>
+Elementwise<T> run_fake_quant(const Case& c, const std::vector<float>& x, const Where& where) {
+  Numbers numbers(c);
+  Unaligned<T> in(narrowed<T>(x)), out(c.n());
+  auto bits = new_words(c.n());
+  fake_quant(FakeQuant{in.data(), out.data(), bits.data(), c.n(), kDType<T>, numbers.quantizer,
+                       c.rounding, numbers.rng},
+             where);
+  return {out.values(c.n()), bits, out.intact(c.n())};
+}
+
+template <class T, class Where>
+Elementwise<T> run_estimator(const Case& c, const std::vector<float>& dy,
+                             const std::vector<float>& x, Estimator estimator, const Where& where) {
+  Numbers numbers(c);
+  Unaligned<T> in(narrowed<T>(x)), gradient(narrowed<T>(dy)), out(c.n());
+  fake_quant_gradient(
+      FakeQuantGradient{gradient.data(), in.data(), out.data(), c.n(), kDType<T>, numbers.quantizer,
+                        c.rounding, numbers.rng, estimator, 2.0f, 1.3f},
+      where);
+  return {out.values(c.n()), {}, out.intact(c.n())};
+}
+
+template <class T, class Where>
+Elementwise<T> run_straight_through(const std::vector<float>& dy, std::vector<uint64_t> bits,
+                                    const Where& where) {
+  int64_t n = static_cast<int64_t>(dy.size());
+  Unaligned<T> in(narrowed<T>(dy)), out(n);
+  straight_through(StraightThrough{in.data(), bits.data(), out.data(), n, kDType<T>}, where);
+  return {out.values(n), {}, out.intact(n)};
+}
+
+template <class T, class Where>
+Elementwise<T> run_fake_float(const Case& c, const std::vector<float>& x, FloatFormat format,
+                              const Where& where) {
+  Numbers numbers(c);
+  numbers.quantizer.zero_point = nullptr;
+  Unaligned<T> in(narrowed<T>(x)), out(c.n());
+  auto bits = new_words(c.n());
+  fake_float(FakeFloat{in.data(), out.data(), bits.data(), c.n(), kDType<T>, numbers.quantizer,
+                       format, c.rounding, numbers.rng},
+             where);
+  return {out.values(c.n()), bits, out.intact(c.n())};
+}
+
+template <class T, class Where>
+Elementwise<T> run_binarize(const Case& c, const std::vector<float>& x, Levels levels,
+                            const Where& where) {
+  Numbers numbers(c);
+  numbers.quantizer.zero_point = nullptr;
+  if (levels == Levels::ternary) numbers.quantizer.threshold = numbers.scale.data();
+  Unaligned<T> in(narrowed<T>(x)), out(c.n());
+  binarize(Binarize{in.data(), out.data(), c.n(), kDType<T>, numbers.quantizer, levels}, where);
+  return {out.values(c.n()), {}, out.intact(c.n())};
+}
+
+template <class T, class Q, class Where>
+Elementwise<Q> run_quantize(const Case& c, const std::vector<float>& x, IntType type,
+                            const Where& where) {
+  Numbers numbers(c);
+  Unaligned<T> in(narrowed<T>(x));
+  Unaligned<Q> out(c.n());
+  int32_t saw_nan = 0;
+  quantize(Quantize{in.data(), out.data(), c.n(), kDType<T>, type, numbers.quantizer, &saw_nan},
+           where);
+  return {out.values(c.n()), {static_cast<uint64_t>(saw_nan)}, out.intact(c.n())};
+}
+
+template <class T, class Q, class Where>
+Elementwise<T> run_dequantize(const Case& c, const std::vector<Q>& q, IntType type,
+                              const Where& where) {
+  Numbers numbers(c);
+  Unaligned<Q> in(q);
+  Unaligned<T> out(c.n());
+  dequantize(Dequantize{in.data(), out.data(), c.n(), kDType<T>, type, numbers.quantizer}, where);
+  return {out.values(c.n()), {}, out.intact(c.n())};
+}
+
+template <class T>
+struct Reduced {
+  std::vector<T> dx;
+  std::vector<float> first, second;
+  std::vector<int64_t> counts;
+};
+
+// Scratch that a kernel has to fill before it reads it.
+inline std::vector<float> new_partial(const Case& c, int terms) {
+  int64_t n = terms * math::pieces_of(c.layout) * c.layout.channels;
+  return std::vector<float>(static_cast<size_t>(n), NAN);
+}
+
+template <class T, class Where>
+Reduced<T> run_lsq(const Case& c, const std::vector<float>& dy, const std::vector<float>& x,
+                   const Where& where) {
+  Numbers numbers(c);
+  Unaligned<T> in(narrowed<T>(x)), gradient(narrowed<T>(dy)), out(c.n());
+  auto partial = new_partial(c, kLsqTerms);
+  std::vector<float> ds(static_cast<size_t>(c.layout.channels)), dz(ds);
+  fake_quant_lsq_gradient(
+      FakeQuantLsqGradient{gradient.data(), in.data(), out.data(), kDType<T>, numbers.quantizer,
+                           c.layout, partial.data(), ds.data(), dz.data(), 0.25f},
+      where);
+  EXPECT_TRUE(out.intact(c.n()));
+  return {out.values(c.n()), ds, dz, {}};
+}
+
+template <class T, class Where>
+Reduced<T> run_binarize_gradient(const Case& c, const std::vector<float>& dy,
+                                 const std::vector<float>& x, Levels levels, const Where& where) {
+  Numbers numbers(c);
+  numbers.quantizer.zero_point = nullptr;
+  if (levels == Levels::ternary) numbers.quantizer.threshold = numbers.scale.data();
+  Unaligned<T> in(narrowed<T>(x)), gradient(narrowed<T>(dy)), out(c.n());
+  auto partial = new_partial(c, 1);
+  std::vector<float> ds(static_cast<size_t>(c.layout.channels));
+  binarize_gradient(
+      BinarizeGradient{gradient.data(), in.data(), out.data(), kDType<T>, numbers.quantizer, levels,
+                       true, c.layout, partial.data(), ds.data()},
+      where);
+  EXPECT_TRUE(out.intact(c.n()));
+  return {out.values(c.n()), ds, {}, {}};
+}
+
+template <class T, class Where>
+Reduced<T> run_mean_magnitude(const Case& c, const std::vector<float>& x, bool thresholds,
+                              const Where& where) {
+  Numbers numbers(c);
+  Unaligned<T> in(narrowed<T>(x));
+  auto partial = new_partial(c, kMagnitudeTerms);
+  std::vector<float> mean(static_cast<size_t>(c.layout.channels));
+  mean_magnitude(MeanMagnitude{in.data(), kDType<T>, thresholds ? numbers.scale.data() : nullptr,
+                               c.layout, partial.data(), mean.data()},
+                 where);
+  return {{}, mean, {}, {}};
+}
+
+template <class T, class Where>
+Reduced<T> run_minmax(const Case& c, const std::vector<float>& x, int32_t bins, int64_t slots,
+                      const Where& where) {
+  Unaligned<T> in(narrowed<T>(x));
+  auto partial = new_partial(c, kMinMaxTerms);
+  auto channels = static_cast<size_t>(c.layout.channels);
+  std::vector<float> low(channels), high(channels), from(channels, -2.0f), to(channels, 2.5f);
+  std::vector<int64_t> counts(static_cast<size_t>(slots * bins) * channels);
+  minmax(MinMaxOf{in.data(), kDType<T>, c.layout, partial.data(), low.data(), high.data(),
+                  bins ? counts.data() : nullptr, from.data(), to.data(), bins, slots},
+         where);
+  std::vector<int64_t> total(static_cast<size_t>(bins) * channels);
+  for (size_t i = 0; i < counts.size(); ++i) total[i % total.size()] += counts[i];
+  return {{}, low, high, total};
+}
+
+// Shapes with every way that channels can lie, and tails of every kind.
+inline std::vector<Case> layouts() {
+  std::vector<Case> cases;
+  for (int64_t n : {0, 1, 3, 15, 16, 17, 63, 64, 65, 127, 128, 130, 2047, 5000}) {
+    cases.push_back({{1, 1, n}});
+  }
+  for (ReduceLayout l : {ReduceLayout{1, 7, 64},
+                         {2, 3, 100},
+                         {3, 5, 49},
+                         {4, 11, 9},
+                         {1, 960, 9},
+                         {5, 6, 2},
+                         {9, 3, 1},
+                         {70, 16, 1},
+                         {130, 33, 1},
+                         {3, 1100, 1},
+                         {2, 4500, 1},
+                         {2, 2, 2500},
+                         {1, 40, 128},
+                         {0, 4, 5},
+                         {3, 4, 0}}) {
+    cases.push_back({l});
+  }
+  return cases;
+}
+
+// Those that are quick where each channel takes a block of threads of its own.
+inline std::vector<Case> few_channels(std::vector<Case> cases) {
+  std::erase_if(cases, [](const Case& c) { return c.layout.channels > 50; });
+  return cases;
+}
+
+// Each layout, then the other modes on one of them.
+inline std::vector<Case> all_cases() {
+  std::vector<Case> cases = layouts();
+  for (auto rounding : {Rounding::half_up, Rounding::floor, Rounding::ceil, Rounding::toward_zero,
+                        Rounding::stochastic}) {
+    cases.push_back({{2, 3, 100}, ZeroPoint::integer, rounding});
+    cases.push_back({{1, 1, 1000}, ZeroPoint::integer, rounding});
+  }
+  for (auto zero_point : {ZeroPoint::none, ZeroPoint::learned}) {
+    for (bool floored : {false, true}) {
+      cases.push_back({{3, 5, 49}, zero_point, Rounding::nearest, floored});
+      cases.push_back({{70, 20, 1}, zero_point, Rounding::nearest, floored});
+    }
+  }
+  cases.push_back({{1, 1, 1000}, ZeroPoint::none, Rounding::nearest, false, -32768, 32767});
+  cases.push_back({{1, 1, 1000}, ZeroPoint::none, Rounding::nearest, false, 0, 1});
+  return cases;
+}
+
+template <class F>
+void for_each_type(F f) {
+  f(float{});
+  f(Half{});
+  f(BFloat16{});
+}
+
+}  // namespace bitpare

@@ -1,0 +1,187 @@
+// The CUDA kernels, run on the CPU by cuda_on_host.h, against the CPU kernels bit for bit, with the
+// threads of a block in three orders.
+#include "cuda_on_host.h"
+#include "families.h"
+
+namespace bitpare {
+namespace {
+
+using cuda_on_host::Order;
+
+template <class F>
+void on_cuda(F f) {
+  for (Order order : {Order::forward, Order::reverse, Order::random}) {
+    cuda_on_host::block().order = order;
+    f(OnCuda{nullptr}, "order " + std::to_string(static_cast<int>(order)) + " ");
+  }
+}
+
+const OnCpu<Baseline> kCpu = {serial};
+
+template <class T>
+void expect_same(const Elementwise<T>& got, const Elementwise<T>& expected,
+                 const std::string& what) {
+  EXPECT_TRUE(got.intact) << what << " wrote outside its range";
+  expect_same_bits(got.y, expected.y, what);
+  expect_same_bits(got.bits, expected.bits, what + " bits");
+}
+
+template <class T>
+void expect_same(const Reduced<T>& got, const Reduced<T>& expected, const std::string& what) {
+  expect_same_bits(got.dx, expected.dx, what + " elements");
+  expect_same_bits(got.first, expected.first, what + " first");
+  expect_same_bits(got.second, expected.second, what + " second");
+  expect_same_bits(got.counts, expected.counts, what + " counts");
+}
+
+// run(case, where) on both, for each case and type.
+template <class Run>
+void compare(const std::vector<Case>& cases, Run run) {
+  for_each_type([&]<class T>(T type) {
+    for (const Case& c : cases) {
+      auto expected = run(type, c, kCpu);
+      on_cuda([&](const OnCuda& cuda, const std::string& order) {
+        expect_same(run(type, c, cuda), expected, order + c.name());
+      });
+    }
+  });
+}
+
+TEST(OnHost, FakeQuant) {
+  compare(all_cases(), []<class T>(T, const Case& c, const auto& where) {
+    return run_fake_quant<T>(c, test_values(c.n(), 1), where);
+  });
+}
+
+TEST(OnHost, Estimators) {
+  for (Estimator estimator : {Estimator::ewgs, Estimator::tanh}) {
+    compare(all_cases(), [=]<class T>(T, const Case& c, const auto& where) {
+      return run_estimator<T>(c, finite_values(c.n(), 3), test_values(c.n(), 2), estimator, where);
+    });
+  }
+}
+
+TEST(OnHost, StraightThrough) {
+  compare(layouts(), []<class T>(T, const Case& c, const auto& where) {
+    std::mt19937_64 random(17);
+    auto bits = new_words(c.n());
+    for (auto& word : bits) word = random();
+    return run_straight_through<T>(test_values(c.n(), 4), bits, where);
+  });
+}
+
+TEST(OnHost, FakeFloat) {
+  compare(all_cases(), []<class T>(T, const Case& c, const auto& where) {
+    return run_fake_float<T>(c, test_values(c.n(), 5, 100.0f), {3, -6, 448.0f}, where);
+  });
+}
+
+TEST(OnHost, Binarize) {
+  for (Levels levels : {Levels::sign, Levels::zero_one, Levels::minus_one_zero, Levels::ternary}) {
+    compare(layouts(), [=]<class T>(T, const Case& c, const auto& where) {
+      return run_binarize<T>(c, test_values(c.n(), 6), levels, where);
+    });
+    compare(few_channels(layouts()), [=]<class T>(T, const Case& c, const auto& where) {
+      return run_binarize_gradient<T>(c, finite_values(c.n(), 11), finite_values(c.n(), 10), levels,
+                                      where);
+    });
+  }
+}
+
+TEST(OnHost, Quantize) {
+  for_each_type([]<class T>(T) {
+    for (const Case& c : layouts()) {
+      auto x = finite_values(c.n(), 7);
+      auto codes = run_quantize<T, int8_t>(c, x, IntType::int8, kCpu);
+      auto back = run_dequantize<T, int8_t>(c, codes.y, IntType::int8, kCpu);
+      on_cuda([&](const OnCuda& cuda, const std::string& order) {
+        expect_same(run_quantize<T, int8_t>(c, x, IntType::int8, cuda), codes, order + c.name());
+        expect_same(run_dequantize<T, int8_t>(c, codes.y, IntType::int8, cuda), back,
+                    order + c.name());
+      });
+    }
+  });
+}
+
+TEST(OnHost, FakeQuantLsq) {
+  compare(few_channels(all_cases()), []<class T>(T, const Case& c, const auto& where) {
+    return run_lsq<T>(c, finite_values(c.n(), 9), finite_values(c.n(), 8), where);
+  });
+  // More pieces than a block has threads, so that its runs are longer than one.
+  compare({{{1, 1, 400 * kSumChunk + 5}}, {{17000, 2, 1}}, {{700, 2, 3}}},
+          []<class T>(T, const Case& c, const auto& where) {
+            return run_lsq<T>(c, finite_values(c.n(), 9), finite_values(c.n(), 8), where);
+          });
+}
+
+TEST(OnHost, MeanMagnitude) {
+  for (bool thresholds : {false, true}) {
+    compare(few_channels(layouts()), [=]<class T>(T, const Case& c, const auto& where) {
+      return run_mean_magnitude<T>(c, finite_values(c.n(), 12), thresholds, where);
+    });
+  }
+}
+
+TEST(OnHost, MinMax) {
+  for (int32_t bins : {0, 10}) {
+    compare(few_channels(layouts()), [=]<class T>(T, const Case& c, const auto& where) {
+      return run_minmax<T>(c, test_values(c.n(), 13), bins, 1, where);
+    });
+  }
+}
+
+TEST(OnHost, PackBits) {
+  for (int bits : {1, 2, 4}) {
+    std::vector<uint8_t> codes(3 * 37);
+    for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i % (1u << bits));
+    int64_t row_bytes = (37 * bits + 7) / 8;
+    on_cuda([&](const OnCuda& cuda, const std::string&) {
+      std::vector<uint8_t> packed(static_cast<size_t>(3 * row_bytes)), expected(packed);
+      std::vector<uint8_t> back(codes.size());
+      pack_bits(PackBits{codes.data(), packed.data(), 3, 37, bits, false, nullptr}, cuda);
+      pack_bits(PackBits{codes.data(), expected.data(), 3, 37, bits, false, nullptr}, kCpu);
+      EXPECT_EQ(packed, expected);
+      unpack_bits(UnpackBits{packed.data(), back.data(), 3, 37, bits, false}, cuda);
+      EXPECT_EQ(back, codes);
+    });
+  }
+}
+
+TEST(OnHost, Qparams) {
+  std::vector<float> low = finite_values(300, 14), high(low), scale(300), expected(300);
+  std::vector<int32_t> zero_point(300), expected_zero_point(300);
+  for (float& h : high) h = h * h + 1;
+  for (float& l : low) l = -l * l;
+  RangeRule rule = {0, 255, false, false};
+  qparams(QparamsFromRange{low.data(), high.data(), scale.data(), zero_point.data(), 300, rule},
+          OnCuda{nullptr});
+  qparams(QparamsFromRange{low.data(), high.data(), expected.data(), expected_zero_point.data(),
+                           300, rule},
+          kCpu);
+  expect_same_bits(scale, expected, "scale");
+  EXPECT_EQ(zero_point, expected_zero_point);
+}
+
+// The emulation itself: what it must catch, and what warps see.
+__global__ void neighbour_sum(const float* x, float* y, bool with_barrier) {
+  struct Room {
+    float at[64];
+  };
+  BITPARE_SHARED(Room, room);
+  room.at[threadIdx.x] = x[threadIdx.x];
+  if (with_barrier) __syncthreads();
+  y[threadIdx.x] = room.at[threadIdx.x] + room.at[(threadIdx.x + 1) % 64];
+}
+
+TEST(OnHost, CatchesAMissingBarrier) {
+  std::vector<float> x(64, 1.0f), y(64);
+  on_cuda([&](const OnCuda& cuda, const std::string&) {
+    launch(neighbour_sum, 1, 64, cuda.stream, x.data(), y.data(), true);
+    EXPECT_EQ(y, std::vector<float>(64, 2.0f));
+    launch(neighbour_sum, 1, 64, cuda.stream, x.data(), y.data(), false);
+    EXPECT_NE(y, std::vector<float>(64, 2.0f));
+  });
+}
+
+}  // namespace
+}  // namespace bitpare

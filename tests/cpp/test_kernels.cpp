@@ -1,0 +1,430 @@
+// Every CPU kernel on every instruction set, element type and layout: the elementwise ones against
+// math/ applied element by element, the reductions against the order that math/reduce.h fixes,
+// all bit for bit.
+#include "families.h"
+#include "math/fake_quant_lsq.h"
+#include "math/philox.h"
+
+namespace bitpare {
+namespace {
+
+template <class T>
+float widened_once(float x) {
+  T y;
+  math::narrow(x, &y);
+  return math::widen(y);
+}
+
+// The channel of element i.
+int64_t channel_of(const Case& c, int64_t i) { return i / c.layout.inner % c.layout.channels; }
+
+// y[i] = f(i, x, affine, &inside) by the formula alone.
+template <class T, class F>
+Elementwise<T> elementwise(const Case& c, const std::vector<float>& x, const Quantizer& q, F f) {
+  Elementwise<T> result = {std::vector<T>(x.size()), new_words(c.n()), true};
+  for (auto& word : result.bits) word = 0;
+  for (int64_t i = 0; i < c.n(); ++i) {
+    bool inside = false;
+    auto k = static_cast<size_t>(i);
+    float y = f(i, widened_once<T>(x[k]), math::affine_of_channel(q, channel_of(c, i)), &inside);
+    math::narrow(y, &result.y[k]);
+    result.bits[k / 64] |= static_cast<uint64_t>(inside) << (k % 64);
+  }
+  return result;
+}
+
+math::Code<float> code_of(const Case& c, const Quantizer& q, const int64_t* rng, int64_t i, float x,
+                          const math::Affine<float>& a) {
+  float u = math::uniform_at(i, math::philox_key(rng));
+  switch (c.rounding) {
+    case Rounding::nearest:
+      return math::quantize<Rounding::nearest>(x, a, q.quant_min, q.quant_max, u);
+    case Rounding::half_up:
+      return math::quantize<Rounding::half_up>(x, a, q.quant_min, q.quant_max, u);
+    case Rounding::floor:
+      return math::quantize<Rounding::floor>(x, a, q.quant_min, q.quant_max, u);
+    case Rounding::ceil:
+      return math::quantize<Rounding::ceil>(x, a, q.quant_min, q.quant_max, u);
+    case Rounding::toward_zero:
+      return math::quantize<Rounding::toward_zero>(x, a, q.quant_min, q.quant_max, u);
+    default:
+      return math::quantize<Rounding::stochastic>(x, a, q.quant_min, q.quant_max, u);
+  }
+}
+
+template <class T>
+void expect_same(const Elementwise<T>& got, const Elementwise<T>& expected,
+                 const std::string& what) {
+  EXPECT_TRUE(got.intact) << what << " wrote outside its range";
+  expect_same_bits(got.y, expected.y, what);
+  if (!got.bits.empty()) expect_same_bits(got.bits, expected.bits, what + " bits");
+}
+
+TEST(FakeQuant, IsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (const Case& c : all_cases()) {
+      auto x = test_values(c.n(), 1);
+      Numbers numbers(c);
+      const Quantizer& q = numbers.quantizer;
+      auto expected = elementwise<T>(c, x, q, [&](int64_t i, float v, const auto& a, bool* inside) {
+        auto code = code_of(c, q, numbers.rng, i, v, a);
+        *inside = code.rounded == code.code;
+        return math::dequantize(code.code, a);
+      });
+      on_every_cpu([&](const auto& cpu, const std::string& name) {
+        expect_same(run_fake_quant<T>(c, x, cpu), expected, name + " " + c.name());
+      });
+    }
+  });
+}
+
+TEST(FakeQuant, EstimatorsAreTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (Estimator estimator : {Estimator::ewgs, Estimator::tanh}) {
+      for (const Case& c : all_cases()) {
+        auto x = test_values(c.n(), 2), dy = finite_values(c.n(), 3);
+        Numbers numbers(c);
+        const Quantizer& q = numbers.quantizer;
+        auto expected = elementwise<T>(c, x, q, [&](int64_t i, float v, const auto& a, bool*) {
+          auto code = code_of(c, q, numbers.rng, i, v, a);
+          float g = widened_once<T>(dy[static_cast<size_t>(i)]);
+          return estimator == Estimator::tanh ? math::tanh_gradient(g, v, a, code, 2.0f, 1.3f)
+                                              : math::ewgs_gradient(g, v, a, code, 2.0f);
+        });
+        expected.bits.clear();
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          expect_same(run_estimator<T>(c, dy, x, estimator, cpu), expected, name + " " + c.name());
+        });
+      }
+    }
+  });
+}
+
+TEST(StraightThrough, KeepsWhatTheBitsSay) {
+  for_each_type([]<class T>(T) {
+    for (int64_t n = 0; n <= 200; n += n < 131 ? 1 : 13) {
+      auto dy = test_values(n, 4);
+      std::mt19937_64 random(static_cast<unsigned>(n));
+      auto bits = new_words(n);
+      for (auto& word : bits) word = random();
+      auto expected = narrowed<T>(dy);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        if (!(bits[i / 64] >> (i % 64) & 1)) expected[i] = T{};
+      }
+      on_every_cpu([&](const auto& cpu, const std::string& name) {
+        auto got = run_straight_through<T>(dy, bits, cpu);
+        EXPECT_TRUE(got.intact);
+        expect_same_bits(got.y, expected, name + " n " + std::to_string(n));
+      });
+    }
+  });
+}
+
+TEST(FakeFloat, IsTheFormula) {
+  FloatFormat formats[] = {{3, -6, 448.0f}, {1, 0, 6.0f}, {7, -126, 0x1.fep127f}};
+  for_each_type([&]<class T>(T) {
+    for (const FloatFormat& format : formats) {
+      for (const Case& c : layouts()) {
+        auto x = test_values(c.n(), 5, 100.0f);
+        Numbers numbers(c);
+        numbers.quantizer.zero_point = nullptr;
+        auto expected = elementwise<T>(
+            c, x, numbers.quantizer, [&](int64_t, float v, const auto& a, bool* inside) {
+              auto r = math::round_to_float<Rounding::nearest>(v * a.inverse, format, 0.0f);
+              *inside = r.rounded == r.code;
+              return r.code * a.scale;
+            });
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          expect_same(run_fake_float<T>(c, x, format, cpu), expected, name + " " + c.name());
+        });
+      }
+    }
+  });
+}
+
+TEST(Binarize, IsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (Case c : layouts()) {
+      c.floored = true;
+      auto x = test_values(c.n(), 6);
+      Numbers numbers(c);
+      Quantizer q = numbers.quantizer;
+      q.zero_point = nullptr;
+      auto sign = elementwise<T>(c, x, q, [](int64_t, float v, const auto& a, bool*) {
+        return math::level_of<Levels::sign>(v, 0.0f) * a.scale;
+      });
+      q.threshold = numbers.scale.data();
+      auto ternary = elementwise<T>(c, x, q, [](int64_t, float v, const auto& a, bool*) {
+        return math::level_of<Levels::ternary>(v, a.zero_point) * a.scale;
+      });
+      sign.bits.clear();
+      ternary.bits.clear();
+      on_every_cpu([&](const auto& cpu, const std::string& name) {
+        expect_same(run_binarize<T>(c, x, Levels::sign, cpu), sign, name + " " + c.name());
+        expect_same(run_binarize<T>(c, x, Levels::ternary, cpu), ternary, name + " " + c.name());
+      });
+    }
+  });
+}
+
+template <class T, class Q>
+void check_quantize(const Case& c, IntType type) {
+  auto x = test_values(c.n(), 7);
+  Numbers numbers(c);
+  const Quantizer& q = numbers.quantizer;
+  std::vector<Q> codes(x.size());
+  bool nan = false;
+  for (int64_t i = 0; i < c.n(); ++i) {
+    auto k = static_cast<size_t>(i);
+    auto a = math::affine_of_channel(q, channel_of(c, i));
+    float v = widened_once<T>(x[k]);
+    float code = math::quantize<Rounding::nearest>(v, a, q.quant_min, q.quant_max, 0.0f).code;
+    nan |= code != code;
+    codes[k] = static_cast<Q>(code == code ? code : a.zero_point);
+  }
+  auto back = elementwise<T>(c, x, q, [&](int64_t i, float, const auto& a, bool*) {
+    return math::dequantize(static_cast<float>(codes[static_cast<size_t>(i)]), a);
+  });
+  back.bits.clear();
+  on_every_cpu([&](const auto& cpu, const std::string& name) {
+    auto got = run_quantize<T, Q>(c, x, type, cpu);
+    EXPECT_TRUE(got.intact);
+    expect_same_bits(got.y, codes, name + " codes " + c.name());
+    EXPECT_EQ(got.bits[0], nan ? 1u : 0u);
+    expect_same(run_dequantize<T, Q>(c, codes, type, cpu), back, name + " back " + c.name());
+  });
+}
+
+TEST(Quantize, IsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (Case c : layouts()) {
+      check_quantize<T, int8_t>(c, IntType::int8);
+      c.quant_min = 0, c.quant_max = 255, c.zero_point = ZeroPoint::none;
+      check_quantize<T, uint8_t>(c, IntType::uint8);
+      c.quant_min = -32768, c.quant_max = 32767;
+      check_quantize<T, int16_t>(c, IntType::int16);
+      c.quant_min = 0, c.quant_max = 65535;
+      check_quantize<T, int32_t>(c, IntType::int32);
+    }
+  });
+}
+
+// A reduction written from the description in math/reduce.h: term(t, i) is element i's term t.
+template <class Rule, class Term>
+std::vector<float> reduced(const Case& c, int t, Term term) {
+  const ReduceLayout& l = c.layout;
+  std::vector<float> result;
+  for (int64_t channel = 0; channel < l.channels; ++channel) {
+    std::vector<float> level;
+    if (l.inner == 1 && l.channels > 1) {
+      for (int64_t row = 0; row < l.outer; row += kSumRows) {
+        float sum = Rule::template identity<float>(t);
+        for (int64_t r = row; r < std::min(l.outer, row + kSumRows); ++r) {
+          sum = Rule::template combine<float>(t, sum, term(r * l.channels + channel));
+        }
+        level.push_back(sum);
+      }
+    } else {
+      for (int64_t o = 0; o < l.outer; ++o) {
+        for (int64_t first = 0; first < l.inner; first += kSumChunk) {
+          std::vector<float> lanes(kSumLanes, Rule::template identity<float>(t));
+          for (int64_t k = first; k < std::min(l.inner, first + kSumChunk); ++k) {
+            float& lane = lanes[static_cast<size_t>((k - first) % kSumLanes)];
+            lane = Rule::template combine<float>(t, lane,
+                                                 term((o * l.channels + channel) * l.inner + k));
+          }
+          for (size_t half = kSumLanes / 2; half > 0; half /= 2) {
+            for (size_t i = 0; i < half; ++i) {
+              lanes[i] = Rule::template combine<float>(t, lanes[i], lanes[i + half]);
+            }
+          }
+          level.push_back(lanes[0]);
+        }
+      }
+    }
+    while (level.size() > 1) {
+      std::vector<float> next;
+      for (size_t i = 0; i + 1 < level.size(); i += 2) {
+        next.push_back(Rule::template combine<float>(t, level[i], level[i + 1]));
+      }
+      if (level.size() % 2) next.push_back(level.back());
+      level = next;
+    }
+    result.push_back(level.empty() ? Rule::template identity<float>(t) : level[0]);
+  }
+  return result;
+}
+
+TEST(FakeQuantLsq, IsTheFormulaInTheFixedOrder) {
+  for_each_type([]<class T>(T) {
+    for (const Case& c : all_cases()) {
+      if (c.rounding != Rounding::nearest) continue;
+      auto x = finite_values(c.n(), 8), dy = finite_values(c.n(), 9);
+      Numbers numbers(c);
+      const Quantizer& q = numbers.quantizer;
+      auto terms = [&](int64_t i) {
+        auto k = static_cast<size_t>(i);
+        return math::lsq_terms(widened_once<T>(dy[k]), widened_once<T>(x[k]),
+                               math::affine_of_channel(q, channel_of(c, i)), q.quant_min,
+                               q.quant_max);
+      };
+      auto expected = elementwise<T>(
+          c, x, q, [&](int64_t i, float, const auto&, bool*) { return terms(i).dx; });
+      auto ds = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).scale; });
+      auto dz = reduced<math::Sum>(c, 1, [&](int64_t i) { return terms(i).zero_point; });
+      for (size_t i = 0; i < ds.size(); ++i) {
+        ds[i] = math::lsq_scale_gradient(ds[i], numbers.scale[i], 0.25f);
+        dz[i] = math::lsq_zero_point_gradient(dz[i], numbers.scale[i], 0.25f);
+      }
+      on_every_cpu([&](const auto& cpu, const std::string& name) {
+        auto got = run_lsq<T>(c, dy, x, cpu);
+        expect_same_bits(got.dx, expected.y, name + " dx " + c.name());
+        expect_same_bits(got.first, ds, name + " ds " + c.name());
+        expect_same_bits(got.second, dz, name + " dz " + c.name());
+      });
+    }
+  });
+}
+
+TEST(Binarize, GradientIsTheFormulaInTheFixedOrder) {
+  for_each_type([]<class T>(T) {
+    for (Case c : layouts()) {
+      c.floored = true;
+      auto x = finite_values(c.n(), 10), dy = finite_values(c.n(), 11);
+      Numbers numbers(c);
+      Quantizer q = numbers.quantizer;
+      q.zero_point = nullptr;
+      q.threshold = numbers.scale.data();
+      auto terms = [&](int64_t i) {
+        auto k = static_cast<size_t>(i);
+        auto a = math::affine_of_channel(q, channel_of(c, i));
+        return math::level_terms<Levels::ternary>(widened_once<T>(dy[k]), widened_once<T>(x[k]),
+                                                  a.scale, a.zero_point, true);
+      };
+      auto expected = elementwise<T>(
+          c, x, q, [&](int64_t i, float, const auto&, bool*) { return terms(i).dx; });
+      auto ds = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).scale; });
+      on_every_cpu([&](const auto& cpu, const std::string& name) {
+        auto got = run_binarize_gradient<T>(c, dy, x, Levels::ternary, cpu);
+        expect_same_bits(got.dx, expected.y, name + " dx " + c.name());
+        expect_same_bits(got.first, ds, name + " ds " + c.name());
+      });
+    }
+  });
+}
+
+TEST(MeanMagnitude, IsTheFormulaInTheFixedOrder) {
+  for_each_type([]<class T>(T) {
+    for (const Case& c : layouts()) {
+      for (bool thresholds : {false, true}) {
+        auto x = finite_values(c.n(), 12);
+        Numbers numbers(c);
+        auto terms = [&](int64_t i) {
+          auto channel = static_cast<size_t>(channel_of(c, i));
+          float threshold = thresholds ? numbers.scale[channel] : -1.0f;
+          return math::magnitude_terms(widened_once<T>(x[static_cast<size_t>(i)]), threshold);
+        };
+        auto sum = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).sum; });
+        auto count = reduced<math::Sum>(c, 1, [&](int64_t i) { return terms(i).count; });
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] = math::mean_of(sum[i], count[i]);
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          auto got = run_mean_magnitude<T>(c, x, thresholds, cpu);
+          expect_same_bits(got.first, sum, name + " " + c.name());
+        });
+      }
+    }
+  });
+}
+
+TEST(MinMax, WithAndWithoutHistogram) {
+  for_each_type([]<class T>(T) {
+    for (const Case& c : layouts()) {
+      for (bool odd : {false, true}) {
+        auto x = odd ? test_values(c.n(), 13) : finite_values(c.n(), 13);
+        auto channels = static_cast<size_t>(c.layout.channels);
+        std::vector<float> low(channels, INFINITY), high(channels, -INFINITY);
+        std::vector<int64_t> counts(channels * 10);
+        for (int64_t i = 0; i < c.n(); ++i) {
+          float v = widened_once<T>(x[static_cast<size_t>(i)]);
+          auto channel = static_cast<size_t>(channel_of(c, i));
+          low[channel] = v != v || low[channel] != low[channel] ? NAN : std::min(low[channel], v);
+          high[channel] =
+              v != v || high[channel] != high[channel] ? NAN : std::max(high[channel], v);
+          int bin = math::bin_of(v, -2.0f, math::inverse_bin_width(-2.0f, 2.5f, 10), 10);
+          if (bin >= 0) ++counts[channel * 10 + static_cast<size_t>(bin)];
+        }
+        for (auto* limits : {&low, &high}) {
+          for (float& limit : *limits) limit += 0.0f;  // a zero is reported as +0
+        }
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          auto plain = run_minmax<T>(c, x, 0, 0, cpu);
+          expect_same_bits(plain.first, low, name + " min " + c.name());
+          expect_same_bits(plain.second, high, name + " max " + c.name());
+          auto binned = run_minmax<T>(c, x, 10, 3, cpu);
+          expect_same_bits(binned.first, low, name + " min " + c.name());
+          expect_same_bits(binned.counts, counts, name + " counts " + c.name());
+        });
+      }
+    }
+  });
+}
+
+TEST(PackBits, ThereAndBack) {
+  for (int bits : {1, 2, 4}) {
+    for (bool is_signed : {false, true}) {
+      for (int64_t columns = 1; columns < 70; ++columns) {
+        std::mt19937 random(static_cast<unsigned>(columns));
+        std::vector<uint8_t> codes(static_cast<size_t>(3 * columns));
+        int low = is_signed ? -(1 << (bits - 1)) : 0;
+        for (auto& code : codes) {
+          code = static_cast<uint8_t>(low + static_cast<int>(random() % (1u << bits)));
+        }
+        int64_t row_bytes = (columns * bits + 7) / 8;
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          std::vector<uint8_t> packed(static_cast<size_t>(3 * row_bytes), 0xA5), back(codes.size());
+          int32_t odd = 0;
+          pack_bits(PackBits{codes.data(), packed.data(), 3, columns, bits, is_signed, &odd}, cpu);
+          EXPECT_EQ(odd, 0);
+          unpack_bits(UnpackBits{packed.data(), back.data(), 3, columns, bits, is_signed}, cpu);
+          EXPECT_EQ(back, codes) << name << " bits " << bits << " columns " << columns;
+        });
+      }
+    }
+  }
+}
+
+TEST(PackBits, TellsWhatDoesNotFit) {
+  uint8_t code = 4, packed = 0;
+  int32_t odd = 0;
+  pack_bits(PackBits{&code, &packed, 1, 1, 2, false, &odd}, OnCpu<Baseline>{serial});
+  EXPECT_EQ(odd, 1);
+}
+
+TEST(Qparams, IsTheFormula) {
+  auto low = finite_values(100, 14), high = finite_values(100, 15);
+  for (size_t i = 0; i < low.size(); ++i) {
+    if (low[i] > high[i]) std::swap(low[i], high[i]);
+  }
+  RangeRule rules[] = {{-127, 127, true, false}, {0, 255, false, false}, {-8, 7, false, true}};
+  for (const RangeRule& rule : rules) {
+    on_every_cpu([&](const auto& cpu, const std::string& name) {
+      std::vector<float> scale(100);
+      std::vector<int32_t> zero_point(100);
+      qparams(QparamsFromRange{low.data(), high.data(), scale.data(), zero_point.data(), 100, rule},
+              cpu);
+      for (size_t i = 0; i < 100; ++i) {
+        auto expected = math::qparams(low[i], high[i], rule);
+        EXPECT_EQ(scale[i], expected.scale) << name;
+        EXPECT_EQ(zero_point[i], expected.zero_point) << name;
+      }
+    });
+  }
+}
+
+TEST(Capability, NamesAndOrder) {
+  EXPECT_STREQ(name_of(CpuCapability::baseline), "default");
+  EXPECT_LE(cpu_capability(), machine_cpu_capability());
+}
+
+}  // namespace
+}  // namespace bitpare

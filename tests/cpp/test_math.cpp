@@ -1,0 +1,267 @@
+// Every formula against values worked out by hand, or against the definition it implements.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "backends.h"
+#include "math/binarize.h"
+#include "math/fake_float.h"
+#include "math/fake_quant_lsq.h"
+#include "math/minmax.h"
+#include "math/pack_bits.h"
+#include "math/philox.h"
+#include "math/qparams.h"
+#include "math/reduce.h"
+
+namespace bitpare {
+namespace {
+
+template <Rounding kRounding>
+float rounded(float x, float u = 0.0f) {
+  return math::round_to_integer<kRounding>(x, u);
+}
+
+TEST(Rounding, HandValues) {
+  EXPECT_EQ(rounded<Rounding::nearest>(2.5f), 2.0f);
+  EXPECT_EQ(rounded<Rounding::nearest>(-3.5f), -4.0f);
+  EXPECT_EQ(rounded<Rounding::half_up>(2.5f), 3.0f);
+  EXPECT_EQ(rounded<Rounding::half_up>(-2.5f), -2.0f);
+  EXPECT_EQ(rounded<Rounding::half_up>(0.49999997f), 0.0f);  // x + 0.5 would round to 1
+  EXPECT_EQ(rounded<Rounding::floor>(-0.1f), -1.0f);
+  EXPECT_EQ(rounded<Rounding::ceil>(0.1f), 1.0f);
+  EXPECT_EQ(rounded<Rounding::toward_zero>(-1.9f), -1.0f);
+  EXPECT_EQ(rounded<Rounding::stochastic>(1.25f, 0.2f), 2.0f);
+  EXPECT_EQ(rounded<Rounding::stochastic>(1.25f, 0.3f), 1.0f);
+  EXPECT_EQ(rounded<Rounding::stochastic>(-1.25f, 0.7f), -1.0f);
+  EXPECT_EQ(rounded<Rounding::half_up>(INFINITY), INFINITY);
+}
+
+// Known answers of Random123 1.14 for philox4x32-10.
+TEST(Philox, KnownAnswers) {
+  auto zero = math::philox<float>(0u, 0u, {0, 0, 0, 0});
+  EXPECT_EQ(zero.word[0], 0x6627e8d5u);
+  EXPECT_EQ(zero.word[1], 0xe169c58du);
+  EXPECT_EQ(zero.word[2], 0xbc57ac4cu);
+  EXPECT_EQ(zero.word[3], 0x9b00dbd8u);
+  auto pi = math::philox<float>(0x243f6a88u, 0x85a308d3u,
+                                {0xa4093822u, 0x299f31d0u, 0x13198a2eu, 0x03707344u});
+  EXPECT_EQ(pi.word[0], 0xd16cfe09u);
+  EXPECT_EQ(pi.word[1], 0x94fdccebu);
+  EXPECT_EQ(pi.word[2], 0x5001e420u);
+  EXPECT_EQ(pi.word[3], 0x24126ea1u);
+}
+
+TEST(Philox, UniformMean) {
+  double sum = 0;
+  for (int64_t i = 0; i < 100000; ++i) {
+    float u = math::uniform_at(i, {1, 2, 3, 4});
+    ASSERT_GE(u, 0.0f);
+    ASSERT_LT(u, 1.0f);
+    sum += u;
+  }
+  EXPECT_NEAR(sum / 100000, 0.5, 0.005);  // 5 standard deviations
+}
+
+TEST(Half, EveryValueThereAndBack) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    Half h = {static_cast<uint16_t>(bits)}, back;
+    math::narrow(math::widen(h), &back);
+    ASSERT_EQ(comparable(back), comparable(h)) << bits;
+    BFloat16 b = {static_cast<uint16_t>(bits)}, again;
+    math::narrow(math::widen(b), &again);
+    ASSERT_EQ(comparable(again), comparable(b)) << bits;
+  }
+}
+
+TEST(Half, RoundsAsTheCompiler) {
+  std::mt19937 random(11);
+  for (int i = 0; i < 1000000; ++i) {
+    float x = __builtin_bit_cast(float, static_cast<uint32_t>(random()));
+    if (i % 2) x = std::ldexp(static_cast<float>(random()), -static_cast<int>(random() % 60));
+    Half h;
+    math::narrow(x, &h);
+    Half expected = __builtin_bit_cast(Half, static_cast<_Float16>(x));
+    ASSERT_EQ(comparable(h), comparable(expected)) << x;
+  }
+}
+
+TEST(Exp, WithinTwoUnits) {
+  for (float x = -103.0f; x < 88.7f; x += 0.0137f) {
+    double exact = std::exp(static_cast<double>(x));
+    float y = math::exponential(x);
+    double unit = std::max(std::ldexp(1.0, std::ilogb(exact) - 23), std::ldexp(1.0, -149));
+    ASSERT_LE(std::abs(y - exact), 2 * unit) << x;
+  }
+  EXPECT_EQ(math::exponential(0.0f), 1.0f);
+  EXPECT_EQ(math::exponential(-INFINITY), 0.0f);
+  EXPECT_EQ(math::exponential(100.0f), INFINITY);
+  EXPECT_TRUE(std::isnan(math::exponential(NAN)));
+}
+
+TEST(Exp, Tanh) {
+  for (float x = -12.0f; x < 12.0f; x += 0.00173f) {
+    ASSERT_NEAR(math::hyperbolic_tangent(x), std::tanh(static_cast<double>(x)), 1.2e-7) << x;
+  }
+  EXPECT_EQ(math::hyperbolic_tangent(-100.0f), -1.0f);
+}
+
+math::Code<float> code(float x, const math::Affine<float>& a) {
+  return math::quantize<Rounding::nearest>(x, a, -4.0f, 3.0f, 0.0f);
+}
+
+TEST(FakeQuant, HandValues) {
+  math::Affine<float> a = {0.5f, 2.0f, 1.0f};
+  EXPECT_EQ(code(0.26f, a).code, 2.0f);  // 0.52 rounds to 1, plus the zero point
+  EXPECT_EQ(code(0.25f, a).code, 1.0f);  // a tie goes to even before the zero point is added
+  EXPECT_EQ(code(9.0f, a).code, 3.0f);
+  EXPECT_EQ(code(-9.0f, a).code, -4.0f);
+  EXPECT_EQ(math::dequantize(code(9.0f, a).code, a), 1.0f);
+  EXPECT_TRUE(std::isnan(code(NAN, a).code));
+  EXPECT_EQ(code(INFINITY, a).code, 3.0f);
+}
+
+TEST(FakeQuant, ScalesThatCannotBe) {
+  for (float bad : {0.0f, -1.0f, INFINITY, -INFINITY, NAN}) {
+    EXPECT_TRUE(std::isnan(math::usable_scale(bad, false))) << bad;
+  }
+  EXPECT_EQ(math::usable_scale(0.0f, true), kScaleFloor);
+  EXPECT_EQ(math::usable_scale(-3.0f, true), kScaleFloor);
+  EXPECT_TRUE(std::isnan(math::usable_scale(INFINITY, true)));
+}
+
+TEST(FakeQuant, Estimators) {
+  math::Affine<float> a = {1.0f, 1.0f, 0.0f};
+  // x = 0.25 has code 0 and error 0.25; a positive gradient grows, a negative one shrinks.
+  EXPECT_FLOAT_EQ(math::ewgs_gradient(2.0f, 0.25f, a, code(0.25f, a), 0.5f), 2.0f * 1.125f);
+  EXPECT_FLOAT_EQ(math::ewgs_gradient(-2.0f, 0.25f, a, code(0.25f, a), 0.5f), -2.0f * 0.875f);
+  EXPECT_EQ(math::ewgs_gradient(2.0f, 9.0f, a, code(9.0f, a), 0.5f), 0.0f);
+  float k = 4.0f, peak = k / 2 / std::tanh(k / 2);
+  EXPECT_FLOAT_EQ(math::tanh_gradient(1.0f, 0.5f, a, code(0.5f, a), k, peak), peak);
+  double mean = 0;
+  for (int i = 0; i < 1000; ++i) {
+    float x = (static_cast<float>(i) + 0.5f) / 1000;
+    mean += math::tanh_gradient(1.0f, x, a, code(x, a), k, peak) / 1000;
+  }
+  EXPECT_NEAR(mean, 1.0, 1e-5);
+}
+
+TEST(FakeQuantLsq, HandValues) {
+  math::Affine<float> a = {0.5f, 2.0f, 0.0f};
+  auto inside = math::lsq_terms(3.0f, 0.7f, a, -4.0f, 3.0f);
+  EXPECT_EQ(inside.dx, 3.0f);
+  EXPECT_FLOAT_EQ(inside.scale, 3.0f * (1.0f - 1.4f));
+  EXPECT_EQ(inside.zero_point, 0.0f);
+  auto above = math::lsq_terms(3.0f, 4.0f, a, -4.0f, 3.0f);
+  EXPECT_EQ(above.dx, 0.0f);
+  EXPECT_EQ(above.scale, 9.0f);
+  EXPECT_EQ(above.zero_point, 3.0f);
+  EXPECT_EQ(math::lsq_scale_gradient(2.0f, 1.0f, 0.5f), 1.0f);
+  EXPECT_EQ(math::lsq_scale_gradient(2.0f, kScaleFloor, 0.5f), 0.0f);  // would lower it further
+  EXPECT_EQ(math::lsq_scale_gradient(-2.0f, 0.0f, 0.5f), -1.0f);
+  EXPECT_EQ(math::lsq_zero_point_gradient(3.0f, 2.0f, 0.5f), -3.0f);
+}
+
+TEST(Binarize, Levels) {
+  EXPECT_EQ(math::level_of<Levels::sign>(0.0f, 0.0f), 1.0f);
+  EXPECT_EQ(math::level_of<Levels::sign>(-0.0f, 0.0f), 1.0f);
+  EXPECT_EQ(math::level_of<Levels::sign>(-1e-30f, 0.0f), -1.0f);
+  EXPECT_EQ(math::level_of<Levels::zero_one>(0.0f, 0.0f), 0.0f);
+  EXPECT_EQ(math::level_of<Levels::zero_one>(2.0f, 0.0f), 1.0f);
+  EXPECT_EQ(math::level_of<Levels::minus_one_zero>(-2.0f, 0.0f), -1.0f);
+  EXPECT_EQ(math::level_of<Levels::ternary>(0.5f, 0.5f), 0.0f);
+  EXPECT_EQ(math::level_of<Levels::ternary>(-0.6f, 0.5f), -1.0f);
+  EXPECT_TRUE(std::isnan(math::level_of<Levels::sign>(NAN, 0.0f)));
+  auto t = math::level_terms<Levels::sign>(2.0f, -3.0f, 1.0f, 0.0f, true);
+  EXPECT_EQ(t.dx, 0.0f);
+  EXPECT_EQ(t.scale, -2.0f);
+  EXPECT_EQ(math::level_terms<Levels::sign>(2.0f, -3.0f, 1.0f, 0.0f, false).dx, 2.0f);
+}
+
+float as_format(float x, FloatFormat f) {
+  return math::round_to_float<Rounding::nearest>(x, f, 0.0f).code;
+}
+
+TEST(FakeFloat, SmallFormats) {
+  FloatFormat e4m3 = {3, -6, 448.0f}, e2m1 = {1, 0, 6.0f};
+  EXPECT_EQ(as_format(500.0f, e4m3), 448.0f);
+  EXPECT_EQ(as_format(17.0f, e4m3), 16.0f);  // a tie, to even
+  EXPECT_EQ(as_format(19.0f, e4m3), 20.0f);
+  EXPECT_EQ(as_format(0x1p-10f, e4m3), 0.0f);  // half the smallest subnormal, to even
+  EXPECT_EQ(as_format(0x1.8p-10f, e4m3), 0x1p-9f);
+  EXPECT_EQ(as_format(-INFINITY, e4m3), -448.0f);
+  EXPECT_TRUE(std::isnan(as_format(NAN, e4m3)));
+  EXPECT_EQ(as_format(2.4f, e2m1), 2.0f);
+  EXPECT_EQ(as_format(2.6f, e2m1), 3.0f);
+  EXPECT_EQ(as_format(5.0f, e2m1), 4.0f);
+  EXPECT_EQ(as_format(0.3f, e2m1), 0.5f);
+  EXPECT_EQ(math::round_to_float<Rounding::toward_zero>(-19.9f, e4m3, 0.0f).code, -18.0f);
+}
+
+TEST(FakeFloat, IsHalfAndBFloat16) {
+  FloatFormat fp16 = {10, -14, 65504.0f}, bf16 = {7, -126, 0x1.fep127f};
+  std::mt19937 random(5);
+  for (int i = 0; i < 500000; ++i) {
+    float x = __builtin_bit_cast(float, static_cast<uint32_t>(random()));
+    if (i % 2) x = std::ldexp(static_cast<float>(random()), -static_cast<int>(random() % 60));
+    if (!std::isfinite(x)) continue;
+    BFloat16 b;
+    math::narrow(x, &b);
+    if (std::isfinite(math::widen(b))) {
+      ASSERT_EQ(as_format(x, bf16), math::widen(b)) << x;
+    }
+    Half h;
+    math::narrow(x, &h);
+    float expected = std::clamp(math::widen(h), -65504.0f, 65504.0f);
+    ASSERT_EQ(as_format(x, fp16), expected) << x;
+  }
+}
+
+TEST(Qparams, HandValues) {
+  auto s = math::qparams(-1.0f, 2.54f, {-127, 127, true, false});
+  EXPECT_FLOAT_EQ(s.scale, 0.02f);
+  EXPECT_EQ(s.zero_point, 0);
+  auto a = math::qparams(-1.0f, 3.0f, {0, 4, false, false});
+  EXPECT_EQ(a.scale, 1.0f);
+  EXPECT_EQ(a.zero_point, 1);
+  EXPECT_EQ(math::qparams(1.0f, 3.0f, {0, 4, false, false}).zero_point, 0);  // widened to 0
+  EXPECT_EQ(math::qparams(0.0f, 0.0f, {0, 255, false, false}).scale, kScaleFloor);
+  EXPECT_EQ(math::qparams(0.0f, 3.0f, {0, 4, false, true}).scale, 1.0f);
+  EXPECT_EQ(math::qparams(0.0f, 4.0f, {0, 4, false, true}).scale, 1.0f);
+  EXPECT_EQ(math::qparams(0.0f, 4.1f, {0, 4, false, true}).scale, 2.0f);
+  EXPECT_TRUE(std::isfinite(math::qparams(-3e38f, 3e38f, {0, 255, false, false}).scale));
+  EXPECT_TRUE(std::isnan(math::qparams(NAN, NAN, {0, 255, false, false}).scale));
+}
+
+TEST(MinMax, Bins) {
+  float inverse = math::inverse_bin_width(0.0f, 1.0f, 4);
+  EXPECT_EQ(math::bin_of(0.25f, 0.0f, inverse, 4), 1);
+  EXPECT_EQ(math::bin_of(-9.0f, 0.0f, inverse, 4), 0);
+  EXPECT_EQ(math::bin_of(INFINITY, 0.0f, inverse, 4), 3);
+  EXPECT_EQ(math::bin_of(NAN, 0.0f, inverse, 4), -1);
+  EXPECT_EQ(math::inverse_bin_width(2.0f, 2.0f, 4), 0.0f);
+}
+
+TEST(Reduce, PairsInOrder) {
+  float v[] = {1e8f, 1.0f, -1e8f, 1.0f, 3.0f};
+  // (1e8 + 1) + (-1e8 + 1) = 1e8 + -99999999 rounded, then + 3
+  float first = 1e8f + 1.0f, second = -1e8f + 1.0f;
+  EXPECT_EQ(math::fold_pairs<math::Sum>(0, v, 5, 1), (first + second) + 3.0f);
+  EXPECT_EQ(math::fold_pairs<math::Sum>(0, v, 0, 1), 0.0f);
+}
+
+TEST(PackBits, HandValues) {
+  uint8_t codes[] = {1, 2, 3, 0, 3};
+  EXPECT_EQ(math::packed_byte(codes, 4, 2), 1 | 2 << 2 | 3 << 4);
+  EXPECT_EQ(math::packed_byte(codes + 4, 1, 2), 3);
+  uint8_t packed = 0xF7;
+  EXPECT_EQ(static_cast<int8_t>(math::unpacked_code(&packed, 0, 4, true)), 7);
+  EXPECT_EQ(static_cast<int8_t>(math::unpacked_code(&packed, 1, 4, true)), -1);
+  EXPECT_EQ(math::unpacked_code(&packed, 1, 4, false), 15);
+  EXPECT_TRUE(math::fits(static_cast<uint8_t>(-8), 4, true));
+  EXPECT_FALSE(math::fits(8, 4, true));
+  EXPECT_FALSE(math::fits(16, 4, false));
+}
+
+}  // namespace
+}  // namespace bitpare

@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def fixed_threads():
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    no_gpu = pytest.mark.skip(reason="needs a GPU, and this machine has none")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(no_gpu)

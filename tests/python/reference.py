@@ -1,0 +1,163 @@
+"""The formulas a second time, in float64 or integers, as plain as they can be written.
+
+`test_reference.py` holds them to values worked out by hand and to torch's own ops.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def per_element(values: Tensor | None, x: Tensor, axis: int | None, group: int | None) -> Tensor:
+    """One value for each element of x, as float64; 0 for None."""
+    if values is None:
+        return torch.zeros_like(x, dtype=torch.float64)
+    v = values.double()
+    if group is not None:
+        return v.repeat_interleave(group, dim=-1).expand(x.shape)
+    if axis is not None:
+        shape = [1] * x.dim()
+        shape[axis] = -1
+        return v.reshape(shape).expand(x.shape)
+    return v.reshape([1] * x.dim()).expand(x.shape)
+
+
+def reduce_like(terms: Tensor, values: Tensor, axis: int | None, group: int | None) -> Tensor:
+    """The sum of terms over the elements that share a value."""
+    if group is not None:
+        return terms.unflatten(-1, (-1, group)).sum(-1)
+    if axis is not None:
+        return terms.transpose(0, axis).flatten(1).sum(1) if terms.dim() > 1 else terms
+    return terms.sum().reshape(values.shape)
+
+
+ROUND = {
+    "nearest": torch.round,
+    "half_up": lambda v: torch.floor(v + 0.5),
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "toward_zero": torch.trunc,
+}
+
+
+class Quantized:
+    """One call of fake_quant, taken apart."""
+
+    def __init__(self, x, scale, zero_point, low, high, axis, group, rounding="nearest"):
+        self.scale = per_element(scale, x, axis, group)
+        z = zero_point
+        if z is not None and z.is_floating_point():
+            z = z.round().clamp(low, high)
+        self.zero_point = per_element(z, x, axis, group)
+        self.position = x.double() / self.scale
+        self.rounded = ROUND[rounding](self.position) + self.zero_point
+        self.code = self.rounded.clamp(low, high)
+        self.inside = (self.rounded >= low) & (self.rounded <= high)
+        self.level = self.code - self.zero_point
+        self.value = self.level * self.scale
+
+    def near_tie(self, rounding="nearest"):
+        """Where float32 may round to another integer than float64 does."""
+        at = 0.5 if rounding in ("nearest", "half_up") else 0.0
+        distance = (self.position - at) - torch.round(self.position - at)
+        return distance.abs() < 4e-7 * (1 + self.position.abs())
+
+
+def fake_quant_gradient(q: Quantized, dy: Tensor, estimator: str, delta: float) -> Tensor:
+    dy = dy.double()
+    if estimator == "identity":
+        return dy
+    if estimator == "ste":
+        slope = torch.ones_like(dy)
+    elif estimator == "ewgs":
+        slope = 1 + delta * dy.sign() * (q.position - q.level)
+    else:
+        within = q.position - q.position.floor() - 0.5
+        slope = (delta / 2) * (1 - torch.tanh(delta * within) ** 2) / math.tanh(delta / 2)
+    return torch.where(q.inside, dy * slope, torch.zeros_like(dy))
+
+
+def lsq_gradients(q: Quantized, dy, scale, zero_point, axis, group, grad_scale):
+    """dx, d scale, d zero_point."""
+    dy = dy.double()
+    slope = torch.where(q.inside, q.level - q.position, q.level)
+    ds = reduce_like(dy * slope, scale, axis, group) * grad_scale
+    outside = torch.where(q.inside, 0.0, dy)
+    dz = -reduce_like(outside, scale, axis, group) * scale.double() * grad_scale
+    return torch.where(q.inside, dy, 0.0), ds, dz
+
+
+def levels(x: Tensor, kind: str, threshold: Tensor | None = None) -> Tensor:
+    x = x.double()
+    if kind == "sign":
+        return torch.where(x < 0, -1.0, 1.0).double()
+    if kind == "zero_one":
+        return (x > 0).double()
+    if kind == "minus_one_zero":
+        return -(x < 0).double()
+    return (x > threshold).double() - (x < -threshold).double()
+
+
+def mean_magnitude(x, threshold, axis, group):
+    kept = x.double().abs()
+    count = torch.ones_like(kept)
+    if threshold is not None:
+        above = kept > per_element(threshold, x, axis, group)
+        kept, count = kept * above, count * above
+    shape = torch.empty(()) if axis is None and group is None else kept
+    total, number = (reduce_like(t, shape, axis, group) for t in (kept, count))
+    return torch.where(number > 0, total / number.clamp(min=1), 0.0)
+
+
+def float_values(exponent_bits: int, mantissa_bits: int) -> list[float]:
+    """Every finite magnitude of a format, in ascending order, from its bit patterns."""
+    bias = 2 ** (exponent_bits - 1) - 1
+    values = []
+    for e in range(2**exponent_bits):
+        for m in range(2**mantissa_bits):
+            top = e == 2**exponent_bits - 1
+            if top and exponent_bits >= 5:
+                continue  # infinity and NaN
+            if top and exponent_bits == 4 and mantissa_bits > 0 and m == 2**mantissa_bits - 1:
+                continue  # the one NaN
+            fraction = m / 2**mantissa_bits
+            values.append(
+                fraction * 2.0 ** (1 - bias) if e == 0 else (1 + fraction) * 2.0 ** (e - bias)
+            )
+    return values
+
+
+def fake_float(x: Tensor, exponent_bits: int, mantissa_bits: int) -> Tensor:
+    """The nearest value of the format; a tie goes to the one whose mantissa is even."""
+    table = torch.tensor(float_values(exponent_bits, mantissa_bits), dtype=torch.float64)
+    magnitude = x.double().abs().clamp(max=table[-1].item())
+    above = torch.searchsorted(table, magnitude.contiguous()).clamp(max=len(table) - 1)
+    below = (above - 1).clamp(min=0)
+    up, down = table[above] - magnitude, magnitude - table[below]
+    take_above = (up < down) | ((up == down) & (above % 2 == 0))
+    return torch.where(take_above, table[above], table[below]).copysign(x.double())
+
+
+def qparams(low: float, high: float, qmin: int, qmax: int, symmetric: bool) -> tuple[float, int]:
+    low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric:
+        return max(-low, high, qmax * 2.0**-40) / qmax, 0
+    scale = max((high - low) / (qmax - qmin), 2.0**-40)
+    return scale, int(min(max(qmin - round(low / scale), qmin), qmax))
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    per_byte, columns = 8 // bits, codes.shape[-1]
+    rows = codes.reshape(-1, columns).to(torch.int64) % 2**bits
+    packed = torch.zeros(rows.shape[0], -(-columns // per_byte), dtype=torch.int64)
+    for j in range(columns):
+        packed[:, j // per_byte] += rows[:, j] << (j % per_byte) * bits
+    return packed.reshape(*codes.shape[:-1], -1).to(torch.uint8)
+
+
+def histogram(x: Tensor, low: float, high: float, bins: int) -> Tensor:
+    x = x.double().flatten()
+    x = x[~x.isnan()]
+    place = ((x - low) * bins / (high - low)).floor().clamp(0, bins - 1).to(torch.int64)
+    return torch.bincount(place, minlength=bins)

@@ -1,0 +1,132 @@
+"""Wrong use: each documented error, by its message."""
+
+import math
+import os
+import subprocess
+import sys
+
+import bitpare as bp
+import pytest
+import torch
+
+F = bp.functional
+X = torch.randn(4, 6)
+ONE = torch.tensor(1.0)
+GRID = {"quant_min": -8, "quant_max": 7}
+
+WRONG = [
+    # which op, arguments, keyword arguments, message
+    (F.fake_quant, (X.double(), ONE), GRID, "fake_quant: x must be float32, float16 or bfloat16, got Double"),
+    (F.fake_quant, (X.long(), ONE), GRID, "fake_quant: x must be float32, float16 or bfloat16, got Long"),
+    (F.fake_quant, (X.to_sparse(), ONE), GRID, "fake_quant: x must be a dense tensor, got layout Sparse"),
+    (F.fake_quant, (X, ONE.half()), GRID, "fake_quant: scale must be float32, got Half"),
+    (F.fake_quant, (X, torch.ones(3)), GRID, "fake_quant: scale must have 1 element (give axis or group for more), got 3"),
+    (F.fake_quant, (X, torch.ones(4)), {**GRID, "axis": 1}, "fake_quant: scale must have 6 elements (channels of x along axis 1), got 4"),
+    (F.fake_quant, (X, torch.ones(6, 1)), {**GRID, "axis": 1}, "fake_quant: scale must have one dimension, got shape [6, 1]"),
+    (F.fake_quant, (X, torch.ones(4, 6)), {**GRID, "group": 3}, "fake_quant: scale must have shape [4, 2] (groups of 3 along the last dimension of x), got [4, 6]"),
+    (F.fake_quant, (X, ONE), {**GRID, "axis": 2}, "fake_quant: axis must be in [-2, 1] for x with 2 dimensions, got 2"),
+    (F.fake_quant, (X, ONE), {**GRID, "axis": -3}, "fake_quant: axis must be in [-2, 1] for x with 2 dimensions, got -3"),
+    (F.fake_quant, (X, ONE), {**GRID, "group": 4}, "fake_quant: group must divide the last dimension of x (6), got 4"),
+    (F.fake_quant, (X, ONE), {**GRID, "group": 0}, "fake_quant: group must be at least 1, got 0"),
+    (F.fake_quant, (ONE, ONE), {**GRID, "group": 1}, "fake_quant: group needs x with at least one dimension"),
+    (F.fake_quant, (X, ONE), {**GRID, "axis": 0, "group": 2}, "fake_quant: axis and group exclude each other, got axis=0 and group=2"),
+    (F.fake_quant, (X, ONE), {"quant_min": 3, "quant_max": 3}, "fake_quant: quant_min must be below quant_max, got 3 and 3"),
+    (F.fake_quant, (X, ONE), {"quant_min": 0, "quant_max": 65536}, "fake_quant: quant_min and quant_max must span at most 16 bits, got 0 and 65536"),
+    (F.fake_quant, (X, torch.tensor(0.0)), GRID, "fake_quant: scale must be positive and finite, got 0 at index 0"),
+    (F.fake_quant, (X, torch.tensor(-2.0)), GRID, "fake_quant: scale must be positive and finite, got -2 at index 0"),
+    (F.fake_quant, (X, torch.tensor(math.nan)), GRID, "fake_quant: scale must be positive and finite, got nan at index 0"),
+    (F.fake_quant, (X, torch.tensor([1.0, 1.0, math.inf, 1.0])), {**GRID, "axis": 0}, "fake_quant: scale must be positive and finite, got inf at index 2"),
+    (F.fake_quant, (X, ONE.to("meta")), GRID, "fake_quant: scale must be on cpu like x, got meta"),
+    (F.fake_quant, (X, ONE, torch.tensor(0)), GRID, "fake_quant: zero_point must be int32, or float32 where it is learned, got Long"),
+    (F.fake_quant, (X, ONE, torch.tensor(9, dtype=torch.int32)), GRID, "fake_quant: zero_point must be in [-8, 7], got 9 at index 0"),
+    (F.fake_quant, (X, ONE, torch.zeros(2, dtype=torch.int32)), GRID, "fake_quant: zero_point must have 1 element"),
+    (F.fake_quant, (X, ONE), {**GRID, "rounding": "up"}, "fake_quant: rounding must be one of 'nearest', 'half_up', 'floor', 'ceil', 'toward_zero', 'stochastic', got 'up'"),
+    (F.fake_quant, (X, ONE), {**GRID, "estimator": "soft"}, "fake_quant: estimator must be one of 'ste', 'identity', 'ewgs', 'tanh', got 'soft'"),
+    (F.fake_quant, (X, ONE), {**GRID, "estimator": "tanh"}, "fake_quant: delta must be positive with estimator='tanh' (the sharpness of its steps), got 0"),
+    (F.fake_quant, (X, ONE), {**GRID, "estimator": "ewgs", "delta": -1.0}, "fake_quant: delta must be 0 or more, got -1"),
+    (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic"}, "fake_quant: rounding='stochastic' needs rng, an int64 tensor of a seed and a step"),
+    (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic", "rng": torch.tensor([1])}, "fake_quant: rng must be an int64 tensor of 2 elements, seed and step, got Long of 1"),
+    (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic", "rng": torch.zeros(2, dtype=torch.int64, device="meta")}, "fake_quant: rng must be on cpu like x, got meta"),
+    (F.fake_quant_lsq, (X, torch.tensor(math.nan)), GRID, "fake_quant_lsq: scale must be finite, got nan at index 0"),
+    (F.fake_quant_lsq, (X, torch.ones(5)), {**GRID, "axis": 0}, "fake_quant_lsq: scale must have 4 elements (channels of x along axis 0), got 5"),
+    (F.fake_quant_lsq, (X, ONE), {**GRID, "grad_scale": math.inf}, "fake_quant_lsq: grad_scale must be finite, got inf"),
+    (F.binarize, (X,), {"levels": "two"}, "binarize: levels must be one of 'sign', 'zero_one', 'minus_one_zero', got 'two'"),
+    (F.binarize, (X, ONE), {"estimator": "ewgs"}, "binarize: estimator must be one of 'ste', 'identity', got 'ewgs'"),
+    (F.binarize, (X, torch.ones(2)), {"axis": 0}, "binarize: scale must have 4 elements (channels of x along axis 0), got 2"),
+    (F.ternarize, (X, ONE, torch.ones(2)), {}, "ternarize: threshold must have 1 element"),
+    (F.ternarize, (X, ONE, ONE.double()), {}, "ternarize: threshold must be float32, got Double"),
+    (F.mean_magnitude, (X.int(),), {}, "mean_magnitude: x must be float32, float16 or bfloat16, got Int"),
+    (F.fake_float, (X,), {"exponent_bits": 1, "mantissa_bits": 3}, "fake_float: exponent_bits must be in [2, 8], got 1"),
+    (F.fake_float, (X,), {"exponent_bits": 4, "mantissa_bits": 24}, "fake_float: mantissa_bits must be in [0, 23], got 24"),
+    (F.fake_float, (X,), {"exponent_bits": 4, "mantissa_bits": 3, "axis": 0}, "fake_float: axis and group need a scale"),
+    (F.quantize, (torch.tensor([1.0, math.nan]), ONE), GRID, "quantize: x holds NaN, which no integer stands for"),
+    (F.quantize, (X, torch.zeros(())), GRID, "quantize: scale must be positive and finite, got 0 at index 0"),
+    (F.dequantize, (X, ONE), {}, "dequantize: q must be int8, uint8, int16 or int32, got Float"),
+    (F.dequantize, (X.char(), ONE), {"dtype": torch.float64}, "dequantize: dtype must be float32, float16 or bfloat16, got Double"),
+    (F.qparams, (ONE, torch.ones(2)), GRID, "qparams: max must have shape [] like min, got [2]"),
+    (F.qparams, (ONE, ONE.double()), GRID, "qparams: max must be float32, got Double"),
+    (F.qparams, (ONE, -ONE), GRID, "qparams: min and max must be finite with min <= max, got 1 and -1 at index 0"),
+    (F.qparams, (-ONE, ONE * math.nan), GRID, "qparams: min and max must be finite with min <= max, got -1 and nan at index 0"),
+    (F.qparams, (-ONE, ONE), {"quant_min": -1, "quant_max": 0}, "qparams: quant_max must be positive with symmetric=True, got 0"),
+    (F.minmax, (X,), {"axis": 5}, "minmax: axis must be in [-2, 1] for x with 2 dimensions, got 5"),
+    (F.minmax_histogram, (X, ONE, ONE), {"bins": 0}, "minmax_histogram: bins must be in [1, 1048576], got 0"),
+    (F.minmax_histogram, (X, ONE.double(), ONE), {}, "minmax_histogram: low must be float32, got Double"),
+    (F.minmax_histogram, (X, torch.ones(2), ONE), {}, "minmax_histogram: low must have 1 element"),
+    (F.pack_bits, (X.byte(),), {"bits": 3}, "pack_bits: bits must be 1, 2 or 4, got 3"),
+    (F.pack_bits, (X,), {"bits": 4}, "pack_bits: codes must be int8 (signed) or uint8, got Float"),
+    (F.pack_bits, (torch.tensor(1, dtype=torch.uint8),), {"bits": 4}, "pack_bits: codes must have at least one dimension"),
+    (F.pack_bits, (torch.tensor([4], dtype=torch.uint8),), {"bits": 2}, "pack_bits: codes must fit 2 bits, got one that does not"),
+    (F.pack_bits, (torch.tensor([2], dtype=torch.int8),), {"bits": 2}, "pack_bits: codes must fit 2 signed bits, got one that does not"),
+    (F.unpack_bits, (torch.zeros(2, dtype=torch.uint8), [9]), {"bits": 4}, "unpack_bits: packed must have shape [5] for shape [9] at 4 bits, got [2]"),
+    (F.unpack_bits, (torch.zeros(2), [4]), {"bits": 4}, "unpack_bits: packed must be uint8, got Float"),
+    (F.unpack_bits, (torch.zeros(2, dtype=torch.uint8), []), {"bits": 4}, "unpack_bits: shape must have at least one dimension"),
+    (F.unpack_bits, (torch.zeros(2, dtype=torch.uint8), [-4]), {"bits": 4}, "unpack_bits: shape must not be negative, got [-4]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op, args, kwargs, message", WRONG, ids=[w[3][:60] for w in WRONG])
+@pytest.mark.parametrize("grad", [False, True])
+def test_message(op, args, kwargs, message, grad):
+    if grad:
+        if not args[0].is_floating_point() or args[0].is_sparse:
+            pytest.skip("has no gradient")
+        args = (args[0].clone().requires_grad_(), *args[1:])
+    with pytest.raises(RuntimeError) as caught:
+        op(*args, **kwargs)
+    assert message in str(caught.value)
+
+
+def test_cpu_only_build_says_how_to_rebuild():
+    from bitpare import _build_info
+
+    if _build_info.with_cuda:
+        pytest.skip("this build has CUDA")
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    op = torch.ops.bitpare._straight_through.default
+    with pytest.raises(RuntimeError, match=r"built without CUDA.*BITPARE_CUDA=ON pip install"):
+        op.redispatch(cuda, X, torch.zeros(1, dtype=torch.int64), torch.contiguous_format)
+
+
+def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}
+    )
+
+
+def test_unknown_cpu_capability():
+    ran = run_python(
+        "import bitpare; print(bitpare._load); from bitpare import _C; _C.cpu_capability()",
+        BITPARE_CPU_CAPABILITY="mmx",
+    )
+    assert ran.returncode != 0
+    assert "BITPARE_CPU_CAPABILITY must be default, avx2 or avx512" in ran.stderr
+
+
+@pytest.mark.parametrize("built", [("2.9.1+cu130", "13.0"), (torch.__version__, "12.8")])
+def test_build_for_another_torch(built):
+    from bitpare import _load
+
+    with pytest.raises(ImportError) as caught:
+        _load.check_build(*built)
+    assert built[0] in str(caught.value) and torch.__version__ in str(caught.value)
+    assert _load.REBUILD in str(caught.value)

@@ -1,0 +1,479 @@
+"""Every case of cases.py: against the reference, in its gradients, under opcheck and compile, in
+every dtype and layout, and on a GPU where there is one."""
+
+import math
+from dataclasses import replace
+
+import bitpare as bp
+import pytest
+import reference
+import torch
+import torch._dynamo.testing
+from cases import (
+    CASES,
+    DTYPES,
+    FLOAT_INPUT,
+    TOLERANCE,
+    WITH_GRADIENT,
+    Case,
+    differentiable_inputs,
+    laid_out,
+)
+
+by_id = lambda case: case.id  # noqa: E731
+
+
+def assert_close(got, expected, case, ignore=None, scale=None):
+    """Within the dtype's tolerance of the largest expected magnitude (or `scale`)."""
+    got, expected = got.detach().double(), expected.double()
+    assert got.shape == expected.shape
+    if got.numel() == 0:
+        return
+    if ignore is not None:
+        assert ignore.double().mean() < 0.05, "too many elements are left out"
+        got, expected = got[~ignore], expected[~ignore]
+    largest = expected.abs().max().item() if scale is None else scale
+    worst = (got - expected).abs().max().item()
+    assert worst <= TOLERANCE[case.dtype] * max(largest, 1e-30), f"off by {worst} of {largest}"
+
+
+def quantized(case: Case):
+    args, kwargs = case.arguments()
+    x, scale, zero_point = args
+    return reference.Quantized(
+        x, scale, zero_point, kwargs["quant_min"], kwargs["quant_max"], kwargs.get("axis"),
+        kwargs.get("group"), kwargs.get("rounding", "nearest"),
+    )  # fmt: skip
+
+
+def expected_value(case: Case):
+    """The reference's result, and where rounding in float32 may differ from it."""
+    args, kwargs = case.arguments()
+    axis, group = kwargs.get("axis"), kwargs.get("group")
+    x = args[0]
+    if case.op in ("fake_quant", "fake_quant_lsq"):
+        q = quantized(case)
+        return q.value, q.near_tie(kwargs.get("rounding", "nearest"))
+    if case.op == "quantize":
+        q = quantized(case)
+        return q.code, q.near_tie()
+    if case.op == "dequantize":
+        scale = reference.per_element(args[1], x, axis, group)
+        z = args[2] if args[2] is None or not args[2].is_floating_point() else args[2].round()
+        return (x.double() - reference.per_element(z, x, axis, group)) * scale, None
+    if case.op in ("binarize", "ternarize"):
+        scale, threshold = args[1], None
+        if case.op == "ternarize":
+            mean = None if scale is not None else reference.mean_magnitude(x, None, axis, group)
+            threshold = scale * 0.5 if mean is None else mean * 0.7
+        if scale is None:
+            scale = reference.mean_magnitude(x, threshold, axis, group)
+        kind = "ternary" if case.op == "ternarize" else kwargs.get("levels", "sign")
+        t = reference.per_element(threshold, x, axis, group)
+        near = (x.double().abs() - t).abs() < 1e-6 if case.op == "ternarize" else None
+        return reference.levels(x, kind, t) * reference.per_element(scale, x, axis, group), near
+    if case.op == "fake_float":
+        one = torch.ones(())
+        scale = reference.per_element(one if args[1] is None else args[1], x, axis, group)
+        bits = kwargs["exponent_bits"], kwargs["mantissa_bits"]
+        value = reference.fake_float(x.double() / scale, *bits)
+        step = reference.fake_float(x.double() / scale * (1 + 1e-6), *bits)
+        back = reference.fake_float(x.double() / scale * (1 - 1e-6), *bits)
+        return value * scale, (step != value) | (back != value)
+    if case.op == "mean_magnitude":
+        return reference.mean_magnitude(x, None, axis, group), None
+    if case.op == "pack_bits":
+        return reference.pack_bits(x, kwargs["bits"]), None
+    raise NotImplementedError(case.op)
+
+
+WITH_REFERENCE = [
+    c
+    for c in CASES
+    if c.op not in ("minmax", "minmax_histogram", "qparams", "unpack_bits")
+    and c.attributes.get("rounding") not in ("stochastic",)
+    and not (c.op == "fake_float" and "rounding" in c.attributes)
+]
+
+
+@pytest.mark.parametrize("case", WITH_REFERENCE, ids=by_id)
+def test_is_the_reference(case):
+    expected, near_tie = expected_value(case)
+    assert_close(case.run(), expected, case, near_tie)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("case", [c for c in FLOAT_INPUT if c.op != "dequantize"], ids=by_id)
+def test_half_types_compute_in_float32(case, dtype):
+    """The result is the float32 result of the same values, rounded once: bit for bit."""
+    low = replace(case, dtype=dtype)
+    (x, *rest), kwargs = low.arguments()
+    op = getattr(bp.functional, case.op)
+    got, wide = op(x, *rest, **kwargs), op(x.float(), *rest, **kwargs)
+    for a, b in zip(as_tuple(got), as_tuple(wide), strict=True):
+        assert torch.equal(a, b.to(a.dtype))
+
+
+def as_tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+@pytest.mark.parametrize("case", [c for c in FLOAT_INPUT if c.op == "minmax"], ids=by_id)
+def test_minmax(case):
+    (x,), kwargs = case.arguments()
+    low, high = bp.functional.minmax(x, **kwargs)
+    if x.numel() == 0:
+        assert (low == math.inf).all() and (high == -math.inf).all()
+    elif case.attributes:
+        rows = x.transpose(0, case.attributes["axis"]).flatten(1)
+        assert torch.equal(low, rows.amin(1)) and torch.equal(high, rows.amax(1))
+    else:
+        assert torch.equal(low, x.amin()) and torch.equal(high, x.amax())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op == "minmax_histogram"], ids=by_id)
+def test_histogram(case):
+    (x, low, high), kwargs = case.arguments()
+    least, most, counts = bp.functional.minmax_histogram(x, low, high, **kwargs)
+    axis = kwargs.get("axis")
+    plain = bp.functional.minmax(x, axis=axis)
+    assert torch.equal(least, plain[0]) and torch.equal(most, plain[1])
+    rows = x.flatten()[None] if axis is None else x.transpose(0, axis).flatten(1)
+    expected = torch.stack([reference.histogram(row, -2.0, 3.0, kwargs["bins"]) for row in rows])
+    assert torch.equal(counts, expected if axis is not None else expected[0])
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op == "qparams"], ids=by_id)
+def test_qparams(case):
+    (low, high), kwargs = case.arguments()
+    scale, zero_point = bp.functional.qparams(low, high, **kwargs)
+    power_of_two = kwargs.pop("power_of_two", False)
+    grid = kwargs["quant_min"], kwargs["quant_max"], kwargs.get("symmetric", True)
+    for low1, high1, s, z in zip(
+        *(t.flatten().tolist() for t in (low, high, scale, zero_point)), strict=True
+    ):
+        expected, expected_zero = reference.qparams(low1, high1, *grid)
+        if power_of_two:
+            expected = 2.0 ** math.ceil(math.log2(expected))
+        assert s == pytest.approx(expected, rel=1e-6)
+        assert z == expected_zero
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op == "unpack_bits"], ids=by_id)
+def test_unpack(case):
+    (packed, shape), kwargs = case.arguments()
+    codes = bp.functional.unpack_bits(packed, shape, **kwargs)
+    assert list(codes.shape) == shape
+    used = bp.functional.pack_bits(codes, bits=kwargs["bits"])
+    spare = -shape[-1] * kwargs["bits"] % 8
+    packed = packed.clone()
+    packed[..., -1] &= (1 << (8 - spare)) - 1
+    assert torch.equal(used, packed)
+
+
+# Gradients ------------------------------------------------------------------------------------
+
+
+def gradients(case: Case, device="cpu", dy_layout="same"):
+    args, kwargs, learned = differentiable_inputs(case, device)
+    y = getattr(bp.functional, case.op)(*args, **kwargs)
+    dy = torch.randn(y.shape, generator=case.generator()).to(device=device, dtype=y.dtype)
+    dy = dy.expand(y.shape) if dy_layout == "same" else laid_out(dy.cpu(), dy_layout).to(device)
+    return y, dy, torch.autograd.grad(y, learned, dy)
+
+
+@pytest.mark.parametrize("case", WITH_GRADIENT, ids=by_id)
+def test_gradient_is_the_reference(case):
+    _, dy, got = gradients(case)
+    args, kwargs = case.arguments()
+    axis, group = kwargs.get("axis"), kwargs.get("group")
+    x = args[0]
+    if case.op == "fake_quant":
+        if case.stochastic:
+            pytest.skip("which way each element was rounded is not the reference's to know")
+        q = quantized(case)
+        estimator = kwargs.get("estimator", "ste")
+        expected = reference.fake_quant_gradient(q, dy, estimator, kwargs.get("delta", 0.0))
+        assert_close(got[0], expected, case, q.near_tie(kwargs.get("rounding", "nearest")))
+    elif case.op == "fake_quant_lsq":
+        q = quantized(case)
+        elements = x.numel() // max(args[1].numel(), 1)
+        if group is None and axis != 0 and x.dim() > 1:
+            elements //= max(x.shape[0], 1)
+        default = 1 / math.sqrt(max(elements, 1) * kwargs["quant_max"])
+        g = kwargs.get("grad_scale", default)
+        dx, ds, dz = reference.lsq_gradients(q, dy, args[1], args[2], axis, group, g)
+        assert_close(got[0], dx, case, q.near_tie())
+        # A tie that float32 takes the other way moves one term by |dy| at most.
+        slack = (dy.double().abs() * q.near_tie()).sum().item() * g
+        bound = g * (dy.double().abs() * q.level.abs().clamp(min=1)).sum().item() * 1e-5 + slack
+        assert got[1].shape == args[1].shape
+        assert ((got[1].double() - ds).abs() <= bound).all()
+        if case.zero_point == "learned":
+            assert ((got[2].double() - dz).abs() <= bound * args[1].max().item()).all()
+    elif case.op == "fake_float":
+        *_, below, top = reference.float_values(kwargs["exponent_bits"], kwargs["mantissa_bits"])
+        scale = torch.ones(()) if args[1] is None else args[1]
+        magnitude = (x.double() / reference.per_element(scale, x, axis, group)).abs()
+        inside = magnitude < top + (top - below) / 2  # what still rounds to the largest value
+        assert_close(got[0], torch.where(inside, dy.double(), 0.0), case)
+    else:
+        kind = "ternary" if case.op == "ternarize" else kwargs.get("levels", "sign")
+        scale = args[1]
+        threshold = None if scale is None else scale * 0.5
+        if scale is None:
+            if kind == "ternary":
+                threshold = reference.mean_magnitude(x, None, axis, group) * 0.7
+            scale = reference.mean_magnitude(x, threshold, axis, group)
+        limit = reference.per_element(scale, x, axis, group) * (1.5 if kind == "ternary" else 1.0)
+        near = (x.double().abs() - limit).abs() < 1e-5
+        passes = (x.double().abs() <= limit) | (kwargs.get("estimator") == "identity")
+        assert_close(got[0], torch.where(passes, dy.double(), 0.0), case, near)
+        if args[1] is not None:
+            level = reference.levels(x, kind, reference.per_element(threshold, x, axis, group))
+            ds = reference.reduce_like(dy.double() * level, args[1], axis, group)
+            assert_close(got[1], ds, case, scale=dy.double().abs().sum().item())
+
+
+@pytest.mark.parametrize("case", [c for c in WITH_GRADIENT if len(c.shape) == 4], ids=by_id)
+@pytest.mark.parametrize("dy_layout", ["channels_last", "transposed", "sliced"])
+def test_gradient_layout_changes_nothing(case, dy_layout):
+    if 0 in case.shape:
+        pytest.skip("an empty tensor has one layout")
+    expected = gradients(case)[2]
+    got = gradients(case, dy_layout=dy_layout)[2]
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", WITH_GRADIENT, ids=by_id)
+def test_expanded_gradient(case):
+    args, kwargs, learned = differentiable_inputs(case)
+    y = getattr(bp.functional, case.op)(*args, **kwargs)
+    by_sum = torch.autograd.grad(y.sum(), learned, retain_graph=True)
+    by_ones = torch.autograd.grad(y, learned, torch.ones_like(y))
+    for a, b in zip(by_sum, by_ones, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_straight_through_is_its_own_second_derivative():
+    x = torch.randn(3, 70, requires_grad=True)
+    y = bp.functional.fake_quant(x, torch.tensor(0.1), quant_min=-8, quant_max=7)
+    dy = torch.randn(3, 70, requires_grad=True)
+    (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    v = torch.randn(3, 70)
+    (ddy,) = torch.autograd.grad(dx, dy, v)
+    inside = ((x / 0.1).round() >= -8) & ((x / 0.1).round() <= 7)
+    assert torch.equal(ddy, torch.where(inside, v, 0.0))
+
+
+def test_second_derivative_of_the_others_raises():
+    x = torch.randn(70, requires_grad=True)
+    scale = torch.tensor(0.1, requires_grad=True)
+    y = bp.functional.fake_quant_lsq(x, scale, quant_min=-8, quant_max=7)
+    dy = torch.randn(70, requires_grad=True)
+    (ds,) = torch.autograd.grad(y, scale, dy, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        ds.backward()
+
+
+def test_scale_of_fake_quant_gets_no_gradient():
+    x, scale = torch.randn(9, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    bp.functional.fake_quant(x, scale, quant_min=-8, quant_max=7).sum().backward()
+    assert scale.grad is None and x.grad is not None
+
+
+def test_learned_scale_at_the_floor_only_grows():
+    x = torch.tensor([1.0, -1.0])
+    for dy, grows in ((torch.tensor([1.0, -1.0]), False), (torch.tensor([-1.0, 1.0]), True)):
+        scale = torch.tensor(0.0, requires_grad=True)
+        y = bp.functional.fake_quant_lsq(x, scale, quant_min=-8, quant_max=7, grad_scale=1.0)
+        (ds,) = torch.autograd.grad(y, scale, dy)
+        assert (ds < 0) == grows and torch.isfinite(y).all()
+
+
+# torch's machinery ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_opcheck(case):
+    args, kwargs = case.arguments()
+    if case.op in DIFFERENTIABLE_OPS:
+        args, kwargs, _ = differentiable_inputs(case)
+    op = getattr(torch.ops.bitpare, case.op).default
+    kwargs = {k: v for k, v in kwargs.items() if v is not None}
+    torch.library.opcheck(op, args, kwargs)
+
+
+DIFFERENTIABLE_OPS = {c.op for c in WITH_GRADIENT}
+
+
+def compiled(case: Case, backend: str, dynamic: bool | None = None):
+    op = getattr(bp.functional, case.op)
+    torch._dynamo.reset()
+    return torch.compile(op, fullgraph=True, backend=backend, dynamic=dynamic)
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_compiles_whole(case):
+    args, kwargs, learned = (
+        differentiable_inputs(case) if case.op in DIFFERENTIABLE_OPS else (*case.arguments(), [])
+    )
+    expected = as_tuple(getattr(bp.functional, case.op)(*args, **kwargs))
+    got = as_tuple(compiled(case, "aot_eager")(*args, **kwargs))
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+    if learned:
+        dy = torch.randn_like(expected[0])
+        for a, b in zip(
+            torch.autograd.grad(got[0], learned, dy),
+            torch.autograd.grad(expected[0], learned, dy),
+            strict=True,
+        ):
+            assert torch.equal(a, b)
+
+
+ONCE_PER_OP_AND_LAYOUT = list(
+    {(c.op, c.layout): c for c in CASES if 0 not in c.shape and c.shape}.values()
+)
+
+
+@pytest.mark.parametrize("case", ONCE_PER_OP_AND_LAYOUT, ids=by_id)
+def test_inductor(case):
+    args, kwargs, learned = (
+        differentiable_inputs(case) if case.op in DIFFERENTIABLE_OPS else (*case.arguments(), [])
+    )
+    expected = as_tuple(getattr(bp.functional, case.op)(*args, **kwargs))
+    got = as_tuple(compiled(case, "inductor")(*args, **kwargs))
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+    if learned:
+        dy = torch.randn_like(expected[0])
+        for a, b in zip(
+            torch.autograd.grad(got[0], learned, dy),
+            torch.autograd.grad(expected[0], learned, dy),
+            strict=True,
+        ):
+            assert torch.equal(a, b)
+
+
+def test_dynamic_shapes_do_not_recompile():
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    f = torch.compile(bp.functional.fake_quant, fullgraph=True, backend=counter, dynamic=True)
+    for n in (5, 70, 131):
+        x, scale = torch.randn(n, 4, requires_grad=True), torch.rand(4) + 0.1
+        y = f(x, scale, quant_min=-8, quant_max=7, axis=1)
+        y.sum().backward()
+        assert torch.equal(y, bp.functional.fake_quant(x, scale, quant_min=-8, quant_max=7, axis=1))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_meta_has_the_same_strides(case):
+    args, kwargs = case.arguments()
+    to_meta = lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v  # noqa: E731
+    op = getattr(bp.functional, case.op)
+    meta = as_tuple(op(*map(to_meta, args), **{k: to_meta(v) for k, v in kwargs.items()}))
+    for a, b in zip(meta, as_tuple(op(*args, **kwargs)), strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+@pytest.mark.parametrize("case", FLOAT_INPUT, ids=by_id)
+def test_modes_and_threads_change_nothing(case):
+    """Autocast, inference mode, no_grad, and the number of threads."""
+    expected = as_tuple(case.run())
+    with torch.autocast("cpu", torch.bfloat16):
+        got = [as_tuple(case.run())]
+    with torch.inference_mode():
+        got.append(as_tuple(case.run()))
+    with torch.no_grad():
+        got.append(as_tuple(case.run()))
+    torch.set_num_threads(1)
+    got.append(as_tuple(case.run()))
+    for values in got:
+        for a, b in zip(values, expected, strict=True):
+            assert torch.equal(a.nan_to_num(9e9), b.nan_to_num(9e9)) and a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_large_sums_do_not_depend_on_threads(axis):
+    x, scale = torch.randn(700, 300), torch.full((700 if axis == 0 else 300,), 0.3)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        s = scale.clone().requires_grad_()
+        y = bp.functional.fake_quant_lsq(x, s, quant_min=-4, quant_max=3, axis=axis)
+        results.append(torch.autograd.grad(y, s, x.cos())[0])
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("case", WITH_GRADIENT, ids=by_id)
+def test_input_is_not_changed_or_returned(case):
+    args, kwargs = case.arguments()
+    before, version = args[0].clone(), args[0]._version
+    y = getattr(bp.functional, case.op)(*args, **kwargs)
+    assert torch.equal(args[0], before) and args[0]._version == version
+    assert y.numel() == 0 or y.data_ptr() != args[0].data_ptr()
+
+
+# A GPU, where there is one --------------------------------------------------------------------
+
+
+def on_both(case: Case):
+    cpu, gpu = (as_tuple(case.run(device=device)) for device in ("cpu", "cuda"))
+    return zip(cpu, gpu, strict=True)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_cuda_has_the_same_bits(case, dtype):
+    for cpu, gpu in on_both(replace(case, dtype=dtype)):
+        assert torch.equal(cpu.nan_to_num(9e9), gpu.cpu().nan_to_num(9e9))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", WITH_GRADIENT, ids=by_id)
+def test_cuda_gradients_have_the_same_bits(case, dtype):
+    low = replace(case, dtype=dtype)
+    for cpu, gpu in zip(gradients(low)[2], gradients(low, "cuda")[2], strict=True):
+        assert torch.equal(cpu, gpu.cpu())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("op", [bp.functional.fake_quant, bp.functional.fake_quant_lsq])
+def test_cuda_graph(op):
+    """Forward and backward in one graph: no synchronisation, on the capturing stream."""
+    x = torch.randn(64, 3, 9, 9, device="cuda", requires_grad=True)
+    scale = (torch.rand(3, device="cuda") + 0.1).requires_grad_()
+
+    def step():
+        y = op(x, scale, quant_min=-8, quant_max=7, axis=1)
+        wanted = [x, scale] if op is bp.functional.fake_quant_lsq else [x]
+        return y, torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, grads = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    expected_y, expected = step()
+    assert torch.equal(y, expected_y)
+    assert all(map(torch.equal, grads, expected))
+
+
+@pytest.mark.cuda
+def test_cuda_bad_scale_is_nan():
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        scale = torch.tensor(bad, device="cuda")
+        y = bp.functional.fake_quant(
+            torch.randn(9, device="cuda"), scale, quant_min=-8, quant_max=7
+        )
+        assert y.isnan().all()

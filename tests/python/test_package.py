@@ -1,0 +1,133 @@
+"""The package as installed: docstrings, command line, instruction sets, what it is made of."""
+
+import doctest
+import inspect
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import bitpare as bp
+import pytest
+import torch
+from bitpare import _build_info, functional
+from cases import CASES
+from test_errors import run_python
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("module", [bp, functional])
+def test_doctests(module):
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    ran = doctest.testmod(module, optionflags=flags)
+    assert ran.attempted > 0 and ran.failed == 0
+
+
+def public_functions():
+    return [f for n, f in inspect.getmembers(functional, inspect.isfunction) if n[0] != "_"]
+
+
+@pytest.mark.parametrize("function", public_functions(), ids=lambda f: f.__name__)
+def test_every_function_is_documented_and_has_cases(function):
+    assert ">>> " in inspect.getdoc(function)
+    assert any(case.op == function.__name__ for case in CASES)
+
+
+def test_every_op_has_its_files():
+    """One op, one stem: the families of each floor are the same."""
+
+    def stems(folder, suffix):
+        return {p.stem for p in (ROOT / "csrc" / folder).glob(f"*{suffix}")}
+
+    cpu = stems("kernels/cpu", ".cpp") - {"capability"}
+    assert cpu == stems("kernels/cuda", ".cu")
+    assert cpu == stems("ops", ".cpp") - {"arguments", "version"}
+    assert cpu <= stems("kernels", ".h")
+
+
+def test_doctor():
+    ran = subprocess.run(
+        [sys.executable, "-m", "bitpare", "doctor"], capture_output=True, text=True, check=True
+    )
+    for line in ("torch", "cpu ops    works", "cuda", bp.__version__):
+        assert line in ran.stdout
+
+
+def test_version_is_everywhere_the_same():
+    from bitpare import _C
+
+    written = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert bp.__version__ == _C.version() == _build_info.version == written
+
+
+HASH = """
+import hashlib, sys, torch
+sys.path.insert(0, {path!r})
+from cases import CASES
+from test_ops import as_tuple, gradients, WITH_GRADIENT
+digest = hashlib.sha256()
+for case in CASES:
+    for value in as_tuple(case.run()):
+        digest.update(value.nan_to_num(7.0).contiguous().flatten().view(torch.uint8).numpy().tobytes())
+for case in WITH_GRADIENT:
+    for value in gradients(case)[2]:
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+from bitpare import _C
+print(_C.cpu_capability(), digest.hexdigest())
+"""
+
+
+def test_instruction_sets_give_the_same_bits():
+    from bitpare import _C
+
+    names = ["default", "avx2", "avx512"]
+    names = names[: names.index(_C.machine_cpu_capability()) + 1]
+    code = HASH.format(path=str(pathlib.Path(__file__).parent))
+    printed = {}
+    for name in names:
+        ran = run_python(code, BITPARE_CPU_CAPABILITY=name)
+        assert ran.returncode == 0, ran.stderr
+        used, printed[name] = ran.stdout.split()
+        assert used == name
+    assert len(set(printed.values())) == 1
+
+
+def test_import_compiles_and_downloads_nothing():
+    code = (
+        "import subprocess, socket\n"
+        "def no(*a, **k): raise AssertionError('import ran a process or opened a socket')\n"
+        "import torch\n"
+        "subprocess.Popen.__init__ = no; socket.socket.connect = no\n"
+        "import bitpare\n"
+        "assert not any(m.startswith(('torch.ao.', 'torchao')) for m in __import__('sys').modules\n"
+        "               if m not in before)\n"
+    )
+    code = code.replace("import torch\n", "import torch, sys\nbefore = set(sys.modules)\n", 1)
+    ran = run_python(code)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_cuda_code_for_every_architecture():
+    if not _build_info.with_cuda:
+        pytest.skip("this build has no CUDA")
+    triton = pathlib.Path(torch.__file__).parents[1] / "triton/backends/nvidia/bin/cuobjdump"
+    cuobjdump = shutil.which("cuobjdump") or triton  # comes with torch where CUDA does
+    library = pathlib.Path(bp.__file__).parent / "libbitpare.so"
+    listed = subprocess.run(
+        [cuobjdump, "--list-elf", "--list-ptx", library], capture_output=True, text=True, check=True
+    ).stdout
+    archs = _build_info.cuda_archs.split(";")
+    for arch in archs:
+        assert f"sm_{arch}" in listed
+    assert re.search(rf"sm_{archs[-1]}\S*\.ptx", listed)
+
+
+def test_layers():
+    subprocess.run([sys.executable, ROOT / "tools" / "check_layers.py"], check=True)
+
+
+def test_no_torch_ao():
+    sources = list((ROOT / "python").rglob("*.py")) + list((ROOT / "csrc").rglob("*.*"))
+    assert not [p for p in sources if re.search(r"torch\.ao|torchao", p.read_text())]
