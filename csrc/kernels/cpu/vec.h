@@ -189,13 +189,44 @@ BITPARE_INLINE void fence() { _mm_sfence(); }
 BITPARE_INLINE void fence() {}
 #endif
 
-// Integers of any width, in and out of the lanes. Values are in range.
+// Integers of any width, in and out of the lanes. Values are in range. The compiler widens 8 and 16
+// bits lane by lane, so those are spelled out.
+BITPARE_INLINE VecInt load_int(const int32_t* p) {
+  VecInt v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+#if defined(__AVX512F__)
+BITPARE_INLINE VecInt load_int(const int8_t* p) {
+  return (VecInt)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+BITPARE_INLINE VecInt load_int(const uint8_t* p) {
+  return (VecInt)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+BITPARE_INLINE VecInt load_int(const int16_t* p) {
+  return (VecInt)_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p));
+}
+#elif defined(__AVX2__)
+BITPARE_INLINE VecInt load_int(const int8_t* p) {
+  return (VecInt)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+BITPARE_INLINE VecInt load_int(const uint8_t* p) {
+  return (VecInt)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+BITPARE_INLINE VecInt load_int(const int16_t* p) {
+  return (VecInt)_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+#else
+template <class T>
+BITPARE_INLINE VecInt load_int(const T* p) {
+  VecInt v = {};
+  for (int l = 0; l < kWidth; ++l) v[l] = p[l];
+  return v;
+}
+#endif
 template <class T>
 BITPARE_INLINE Vec load(const T* p) {
-  typedef T Narrow __attribute__((vector_size(sizeof(T) * kWidth)));
-  Narrow n;
-  __builtin_memcpy(&n, p, sizeof n);
-  return __builtin_convertvector(__builtin_convertvector(n, VecInt), Vec);
+  return __builtin_convertvector(load_int(p), Vec);
 }
 template <class T>
 BITPARE_INLINE void store(T* p, Vec v) {
