@@ -48,7 +48,7 @@ lint: build
 	$(VENV)/bin/ruff format -q --check . && $(VENV)/bin/ruff check -q .
 	$(VENV)/bin/mypy
 	$(PY) tools/check_layers.py
-	$(VENV)/bin/clang-tidy -quiet -p $(BUILD) csrc/kernels/cpu/*.cpp
+	ls csrc/kernels/cpu/*.cpp csrc/ops/*.cpp csrc/module.cpp | xargs -P $(JOBS) -n 3 $(VENV)/bin/clang-tidy -quiet -p $(BUILD) --extra-arg=-fno-openmp
 
 asan:
 	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt

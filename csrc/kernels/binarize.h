@@ -1,5 +1,4 @@
-// Quantization to two or three levels times a scale, its gradients, and the mean magnitude that is
-// the usual scale.
+// Quantization to two or three levels times a scale, and its gradients.
 //   y[i] = level(x[i]) * scale
 #pragma once
 #include "kernels/backend.h"
@@ -35,20 +34,6 @@ struct BinarizeGradient {
   float* scale_gradient;
 };
 
-constexpr int kMagnitudeTerms = 2;
-
-// mean[c] = mean of |x| over the elements of channel c with |x| > threshold[c], all of them where
-// threshold is null; 0 where there are none. x: laid out as `layout`. threshold, mean: [channels].
-// partial: scratch, [kMagnitudeTerms, pieces_of(layout), channels].
-struct MeanMagnitude {
-  const void* x;
-  DType dtype;
-  const float* threshold;
-  ReduceLayout layout;
-  float* partial;
-  float* mean;
-};
-
 template <class Isa>
 void binarize(const Binarize& args, const OnCpu<Isa>& cpu);
 void binarize(const Binarize& args, const OnCuda& cuda);
@@ -56,9 +41,5 @@ void binarize(const Binarize& args, const OnCuda& cuda);
 template <class Isa>
 void binarize_gradient(const BinarizeGradient& args, const OnCpu<Isa>& cpu);
 void binarize_gradient(const BinarizeGradient& args, const OnCuda& cuda);
-
-template <class Isa>
-void mean_magnitude(const MeanMagnitude& args, const OnCpu<Isa>& cpu);
-void mean_magnitude(const MeanMagnitude& args, const OnCuda& cuda);
 
 }  // namespace bitpare

@@ -45,20 +45,5 @@ BITPARE_INLINE LevelTerms<V> level_terms(V dy, V x, V scale, V threshold, bool c
   return {clipped ? inside : dy, dy * level_of<kLevels>(x, threshold)};
 }
 
-// What one element adds to the mean magnitude: its magnitude and 1, where above the threshold.
-template <class V>
-struct MagnitudeTerms {
-  V sum, count;
-};
-
-template <class V>
-BITPARE_INLINE MagnitudeTerms<V> magnitude_terms(V x, V threshold) {
-  V magnitude = absolute(x), zero = splat<V>(0.0f);
-  return {magnitude <= threshold ? zero : magnitude,
-          magnitude <= threshold ? zero : splat<V>(1.0f)};
-}
-
-BITPARE_INLINE float mean_of(float sum, float count) { return count > 0.0f ? sum / count : 0.0f; }
-
 }  // namespace math
 }  // namespace bitpare

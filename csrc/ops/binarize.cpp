@@ -1,6 +1,6 @@
 #include "kernels/binarize.h"
 
-#include "ops/call.h"
+#include "ops/mean_magnitude.h"
 
 namespace bitpare::ops {
 namespace {
@@ -16,9 +16,6 @@ using GradientSignature = std::tuple<Tensor, Tensor>(
     const Tensor& dy, const Tensor& x, const Tensor& scale, const OptionalTensor& threshold,
     int64_t levels, bool clipped, std::optional<int64_t> axis, std::optional<int64_t> group,
     at::MemoryFormat memory_format);
-using MeanSignature = Tensor(const Tensor& x, const OptionalTensor& threshold,
-                             std::optional<int64_t> axis, std::optional<int64_t> group);
-
 QuantizerTensors levels_of(const char* op, const Tensor& scale, const OptionalTensor& threshold,
                            const ReduceLayout& layout, bool see_values) {
   auto q = quantizer_of(op, scale, std::nullopt, 0, 0, layout, true, see_values);
@@ -84,59 +81,6 @@ std::tuple<Tensor, Tensor> gradient_meta(const Tensor&, const Tensor& x, const T
           at::empty_like(scale, at::MemoryFormat::Contiguous)};
 }
 
-template <class Device>
-Tensor mean(const Tensor& x, const OptionalTensor& threshold, std::optional<int64_t> axis,
-            std::optional<int64_t> group) {
-  constexpr const char* op = "mean_magnitude";
-  Device::require(op, x);
-  Granularity granularity = {axis, group};
-  at::MemoryFormat format = format_of(x, granularity);
-  Tensor source = x.contiguous(format), above;
-  if (threshold) above = threshold->contiguous();
-  auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  Tensor result = at::empty_symint(scale_shape(x, granularity), options);
-  ReduceLayout layout = layout_of(x, granularity, format);
-  Tensor partial =
-      at::empty({kMagnitudeTerms * math::pieces_of(layout) * layout.channels}, options);
-  MeanMagnitude args = {source.const_data_ptr(),
-                        dtype_of(op, x),
-                        threshold ? above.const_data_ptr<float>() : nullptr,
-                        layout,
-                        partial.data_ptr<float>(),
-                        result.data_ptr<float>()};
-  Device::run(x, [&](const auto& where) { bitpare::mean_magnitude(args, where); });
-  return result;
-}
-
-Tensor mean_meta(const Tensor& x, const OptionalTensor&, std::optional<int64_t> axis,
-                 std::optional<int64_t> group) {
-  return at::empty_symint(scale_shape(x, {axis, group}),
-                          x.options().dtype(at::kFloat).memory_format(std::nullopt));
-}
-
-void check_threshold(const char* op, const Tensor& x, const OptionalTensor& threshold,
-                     const Granularity& granularity) {
-  if (!threshold) return;
-  TORCH_CHECK(threshold->scalar_type() == at::kFloat, op, ": threshold must be float32, got ",
-              threshold->scalar_type());
-  check_per_channel(op, "threshold", x, *threshold, granularity);
-}
-
-Tensor call_mean(const Tensor& x, const OptionalTensor& threshold, const Granularity& g) {
-  static auto op = find_op<MeanSignature>("bitpare::_mean_magnitude");
-  return op.call(x, threshold, g.axis, g.group);
-}
-
-Tensor checked_mean(const Tensor& x, const OptionalTensor& threshold, std::optional<int64_t> axis,
-                    std::optional<int64_t> group) {
-  Granularity granularity = {axis, group};
-  check_input("mean_magnitude", x);
-  check_granularity("mean_magnitude", x, granularity);
-  check_threshold("mean_magnitude", x, threshold, granularity);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return call_mean(x, threshold, granularity);
-}
-
 // What one call works with, the scale and threshold filled in where they were not given.
 struct Call {
   Levels levels;
@@ -161,10 +105,10 @@ Call prepared(const Tensor& x, const OptionalTensor& scale, const OptionalTensor
   Call call = {levels, clipped, Tensor(), threshold, granularity, format_of(x, granularity)};
   at::AutoDispatchBelowADInplaceOrView below;
   if (levels == Levels::ternary && !threshold) {
-    call.threshold =
-        scale ? scale->detach() * 0.5 : call_mean(x, std::nullopt, granularity) * kTwnThreshold;
+    call.threshold = scale ? scale->detach() * 0.5
+                           : mean_magnitude(x, std::nullopt, granularity) * kTwnThreshold;
   }
-  call.scale = scale ? *scale : call_mean(x, call.threshold, granularity);
+  call.scale = scale ? *scale : mean_magnitude(x, call.threshold, granularity);
   return call;
 }
 
@@ -243,52 +187,41 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def(
       "binarize(Tensor x, Tensor? scale=None, *, str levels='sign', int? axis=None, "
       "int? group=None, str estimator='ste') -> Tensor",
-      kTags);
+      tags());
   m.def(
       "ternarize(Tensor x, Tensor? scale=None, Tensor? threshold=None, *, int? axis=None, "
       "int? group=None, str estimator='ste') -> Tensor",
-      kTags);
-  m.def(
-      "mean_magnitude(Tensor x, Tensor? threshold=None, *, int? axis=None, int? group=None) -> "
-      "Tensor",
-      kTags);
+      tags());
   m.def(
       "_binarize(Tensor x, Tensor scale, Tensor? threshold, int levels, int? axis, int? group, "
       "MemoryFormat memory_format) -> Tensor",
-      kTags);
+      tags());
   m.def(
       "_binarize_gradient(Tensor dy, Tensor x, Tensor scale, Tensor? threshold, int levels, "
       "bool clipped, int? axis, int? group, MemoryFormat memory_format) -> (Tensor, Tensor)",
-      kTags);
-  m.def("_mean_magnitude(Tensor x, Tensor? threshold, int? axis, int? group) -> Tensor", kTags);
+      tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
   m.impl("_binarize", forward<Cpu>);
   m.impl("_binarize_gradient", gradient<Cpu>);
-  m.impl("_mean_magnitude", mean<Cpu>);
 }
 TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
   m.impl("_binarize", forward<Cuda>);
   m.impl("_binarize_gradient", gradient<Cuda>);
-  m.impl("_mean_magnitude", mean<Cuda>);
 }
 TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
   m.impl("_binarize", forward_meta);
   m.impl("_binarize_gradient", gradient_meta);
-  m.impl("_mean_magnitude", mean_meta);
 }
 TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
   m.impl("binarize", binarize<without_gradient>);
   m.impl("ternarize", ternarize<without_gradient>);
-  m.impl("mean_magnitude", checked_mean);
 }
 TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
   m.impl("binarize", binarize<with_gradient>);
   m.impl("ternarize", ternarize<with_gradient>);
-  m.impl("mean_magnitude", checked_mean);
   m.impl("_binarize", torch::autograd::autogradNotImplementedFallback());
   m.impl("_binarize_gradient", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_mean_magnitude", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace bitpare::ops

@@ -17,6 +17,10 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-inline const std::vector<at::Tag> kTags = {at::Tag::pt2_compliant_tag};
+// What every op of this library declares.
+inline const std::vector<at::Tag>& tags() {
+  static const std::vector<at::Tag> all = {at::Tag::pt2_compliant_tag};
+  return all;
+}
 
 }  // namespace bitpare::ops

@@ -111,12 +111,12 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def(
       "fake_float(Tensor x, Tensor? scale=None, *, int exponent_bits, int mantissa_bits, "
       "int? axis=None, int? group=None, str rounding='nearest', Tensor? rng=None) -> Tensor",
-      kTags);
+      tags());
   m.def(
       "_fake_float(Tensor x, Tensor? scale, int exponent_bits, int mantissa_bits, int? axis, "
       "int? group, int rounding, Tensor? rng, bool save_inside, MemoryFormat memory_format) -> "
       "(Tensor, Tensor)",
-      kTags);
+      tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_fake_float", forward<Cpu>); }
 TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_fake_float", forward<Cuda>); }

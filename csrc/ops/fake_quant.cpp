@@ -128,7 +128,8 @@ struct Shaped : torch::autograd::Function<Shaped> {
                         Estimator estimator, double delta, at::MemoryFormat format) {
     at::AutoDispatchBelowADInplaceOrView below;
     // rng moves on before the backward pass, which has to round as this pass did.
-    Tensor rng = a.rounding == Rounding::stochastic ? a.rng->clone() : Tensor();
+    Tensor rng = a.rng.value_or(Tensor());
+    if (rng.defined()) rng = rng.clone();
     context->save_for_backward({x, a.scale, a.zero_point.value_or(Tensor()), rng});
     auto& saved = context->saved_data;
     saved["quant_min"] = a.quant_min;
@@ -222,17 +223,17 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "fake_quant(Tensor x, Tensor scale, Tensor? zero_point=None, *, int quant_min, "
       "int quant_max, int? axis=None, int? group=None, str rounding='nearest', "
       "str estimator='ste', float delta=0.0, Tensor? rng=None) -> Tensor",
-      kTags);
+      tags());
   m.def(
       "_fake_quant(Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, "
       "int? axis, int? group, int rounding, Tensor? rng, bool floored, bool save_inside, "
       "MemoryFormat memory_format) -> (Tensor, Tensor)",
-      kTags);
+      tags());
   m.def(
       "_fake_quant_gradient(Tensor dy, Tensor x, Tensor scale, Tensor? zero_point, "
       "int quant_min, int quant_max, int? axis, int? group, int rounding, Tensor? rng, "
       "int estimator, float delta, MemoryFormat memory_format) -> Tensor",
-      kTags);
+      tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
   m.impl("_fake_quant", forward<Cpu>);

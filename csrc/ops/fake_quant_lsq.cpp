@@ -160,12 +160,12 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def(
       "fake_quant_lsq(Tensor x, Tensor scale, Tensor? zero_point=None, *, int quant_min, "
       "int quant_max, int? axis=None, int? group=None, float? grad_scale=None) -> Tensor",
-      kTags);
+      tags());
   m.def(
       "_fake_quant_lsq_gradient(Tensor dy, Tensor x, Tensor scale, Tensor? zero_point, "
       "int quant_min, int quant_max, int? axis, int? group, float? grad_scale, "
       "MemoryFormat memory_format) -> (Tensor, Tensor, Tensor)",
-      kTags);
+      tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_fake_quant_lsq_gradient", gradient<Cpu>); }
 TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_fake_quant_lsq_gradient", gradient<Cuda>); }

@@ -105,11 +105,11 @@ RangeAndCounts histogram_meta(const Tensor& x, const Tensor& low, const Tensor& 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
-  m.def("minmax(Tensor x, *, int? axis=None) -> (Tensor min, Tensor max)", kTags);
+  m.def("minmax(Tensor x, *, int? axis=None) -> (Tensor min, Tensor max)", tags());
   m.def(
       "minmax_histogram(Tensor x, Tensor low, Tensor high, *, int bins=2048, int? axis=None) -> "
       "(Tensor min, Tensor max, Tensor counts)",
-      kTags);
+      tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
   m.impl("minmax", minmax<Cpu>);

@@ -89,9 +89,9 @@ Tensor unpack_meta(const Tensor& packed, c10::SymIntArrayRef shape, int64_t bits
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
-  m.def("pack_bits(Tensor codes, *, int bits) -> Tensor", kTags);
+  m.def("pack_bits(Tensor codes, *, int bits) -> Tensor", tags());
   m.def("unpack_bits(Tensor packed, SymInt[] shape, *, int bits, bool signed=False) -> Tensor",
-        kTags);
+        tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
   m.impl("pack_bits", pack<Cpu>);

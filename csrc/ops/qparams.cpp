@@ -65,7 +65,7 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def(
       "qparams(Tensor min, Tensor max, *, int quant_min, int quant_max, bool symmetric=True, "
       "bool power_of_two=False) -> (Tensor scale, Tensor zero_point)",
-      kTags);
+      tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("qparams", body<Cpu>); }
 TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("qparams", body<Cuda>); }

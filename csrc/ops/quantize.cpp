@@ -114,11 +114,11 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def(
       "quantize(Tensor x, Tensor scale, Tensor? zero_point=None, *, int quant_min, "
       "int quant_max, int? axis=None, int? group=None) -> Tensor",
-      kTags);
+      tags());
   m.def(
       "dequantize(Tensor q, Tensor scale, Tensor? zero_point=None, *, int? axis=None, "
       "int? group=None, ScalarType? dtype=None) -> Tensor",
-      kTags);
+      tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
   m.impl("quantize", quantize<Cpu>);

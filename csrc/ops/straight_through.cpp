@@ -76,7 +76,8 @@ Tensor with_straight_through(const Tensor& x, at::MemoryFormat format,
 }
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
-  m.def("_straight_through(Tensor dy, Tensor inside, MemoryFormat memory_format) -> Tensor", kTags);
+  m.def("_straight_through(Tensor dy, Tensor inside, MemoryFormat memory_format) -> Tensor",
+        tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_straight_through", body<Cpu>); }
 TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_straight_through", body<Cuda>); }

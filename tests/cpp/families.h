@@ -5,6 +5,7 @@
 #include "kernels/fake_float.h"
 #include "kernels/fake_quant.h"
 #include "kernels/fake_quant_lsq.h"
+#include "kernels/mean_magnitude.h"
 #include "kernels/minmax.h"
 #include "kernels/pack_bits.h"
 #include "kernels/qparams.h"

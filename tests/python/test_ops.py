@@ -307,6 +307,32 @@ def test_opcheck(case):
 
 DIFFERENTIABLE_OPS = {c.op for c in WITH_GRADIENT}
 
+_X, _DY = torch.linspace(-3, 3, 96).view(2, 3, 4, 4), torch.linspace(-1, 1, 96).view(2, 3, 4, 4)
+_SCALE, _ZERO = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 0.0, -2.0])
+_BITS = torch.tensor([-7, 12345])
+_LAST = torch.channels_last
+PRIVATE = [
+    ("_fake_quant", (_X, _SCALE, _ZERO, -8, 7, 1, None, 0, None, True, True, _LAST)),
+    ("_fake_quant", (_X, _SCALE, None, -8, 7, 1, None, 0, None, False, False, _LAST)),
+    ("_straight_through", (_DY, _BITS, _LAST)),
+    ("_straight_through", (_DY.clone().requires_grad_(), _BITS, torch.contiguous_format)),
+    ("_fake_quant_gradient", (_DY, _X, _SCALE, None, -8, 7, 1, None, 0, None, 2, 0.5, _LAST)),
+    ("_fake_quant_lsq_gradient", (_DY, _X, _SCALE, _ZERO, -8, 7, 1, None, None, _LAST)),
+    ("_binarize", (_X, _SCALE, _SCALE * 0.5, 3, 1, None, _LAST)),
+    ("_binarize_gradient", (_DY, _X, _SCALE, None, 0, True, 1, None, _LAST)),
+    ("_mean_magnitude", (_X, _SCALE, 1, None)),
+    ("_fake_float", (_X, _SCALE, 4, 3, 1, None, 0, None, True, _LAST)),
+]
+
+
+@pytest.mark.parametrize("name, args", PRIVATE, ids=[name for name, _ in PRIVATE])
+def test_opcheck_of_what_lies_below_autograd(name, args):
+    torch.library.opcheck(getattr(torch.ops.bitpare, name).default, args)
+    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+    op = getattr(torch.ops.bitpare, name)
+    for a, b in zip(as_tuple(op(*meta)), as_tuple(op(*args)), strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
 
 def compiled(case: Case, backend: str, dynamic: bool | None = None):
     op = getattr(bp.functional, case.op)
@@ -361,7 +387,7 @@ def test_dynamic_shapes_do_not_recompile():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     f = torch.compile(bp.functional.fake_quant, fullgraph=True, backend=counter, dynamic=True)
-    for n in (5, 70, 131):
+    for n in (40, 70, 131):  # fewer than 65 elements are one word of bits, and one is special
         x, scale = torch.randn(n, 4, requires_grad=True), torch.rand(4) + 0.1
         y = f(x, scale, quant_min=-8, quant_max=7, axis=1)
         y.sum().backward()

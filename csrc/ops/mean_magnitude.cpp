@@ -1,0 +1,83 @@
+#include "ops/mean_magnitude.h"
+
+#include "kernels/mean_magnitude.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr const char* kOp = "mean_magnitude";
+
+using MeanSignature = Tensor(const Tensor& x, const OptionalTensor& threshold,
+                             std::optional<int64_t> axis, std::optional<int64_t> group);
+
+template <class Device>
+Tensor body(const Tensor& x, const OptionalTensor& threshold, std::optional<int64_t> axis,
+            std::optional<int64_t> group) {
+  Device::require(kOp, x);
+  Granularity granularity = {axis, group};
+  at::MemoryFormat format = format_of(x, granularity);
+  Tensor source = x.contiguous(format), above;
+  if (threshold) above = threshold->contiguous();
+  auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
+  Tensor result = at::empty_symint(scale_shape(x, granularity), options);
+  ReduceLayout layout = layout_of(x, granularity, format);
+  Tensor partial =
+      at::empty({kMagnitudeTerms * math::pieces_of(layout) * layout.channels}, options);
+  MeanMagnitude args = {source.const_data_ptr(),
+                        dtype_of(kOp, x),
+                        threshold ? above.const_data_ptr<float>() : nullptr,
+                        layout,
+                        partial.data_ptr<float>(),
+                        result.data_ptr<float>()};
+  Device::run(x, [&](const auto& where) { bitpare::mean_magnitude(args, where); });
+  return result;
+}
+
+Tensor meta(const Tensor& x, const OptionalTensor&, std::optional<int64_t> axis,
+            std::optional<int64_t> group) {
+  return at::empty_symint(scale_shape(x, {axis, group}),
+                          x.options().dtype(at::kFloat).memory_format(std::nullopt));
+}
+
+Tensor checked(const Tensor& x, const OptionalTensor& threshold, std::optional<int64_t> axis,
+               std::optional<int64_t> group) {
+  Granularity granularity = {axis, group};
+  check_input(kOp, x);
+  check_granularity(kOp, x, granularity);
+  check_threshold(kOp, x, threshold, granularity);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return mean_magnitude(x, threshold, granularity);
+}
+
+}  // namespace
+
+void check_threshold(const char* op, const Tensor& x, const OptionalTensor& threshold,
+                     const Granularity& granularity) {
+  if (!threshold) return;
+  TORCH_CHECK(threshold->scalar_type() == at::kFloat, op, ": threshold must be float32, got ",
+              threshold->scalar_type());
+  check_per_channel(op, "threshold", x, *threshold, granularity);
+}
+
+Tensor mean_magnitude(const Tensor& x, const OptionalTensor& threshold, const Granularity& g) {
+  static auto op = find_op<MeanSignature>("bitpare::_mean_magnitude");
+  return op.call(x, threshold, g.axis, g.group);
+}
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def(
+      "mean_magnitude(Tensor x, Tensor? threshold=None, *, int? axis=None, int? group=None) -> "
+      "Tensor",
+      tags());
+  m.def("_mean_magnitude(Tensor x, Tensor? threshold, int? axis, int? group) -> Tensor", tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_mean_magnitude", body<Cpu>); }
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_mean_magnitude", body<Cuda>); }
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_mean_magnitude", meta); }
+TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) { m.impl("mean_magnitude", checked); }
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("mean_magnitude", checked);
+  m.impl("_mean_magnitude", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace bitpare::ops

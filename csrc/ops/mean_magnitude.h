@@ -1,0 +1,14 @@
+// The mean of |x|, for other ops: binarize and ternarize take it for their scale.
+#pragma once
+#include "ops/call.h"
+
+namespace bitpare::ops {
+
+// float32, of the shape of a scale. threshold: the same, or none. No gradient.
+Tensor mean_magnitude(const Tensor& x, const OptionalTensor& threshold, const Granularity& g);
+
+// `op` is who the message names.
+void check_threshold(const char* op, const Tensor& x, const OptionalTensor& threshold,
+                     const Granularity& granularity);
+
+}  // namespace bitpare::ops
