@@ -273,12 +273,6 @@ inline std::vector<Case> layouts() {
   return cases;
 }
 
-// Those that are quick where each channel takes a block of threads of its own.
-inline std::vector<Case> few_channels(std::vector<Case> cases) {
-  std::erase_if(cases, [](const Case& c) { return c.layout.channels > 50; });
-  return cases;
-}
-
 // Each layout, then the other modes on one of them.
 inline std::vector<Case> all_cases() {
   std::vector<Case> cases = layouts();

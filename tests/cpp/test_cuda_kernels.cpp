@@ -81,7 +81,7 @@ TEST(OnHost, Binarize) {
     compare(layouts(), [=]<class T>(T, const Case& c, const auto& where) {
       return run_binarize<T>(c, test_values(c.n(), 6), levels, where);
     });
-    compare(few_channels(layouts()), [=]<class T>(T, const Case& c, const auto& where) {
+    compare(layouts(), [=]<class T>(T, const Case& c, const auto& where) {
       return run_binarize_gradient<T>(c, finite_values(c.n(), 11), finite_values(c.n(), 10), levels,
                                       where);
     });
@@ -104,7 +104,7 @@ TEST(OnHost, Quantize) {
 }
 
 TEST(OnHost, FakeQuantLsq) {
-  compare(few_channels(all_cases()), []<class T>(T, const Case& c, const auto& where) {
+  compare(all_cases(), []<class T>(T, const Case& c, const auto& where) {
     return run_lsq<T>(c, finite_values(c.n(), 9), finite_values(c.n(), 8), where);
   });
   // More pieces than a block has threads, so that its runs are longer than one.
@@ -116,7 +116,7 @@ TEST(OnHost, FakeQuantLsq) {
 
 TEST(OnHost, MeanMagnitude) {
   for (bool thresholds : {false, true}) {
-    compare(few_channels(layouts()), [=]<class T>(T, const Case& c, const auto& where) {
+    compare(layouts(), [=]<class T>(T, const Case& c, const auto& where) {
       return run_mean_magnitude<T>(c, finite_values(c.n(), 12), thresholds, where);
     });
   }
@@ -124,7 +124,7 @@ TEST(OnHost, MeanMagnitude) {
 
 TEST(OnHost, MinMax) {
   for (int32_t bins : {0, 10}) {
-    compare(few_channels(layouts()), [=]<class T>(T, const Case& c, const auto& where) {
+    compare(layouts(), [=]<class T>(T, const Case& c, const auto& where) {
       return run_minmax<T>(c, test_values(c.n(), 13), bins, 1, where);
     });
   }

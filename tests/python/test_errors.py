@@ -1,9 +1,12 @@
 """Wrong use: each documented error, by its message."""
 
+import importlib.util
 import math
 import os
+import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import bitpare as bp
 import pytest
@@ -130,3 +133,20 @@ def test_build_for_another_torch(built):
         _load.check_build(*built)
     assert built[0] in str(caught.value) and torch.__version__ in str(caught.value)
     assert _load.REBUILD in str(caught.value)
+
+
+def test_source_that_was_not_built():
+    ran = run_python("import sys; sys.modules['bitpare._build_info'] = None; import bitpare")
+    assert ran.returncode != 0
+    assert "bitpare has not been built yet" in ran.stderr and "pip install" in ran.stderr
+
+
+def test_build_backend_without_torch_says_what_to_install(monkeypatch):
+    backend = pathlib.Path(__file__).parents[2] / "cmake" / "build_backend.py"
+    spec = importlib.util.spec_from_file_location("build_backend", backend)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.require_torch()  # this environment has one
+    monkeypatch.setattr(module.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1))
+    with pytest.raises(SystemExit, match=r"pip install torch==[\s\S]*--no-build-isolation \."):
+        module.build_wheel("unused")

@@ -131,3 +131,15 @@ def test_layers():
 def test_no_torch_ao():
     sources = list((ROOT / "python").rglob("*.py")) + list((ROOT / "csrc").rglob("*.*"))
     assert not [p for p in sources if re.search(r"torch\.ao|torchao", p.read_text())]
+
+
+def test_readme_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_benchmark_tables_are_the_stored_results():
+    tables = ROOT / "benchmarks" / "tables.py"
+    subprocess.run([sys.executable, tables, "--check"], check=True)

@@ -13,102 +13,116 @@ constexpr int64_t kLaneVectors = kSumLanes / kWidth;
 struct Lanes {
   math::Affine<Vec> affine;
   int64_t channel;  // of lane 0; the others' too, or the next ones where channels are innermost
-  int64_t count;    // how many lanes hold elements
+  int64_t count;    // how many lanes hold elements: kWidth, or what is left
 };
 
-// y[i] = f(lanes, terms, x[i] ...) over one reduction's tasks first .. last - 1, where f also
-// writes one vector of each term, to be combined by Rule. y may be null (f's result is dropped).
-// partial: [kTerms, pieces, channels].
+// One vector of a reduction, or its first lanes.count lanes: y[at] = f(lanes, terms, x[at] ...),
+// where f also writes one vector of each term, which Rule combines into sums. y may be null.
+template <class Rule, int kTerms, class Out, class F, class... In>
+BITPARE_INLINE void accumulate(const Lanes& lanes, int64_t at, const F& f, Vec* (&sums)[kTerms],
+                               Out* y, const In*... x) {
+  Vec terms[kTerms];
+  if (lanes.count == kWidth) {
+    Vec result = f(lanes, terms, load(x + at)...);
+    if (y) store(y + at, result);
+  } else {
+    Vec result = f(lanes, terms, load_some(x + at, lanes.count)...);
+    if (y) store_some(y + at, result, lanes.count);
+    for (int t = 0; t < kTerms; ++t) {
+      Vec none = Rule::template identity<Vec>(t);
+      terms[t] = lane_numbers() < static_cast<int32_t>(lanes.count) ? terms[t] : none;
+    }
+  }
+  for (int t = 0; t < kTerms; ++t) *sums[t] = Rule::template combine<Vec>(t, *sums[t], terms[t]);
+}
+
+BITPARE_INLINE int64_t at_most(int64_t value, int64_t limit) {
+  return value < limit ? value : limit;
+}
+
+// A core takes one chunk of one row: 32 lanes in registers, folded once at its end. `task` counts
+// chunks row after row. partial: [kTerms, pieces, channels].
+template <class Rule, int kTerms, class Out, class F, class... In>
+void reduce_chunk(const Quantizer& q, const ReduceLayout& layout, int64_t task, float* partial,
+                  const F& f, Out* y, const In*... x) {
+  int64_t chunks = math::chunks_per_row(layout), pieces = math::pieces_of(layout);
+  int64_t row = task / chunks, chunk = task % chunks;
+  int64_t channel = row % layout.channels, piece = row / layout.channels * chunks + chunk;
+  int64_t begin = row * layout.inner + chunk * kSumChunk;
+  int64_t count = at_most(layout.inner - chunk * kSumChunk, kSumChunk);
+  Lanes lanes = {splat_affine(math::affine_of_channel(q, channel)), channel, kWidth};
+  Vec sums[kTerms][kLaneVectors];
+  for (int t = 0; t < kTerms; ++t) {
+    for (int64_t v = 0; v < kLaneVectors; ++v) sums[t][v] = Rule::template identity<Vec>(t);
+  }
+  auto add = [&](int64_t v, int64_t at) [[gnu::always_inline]] {
+    Vec* into[kTerms];
+    for (int t = 0; t < kTerms; ++t) into[t] = &sums[t][v];
+    accumulate<Rule, kTerms>(lanes, at, f, into, y, x...);
+  };
+  int64_t j = 0;
+  for (; j + kSumLanes <= count; j += kSumLanes) {
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < kLaneVectors; ++v) add(v, begin + j + v * kWidth);
+  }
+  for (int64_t v = 0; j + v * kWidth < count; ++v) {
+    lanes.count = at_most(count - j - v * kWidth, kWidth);
+    add(v, begin + j + v * kWidth);
+  }
+  for (int t = 0; t < kTerms; ++t) {
+    float all[kSumLanes];
+    for (int64_t v = 0; v < kLaneVectors; ++v) store(all + v * kWidth, sums[t][v]);
+    partial[(t * pieces + piece) * layout.channels + channel] = math::fold_lanes<Rule>(t, all);
+  }
+}
+
+// A core takes kSumRows rows of up to kPeriod channels, channels innermost; the sums stay in the
+// first cache.
+template <class Rule, int kTerms, class Out, class F, class... In>
+void reduce_columns(const Quantizer& q, const ReduceLayout& layout, int64_t piece, float* partial,
+                    const F& f, Out* y, const In*... x) {
+  constexpr int64_t kColumns = ChannelTable::kPeriod;
+  int64_t pieces = math::pieces_of(layout), channels = layout.channels;
+  int64_t end_row = at_most((piece + 1) * kSumRows, layout.outer);
+  ChannelTable table;
+  float sums[kTerms][kColumns + kWidth];
+  for (int64_t first = 0; first < channels; first += kColumns) {
+    int64_t width = at_most(channels - first, kColumns);
+    table.fill(q, first, width);
+    for (int t = 0; t < kTerms; ++t) {
+      for (int64_t c = 0; c < width; c += kWidth) {
+        store(sums[t] + c, Rule::template identity<Vec>(t));
+      }
+    }
+    for (int64_t row = piece * kSumRows; row < end_row; ++row) {
+      for (int64_t c = 0; c < width; c += kWidth) {
+        Lanes lanes = {table.from(c).at(0), first + c, at_most(width - c, kWidth)};
+        Vec sum[kTerms], *into[kTerms];
+        for (int t = 0; t < kTerms; ++t) {
+          sum[t] = load(sums[t] + c);
+          into[t] = &sum[t];
+        }
+        accumulate<Rule, kTerms>(lanes, row * channels + first + c, f, into, y, x...);
+        for (int t = 0; t < kTerms; ++t) store(sums[t] + c, sum[t]);
+      }
+    }
+    for (int t = 0; t < kTerms; ++t) {
+      float* out = partial + (t * pieces + piece) * channels + first;
+      __builtin_memcpy(out, sums[t], static_cast<uint64_t>(width) * sizeof(float));
+    }
+  }
+}
+
+// Tasks first .. last - 1 of a reduction: rows' chunks, or pieces of channels innermost.
 template <class Rule, int kTerms, class Out, class F, class... In>
 void reduce_tasks(const Quantizer& q, const ReduceLayout& layout, int64_t first, int64_t last,
-                  float* partial, F f, Out* y, const In*... x) {
-  int64_t pieces = math::pieces_of(layout), channels = layout.channels;
-
-  // One vector, or the first `count` lanes of one, into the accumulators `sum`.
-  auto step = [&](const math::Affine<Vec>& affine, int64_t channel, int64_t at, int64_t count,
-                  auto sum) [[gnu::always_inline]] {
-    Lanes lanes = {affine, channel, count < kWidth ? count : kWidth};
-    Vec terms[kTerms];
-    if (count >= kWidth) {
-      Vec result = f(lanes, terms, load(x + at)...);
-      if (y) store(y + at, result);
-      for (int t = 0; t < kTerms; ++t) {
-        *sum(t) = Rule::template combine<Vec>(t, *sum(t), terms[t]);
-      }
-    } else {
-      Vec result = f(lanes, terms, load_some(x + at, count)...);
-      if (y) store_some(y + at, result, count);
-      for (int t = 0; t < kTerms; ++t) {
-        Vec none = Rule::template identity<Vec>(t);
-        Vec term = lane_numbers() < static_cast<int32_t>(count) ? terms[t] : none;
-        *sum(t) = Rule::template combine<Vec>(t, *sum(t), term);
-      }
-    }
-  };
-
-  if (math::channels_innermost(layout)) {
-    // A core takes kSumRows rows of up to kPeriod channels; the sums stay in the first cache.
-    ChannelTable table;
-    float sums[kTerms][ChannelTable::kPeriod + kWidth];
-    for (int64_t piece = first; piece < last; ++piece) {
-      int64_t end_row =
-          (piece + 1) * kSumRows < layout.outer ? (piece + 1) * kSumRows : layout.outer;
-      for (int64_t c0 = 0; c0 < channels; c0 += ChannelTable::kPeriod) {
-        int64_t width =
-            channels - c0 < ChannelTable::kPeriod ? channels - c0 : ChannelTable::kPeriod;
-        table.fill(q, c0, width);
-        for (int t = 0; t < kTerms; ++t) {
-          for (int64_t c = 0; c < width; c += kWidth) {
-            store(sums[t] + c, Rule::template identity<Vec>(t));
-          }
-        }
-        for (int64_t row = piece * kSumRows; row < end_row; ++row) {
-          for (int64_t c = 0; c < width; c += kWidth) {
-            auto affine = table.from(c).at(0);
-            Vec sum[kTerms];
-            for (int t = 0; t < kTerms; ++t) sum[t] = load(sums[t] + c);
-            step(affine, c0 + c, row * channels + c0 + c, width - c,
-                 [&](int t) { return sum + t; });
-            for (int t = 0; t < kTerms; ++t) store(sums[t] + c, sum[t]);
-          }
-        }
-        for (int t = 0; t < kTerms; ++t) {
-          float* out = partial + (t * pieces + piece) * channels + c0;
-          __builtin_memcpy(out, sums[t], static_cast<uint64_t>(width) * sizeof(float));
-        }
-      }
-    }
-    return;
-  }
-
-  // A core takes one chunk of one row: 32 lanes in registers, folded once at its end.
-  int64_t chunks = math::chunks_per_row(layout);
+                  float* partial, const F& f, Out* y, const In*... x) {
+  bool columns = math::channels_innermost(layout);
   for (int64_t task = first; task < last; ++task) {
-    int64_t row = task / chunks, chunk = task % chunks;
-    int64_t channel = row % channels, piece = row / channels * chunks + chunk;
-    int64_t begin = row * layout.inner + chunk * kSumChunk;
-    int64_t left = layout.inner - chunk * kSumChunk;
-    int64_t count = left < kSumChunk ? left : kSumChunk;
-    auto affine = splat_affine(math::affine_of_channel(q, channel));
-    Vec sums[kTerms][kLaneVectors];
-    for (int t = 0; t < kTerms; ++t) {
-      for (int64_t v = 0; v < kLaneVectors; ++v) sums[t][v] = Rule::template identity<Vec>(t);
-    }
-    int64_t j = 0;
-    for (; j + kSumLanes <= count; j += kSumLanes) {
-#pragma GCC unroll 8
-      for (int64_t v = 0; v < kLaneVectors; ++v) {
-        step(affine, channel, begin + j + v * kWidth, kWidth, [&](int t) { return &sums[t][v]; });
-      }
-    }
-    for (int64_t v = 0; j + v * kWidth < count; ++v) {
-      step(affine, channel, begin + j + v * kWidth, count - j - v * kWidth,
-           [&](int t) { return &sums[t][v]; });
-    }
-    for (int t = 0; t < kTerms; ++t) {
-      float lanes[kSumLanes];
-      for (int64_t v = 0; v < kLaneVectors; ++v) store(lanes + v * kWidth, sums[t][v]);
-      partial[(t * pieces + piece) * channels + channel] = math::fold_lanes<Rule>(t, lanes);
+    if (columns) {
+      reduce_columns<Rule, kTerms>(q, layout, task, partial, f, y, x...);
+    } else {
+      reduce_chunk<Rule, kTerms>(q, layout, task, partial, f, y, x...);
     }
   }
 }

@@ -113,6 +113,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// The same where there are few pieces, as of weights and groups: a thread takes one channel.
+template <class Rule, int kTerms, class Finish>
+__global__ void __launch_bounds__(kThreads)
+    finish_few_pieces(ReduceLayout layout, float* partial, Finish finish) {
+  int64_t pieces = math::pieces_of(layout), channels = layout.channels;
+  int64_t channel = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (channel >= channels) return;
+  float sums[kTerms];
+  for (int t = 0; t < kTerms; ++t) {
+    float* values = partial + t * pieces * channels + channel;
+    sums[t] = math::fold_pairs<Rule>(t, values, pieces, channels);
+  }
+  finish(channel, sums);
+}
+
+constexpr int64_t kFewPieces = 8;
+
 template <class Rule, int kTerms, class Finish, class Out, class F, class... In>
 void reduce(const OnCuda& cuda, const Quantizer& q, const ReduceLayout& layout, float* partial,
             Finish finish, F f, Out* y, const In*... x) {
@@ -125,8 +142,13 @@ void reduce(const OnCuda& cuda, const Quantizer& q, const ReduceLayout& layout, 
     launch(reduce_rows<Rule, kTerms, Out, F, In...>, blocks_for(tasks * kWarp, kThreads), kThreads,
            cuda.stream, q, layout, partial, f, y, x...);
   }
-  launch(finish_channels<Rule, kTerms, Finish>, layout.channels, kThreads, cuda.stream, layout,
-         partial, finish);
+  if (math::pieces_of(layout) <= kFewPieces) {
+    launch(finish_few_pieces<Rule, kTerms, Finish>, blocks_for(layout.channels, kThreads), kThreads,
+           cuda.stream, layout, partial, finish);
+  } else {
+    launch(finish_channels<Rule, kTerms, Finish>, layout.channels, kThreads, cuda.stream, layout,
+           partial, finish);
+  }
 }
 
 }  // namespace
