@@ -17,6 +17,18 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// For the body of a backward pass: unless a second derivative is asked for, the op it calls need
+// not pass through autograd, which costs a microsecond.
+class BelowAutogradUnlessRecording {
+ public:
+  BelowAutogradUnlessRecording() {
+    if (!at::GradMode::is_enabled()) below_.emplace();
+  }
+
+ private:
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_;
+};
+
 // What every op of this library declares.
 inline const std::vector<at::Tag>& tags() {
   static const std::vector<at::Tag> all = {at::Tag::pt2_compliant_tag};

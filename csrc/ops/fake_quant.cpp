@@ -144,6 +144,7 @@ struct Shaped : torch::autograd::Function<Shaped> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
+    BelowAutogradUnlessRecording guard;
     static auto op = find_op<GradientSignature>("bitpare::_fake_quant_gradient");
     auto tensors = context->get_saved_variables();
     auto& saved = context->saved_data;
