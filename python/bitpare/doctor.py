@@ -20,7 +20,9 @@ def _self_test(device: str) -> str:
 
 def _cuda() -> str:
     if not _build_info.with_cuda:
-        return "not in this build (no nvcc of torch's CUDA version was found)"
+        return (
+            "not in this build: it found no nvcc of torch's CUDA version, or BITPARE_CUDA was OFF"
+        )
     built = (
         f"built by nvcc {_build_info.cuda_compiler} for {_build_info.cuda_archs.replace(';', ' ')}"
     )
