@@ -22,10 +22,8 @@ template <>
 struct Value<float> {
   using Int = int32_t;
   using Uint = uint32_t;
-  using Mask = bool;
   BITPARE_INLINE float rint(float x) { return __builtin_rintf(x); }
   BITPARE_INLINE float floor(float x) { return __builtin_floorf(x); }
-  BITPARE_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
   BITPARE_INLINE Int bits(float x) {
     Int i;
     __builtin_memcpy(&i, &x, sizeof i);

@@ -31,7 +31,6 @@ template <>
 struct Value<Vec> {
   using Int = VecInt;
   using Uint = VecUint;
-  using Mask = VecInt;
 
   BITPARE_INLINE Vec rint(Vec x) {
 #if defined(__AVX512F__)
