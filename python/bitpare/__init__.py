@@ -9,7 +9,29 @@ from bitpare import _load
 
 _load.load()
 
-from bitpare import functional  # noqa: E402
+from bitpare import functional, report  # noqa: E402
 from bitpare._build_info import version as __version__  # noqa: E402
+from bitpare.errors import Uncalibrated, Unsupported  # noqa: E402
+from bitpare.quant.calibrate import calibrate  # noqa: E402
+from bitpare.quant.config import QConfig  # noqa: E402
+from bitpare.quant.prepare import prepare  # noqa: E402
+from bitpare.quant.schedule import QatSchedule, reestimate_bn  # noqa: E402
+from bitpare.quant.spec import FLOAT, QSpec  # noqa: E402
+from bitpare.quant.training import ema, param_groups  # noqa: E402
 
-__all__ = ["__version__", "functional"]
+__all__ = [
+    "FLOAT",
+    "QConfig",
+    "QatSchedule",
+    "QSpec",
+    "Uncalibrated",
+    "Unsupported",
+    "__version__",
+    "calibrate",
+    "ema",
+    "functional",
+    "param_groups",
+    "prepare",
+    "reestimate_bn",
+    "report",
+]

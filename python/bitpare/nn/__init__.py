@@ -1,0 +1,6 @@
+"""Quantized layers and quantizers: modules that hold state and call ``bitpare.functional``."""
+
+from bitpare.nn.layers import QUANTIZED
+from bitpare.nn.quantizer import Quantizer, RangeQuantizer
+
+__all__ = ["QUANTIZED", "Quantizer", "RangeQuantizer"]

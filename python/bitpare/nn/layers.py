@@ -1,0 +1,192 @@
+"""Layers of torch.nn with quantizers: the same parameters, names and results in float."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitpare.nn.quantizer import Quantizer, RangeQuantizer
+
+
+class _Layer:
+    """What quantized layers share: quantizers of the weight, and of input and output where the
+    layer itself holds them (else None)."""
+
+    _bitpare_layer = True
+    bp_weight: Quantizer | None
+    bp_input: Quantizer | None
+    bp_output: Quantizer | None
+    weight: Tensor
+
+    def quantized_weight(self) -> Tensor:
+        return self.weight if self.bp_weight is None else self.bp_weight(self.weight)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return x if self.bp_input is None else self.bp_input(x)
+
+    def _leave(self, y: Tensor) -> Tensor:
+        return y if self.bp_output is None else self.bp_output(y)
+
+
+class _Convolution(_Layer):
+    def forward(self, input: Tensor) -> Tensor:
+        y = self._conv_forward(  # type: ignore[attr-defined]
+            self._enter(input), self.quantized_weight(), self.bias  # type: ignore[attr-defined]
+        )
+        return self._leave(y)
+
+
+class QConv1d(_Convolution, nn.Conv1d):
+    pass
+
+
+class QConv2d(_Convolution, nn.Conv2d):
+    pass
+
+
+class QConv3d(_Convolution, nn.Conv3d):
+    pass
+
+
+class _Transposed(_Layer):
+    """The weight is [in, out / groups, ...]: its output channels lie along dimension 1."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.padding_mode != "zeros":  # type: ignore[attr-defined]
+            raise ValueError("Only `zeros` padding mode is supported for ConvTranspose")
+        dims = self.weight.dim() - 2
+        padding = self._output_padding(  # type: ignore[attr-defined]
+            input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation  # type: ignore[attr-defined]
+        )
+        run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+        y = run(
+            self._enter(input),
+            self.quantized_weight(),
+            self.bias,  # type: ignore[attr-defined]
+            self.stride,  # type: ignore[attr-defined]
+            self.padding,  # type: ignore[attr-defined]
+            padding,
+            self.groups,  # type: ignore[attr-defined]
+            self.dilation,  # type: ignore[attr-defined]
+        )
+        return self._leave(y)
+
+
+class QConvTranspose1d(_Transposed, nn.ConvTranspose1d):
+    pass
+
+
+class QConvTranspose2d(_Transposed, nn.ConvTranspose2d):
+    pass
+
+
+class QConvTranspose3d(_Transposed, nn.ConvTranspose3d):
+    pass
+
+
+class QLinear(_Layer, nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._leave(F.linear(self._enter(input), self.quantized_weight(), self.bias))
+
+
+class QEmbedding(_Layer, nn.Embedding):
+    def forward(self, input: Tensor) -> Tensor:
+        y = F.embedding(input, self.quantized_weight(), self.padding_idx)
+        return self._leave(y)
+
+
+class _BatchNorm:
+    """Stays a BatchNorm: its factor per channel goes into the integer requantization at convert.
+
+    Where a quantizer follows, directly or after a ReLU or ReLU6, one op does all of it.
+    tail: that quantizer, and the activation between.
+    """
+
+    _bitpare_layer = True
+    bp_output: Quantizer | None
+    bp_tail: tuple[RangeQuantizer, str] | None
+    bp_frozen: bool
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.bp_tail is not None and self.bp_tail[0].fuses():
+            return self.bp_tail[0].batch_norm(input, self, self.bp_tail[1])  # type: ignore[arg-type]
+        if self.bp_frozen and self.training:  # type: ignore[attr-defined]
+            y = F.batch_norm(
+                input,
+                self.running_mean,  # type: ignore[attr-defined]
+                self.running_var,  # type: ignore[attr-defined]
+                self.weight,  # type: ignore[attr-defined]
+                self.bias,  # type: ignore[attr-defined]
+                False,
+                0.0,
+                self.eps,  # type: ignore[attr-defined]
+            )
+        else:
+            y = super().forward(input)  # type: ignore[misc]
+        return y if self.bp_output is None else self.bp_output(y)
+
+
+class QBatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class QBatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    pass
+
+
+class QBatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    pass
+
+
+QUANTIZED: dict[type, type] = {
+    nn.Conv1d: QConv1d,
+    nn.Conv2d: QConv2d,
+    nn.Conv3d: QConv3d,
+    nn.ConvTranspose1d: QConvTranspose1d,
+    nn.ConvTranspose2d: QConvTranspose2d,
+    nn.ConvTranspose3d: QConvTranspose3d,
+    nn.Linear: QLinear,
+    nn.Embedding: QEmbedding,
+    nn.BatchNorm1d: QBatchNorm1d,
+    nn.BatchNorm2d: QBatchNorm2d,
+    nn.BatchNorm3d: QBatchNorm3d,
+}
+
+WEIGHTED = tuple(t for t in QUANTIZED.values() if issubclass(t, _Layer))
+NORMS = (QBatchNorm1d, QBatchNorm2d, QBatchNorm3d)
+
+
+def weight_axis(module: nn.Module) -> int:
+    """The dimension of the weight's output channels."""
+    return 1 if isinstance(module, _Transposed | nn.modules.conv._ConvTransposeNd) else 0
+
+
+def can_fuse(bn: nn.Module) -> bool:
+    """Whether the fused op covers this BatchNorm: running statistics with a fixed momentum."""
+    held: Any = bn
+    return held.momentum is not None and held.track_running_stats and held.running_mean is not None
+
+
+def reads_weight(module: nn.Module) -> bool:
+    return isinstance(module, WEIGHTED)
+
+
+def upgrade(module: nn.Module) -> bool:
+    """Makes a layer of torch.nn its quantized subclass, without quantizers yet."""
+    made = QUANTIZED.get(type(module))
+    if made is None:
+        return False
+    module.__class__ = made
+    if issubclass(made, _Layer):
+        for name in ("bp_weight", "bp_input", "bp_output"):
+            module.register_module(name, None)
+    else:
+        module.register_module("bp_output", None)
+        module.bp_tail = None  # type: ignore[assignment]
+        module.bp_frozen = False  # type: ignore[assignment]
+    return True
+
+
+def float_dtype(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.float16, torch.bfloat16)

@@ -1,0 +1,320 @@
+"""Quantizers whose scales are trained, or follow from the values without a range."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bitpare import functional as bpf
+from bitpare.nn.quantizer import Quantizer
+from bitpare.quant.grid import Grid
+from bitpare.quant.spec import QSpec
+
+
+class LearnedQuantizer(Quantizer):
+    """LSQ (Esser et al. 2020): the scale is a parameter, with a gradient of its own.
+
+    LSQ+ (Bhalgat et al. 2020) learns an offset too; PACT (Choi et al. 2018) the top of the range,
+    from which the scale follows. Scales start at 2 mean|x| / sqrt(quant_max), from the weights, or
+    from what calibration or the first training batch shows.
+    """
+
+    def __init__(
+        self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
+    ) -> None:
+        super().__init__(spec, grid, name, role)
+        self.kind = spec.learn or "lsq"
+        self.limit = limit
+        self.calibrated = False
+        self.scale = nn.Parameter(torch.ones(scales))
+        self.offset = nn.Parameter(torch.zeros(scales)) if self.kind == "lsq+" else None
+        # Sums over the batches of a calibration: least, most, mean|x|; and their number, or -1
+        # where the scale stands.
+        self.register_buffer("statistics", torch.zeros(3, scales))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        if not self.calibrated:
+            self._start(x.detach())
+        if not self.quantizing:
+            return x
+        grid, spec = self.grid, self.spec
+        if self.kind == "pact":
+            return self._pact(x)
+        zero_point = None
+        if self.offset is not None:
+            zero_point = (grid.quant_min - self.offset / self.scale).clamp(
+                grid.quant_min, grid.quant_max
+            )
+        return bpf.fake_quant_lsq(
+            x,
+            self._shaped(x, self.scale),
+            None if zero_point is None else self._shaped(x, zero_point),
+            quant_min=grid.quant_min,
+            quant_max=grid.quant_max,
+            axis=grid.axis,
+            group=grid.group,
+        )
+
+    def _pact(self, x: Tensor) -> Tensor:
+        """clip(x, 0, top), with the gradient of the top from what it clips (eq. 3)."""
+        scale = self.scale.clamp(min=2.0**-40)
+        top = scale * self.grid.quant_max
+        clipped = torch.where(x < top, x.clamp(min=0), top.to(x.dtype))
+        return bpf.fake_quant(
+            clipped,
+            scale.detach(),
+            quant_min=0,
+            quant_max=self.grid.quant_max,
+            estimator="identity",
+        )
+
+    def _shaped(self, x: Tensor, per_scale: Tensor) -> Tensor:
+        if self.grid.group is None:
+            return per_scale
+        return per_scale.view(*x.shape[:-1], x.shape[-1] // self.grid.group)
+
+    def _start(self, x: Tensor) -> None:
+        """Scales from the first values seen."""
+        if int(self.count) < 0:  # a loaded state
+            self.calibrated = True
+            return
+        if self.role == "activation" and not self.training:
+            self._require_calibrated()
+        with torch.no_grad():
+            self.observe(x)
+            self.conclude()
+
+    def observe(self, x: Tensor) -> None:
+        grid = self.grid
+        if grid.group is not None:
+            x = x.reshape(-1, grid.group)
+        axis = 0 if grid.group is not None else grid.axis
+        low, high = bpf.minmax(x, axis=axis)
+        batch = torch.stack([low, high, bpf.mean_magnitude(x, axis=axis)]).reshape(3, -1)
+        usable = torch.isfinite(batch).all()
+        self.statistics += torch.where(usable, batch, 0)
+        self.count += usable
+
+    def restart(self) -> None:
+        if self.role == "activation":
+            self.forget()
+
+    def forget(self) -> None:
+        self.statistics.zero_()
+        self.count.zero_()
+        self.calibrated = False
+
+    def conclude(self) -> None:
+        if int(self.count) <= 0:
+            return
+        grid = self.grid
+        low, high, magnitude = self.statistics / self.count
+        with torch.no_grad():
+            if self.kind == "lsq+":
+                low, high = low.clamp(max=0), high.clamp(min=0)
+                self.scale.copy_((high - low) / (grid.quant_max - grid.quant_min))
+                assert self.offset is not None
+                self.offset.copy_(low)
+            elif self.kind == "pact":
+                self.scale.copy_(high / grid.quant_max)
+            else:
+                self.scale.copy_(2 * magnitude / math.sqrt(max(grid.quant_max, 1)))
+            self.scale.clamp_(min=2.0**-40)
+            self.hold_limit()
+        self.statistics.zero_()
+        self.count.fill_(-1)
+        self.calibrated = True
+
+    def hold_limit(self) -> None:
+        """Keeps the grid inside the activation's own top, so that a runtime may drop its clamp."""
+        if self.limit > 0:
+            levels = self.grid.quant_max - self.grid.quant_min
+            top = math.nextafter(self.limit / levels, 0.0)
+            with torch.no_grad():
+                self.scale.clamp_(max=top)
+
+    def _rescale(self, before: Grid) -> None:
+        if self.calibrated:
+            with torch.no_grad():
+                if self.kind == "lsq":  # as the starting scale depends on the grid
+                    ratio = math.sqrt(max(before.quant_max, 1) / max(self.grid.quant_max, 1))
+                else:
+                    ratio = (before.quant_max - before.quant_min) / (
+                        self.grid.quant_max - self.grid.quant_min
+                    )
+                self.scale.mul_(ratio)
+                self.hold_limit()
+
+    def _read_control(self) -> None:
+        super()._read_control()
+        self.calibrated = bool(self.count < 0)
+
+
+class BinaryQuantizer(Quantizer):
+    """One bit {-s, s}, or {0, s} where values are not negative; ternary {-s, 0, s}.
+
+    s is the mean magnitude (Rastegari et al. 2016, Li et al. 2016), or learned.
+    """
+
+    def __init__(
+        self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
+    ) -> None:
+        super().__init__(spec, grid, name, role)
+        del limit
+        self.ternary = spec.learn == "ternary"
+        self.levels = "zero_one" if grid.quant_min == 0 else "sign"
+        self.scale = nn.Parameter(torch.ones(scales)) if spec.learn == "lsq" else None
+        if self.scale is not None:
+            self.calibrated = False
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        if self.scale is not None and not self.calibrated:
+            self._start(x.detach())
+        if not self.quantizing:
+            return x
+        grid, estimator = self.grid, self.spec.estimator
+        if self.ternary:
+            return bpf.ternarize(x, axis=grid.axis, group=grid.group, estimator=estimator)
+        return bpf.binarize(
+            x,
+            self.scale,
+            levels=self.levels,
+            axis=grid.axis,
+            group=grid.group,
+            estimator=estimator,
+        )
+
+    def _start(self, x: Tensor) -> None:
+        assert self.scale is not None
+        if int(self.count) == 0:
+            if self.role == "activation" and not self.training and not self.calibrating:
+                self._require_calibrated()
+            self.observe(x)
+        self.calibrated = True
+
+    def observe(self, x: Tensor) -> None:
+        if self.scale is not None and int(self.count) == 0:
+            with torch.no_grad():
+                magnitude = bpf.mean_magnitude(x, axis=self.grid.axis, group=self.grid.group)
+                self.scale.copy_(magnitude.reshape(-1))
+            self.count.fill_(1)
+
+    def restart(self) -> None:
+        if self.role == "activation":
+            self.forget()
+
+    def forget(self) -> None:
+        if self.scale is not None:
+            self.count.zero_()
+            self.calibrated = False
+
+    def conclude(self) -> None:
+        if self.scale is not None:
+            self.calibrated = bool(self.count > 0)
+
+    def _read_control(self) -> None:
+        super()._read_control()
+        if self.scale is not None:
+            self.calibrated = bool(self.count > 0)
+
+    def integer_form(self) -> str:
+        return "ternary" if self.ternary else "binary"
+
+
+class DorefaQuantizer(Quantizer):
+    """DoReFa (Zhou et al. 2016): weights through tanh onto 2^bits levels of [-1, 1] (eq. 9),
+    activations clipped to [0, 1] (eq. 11)."""
+
+    def __init__(
+        self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
+    ) -> None:
+        super().__init__(spec, grid, name, role)
+        del scales, limit
+        self.register_buffer("scale", torch.full((1,), 1.0 / (2**spec.bits - 1)))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        if not self.quantizing:
+            return x
+        top = 2**self.bits - 1
+        if self.role == "activation":
+            return bpf.fake_quant(x, self.scale, quant_min=0, quant_max=top)
+        bent = torch.tanh(x)
+        unit = bent / (2 * bent.detach().abs().max().clamp(min=2.0**-40)) + 0.5
+        levels = bpf.fake_quant(
+            unit, self.scale, quant_min=0, quant_max=top, estimator="identity"
+        )
+        return 2 * levels - 1
+
+    def _rescale(self, before: Grid) -> None:
+        self.scale.fill_(1.0 / (2**self.bits - 1))
+
+
+class DynamicQuantizer(Quantizer):
+    """The range of each batch, or of each token, in training and at inference."""
+
+    def __init__(
+        self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
+    ) -> None:
+        super().__init__(spec, grid, name, role)
+        del scales, limit
+
+    def quantize(self, x: Tensor) -> Tensor:
+        if not self.quantizing:
+            return x
+        grid, per_token = self.grid, self.spec.granularity == "token"
+        with torch.no_grad():
+            values = x.detach().reshape(-1, x.shape[-1]) if per_token else x.detach()
+            low, high = bpf.minmax(values, axis=0 if per_token else None)
+            if self.spec.is_float:
+                limits = (-grid.quant_max, grid.quant_max)
+            else:
+                limits = (grid.quant_min, grid.quant_max)
+            scale, zero_point = bpf.qparams(
+                low * self.spec.stretch,
+                high * self.spec.stretch,
+                quant_min=limits[0],
+                quant_max=limits[1],
+                symmetric=grid.symmetric,
+                power_of_two=self.spec.power_of_two,
+            )
+            if per_token:
+                scale, zero_point = (t.view(*x.shape[:-1], 1) for t in (scale, zero_point))
+        group = x.shape[-1] if per_token else None
+        if self.spec.is_float:
+            assert self.spec.exponent is not None and self.spec.mantissa is not None
+            return bpf.fake_float(
+                x,
+                scale,
+                exponent_bits=self.spec.exponent,
+                mantissa_bits=self.spec.mantissa,
+                group=group,
+            )
+        return bpf.fake_quant(
+            x,
+            scale,
+            None if grid.symmetric else zero_point,
+            quant_min=grid.quant_min,
+            quant_max=grid.quant_max,
+            group=group,
+            rounding=self.spec.rounding,
+            estimator=self.spec.estimator,
+            delta=self.spec.delta,
+        )
+
+    def integer_form(self) -> str:
+        return super().integer_form() + " dynamic"
+
+
+def quantizer_class(spec: QSpec) -> type[Quantizer]:
+    """The kind of quantizer that a spec asks for."""
+    from bitpare.nn.quantizer import RangeQuantizer
+
+    if spec.dynamic:
+        return DynamicQuantizer
+    if spec.bits == 1 or spec.learn in ("binary", "ternary"):
+        return BinaryQuantizer
+    if spec.learn == "dorefa":
+        return DorefaQuantizer
+    return LearnedQuantizer if spec.learn else RangeQuantizer

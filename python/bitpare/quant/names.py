@@ -1,0 +1,26 @@
+"""Finding a prepared model inside what users wrap around it."""
+
+from torch import nn
+
+from bitpare.nn.hub import Hub
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, DataParallel or torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, nn.parallel.DistributedDataParallel | nn.DataParallel
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def find_hub(model: nn.Module, caller: str) -> Hub:
+    """The hub of a prepared model, or of the one prepared part of a larger one."""
+    found = [m.bp_hub for m in unwrapped(model).modules() if isinstance(getattr(m, "bp_hub", None), Hub)]
+    if not found:
+        raise ValueError(f"{caller}: the model is not prepared; call bp.prepare first")
+    return found[0]  # type: ignore[return-value]

@@ -1,0 +1,249 @@
+"""QatSchedule: what happens when, as a function of the optimizer steps that were applied."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitpare.nn import layers
+from bitpare.nn.quantizer import Quantizer
+from bitpare.quant.names import find_hub, unwrapped
+from bitpare.quant.steps import StepCounter
+
+
+class QatSchedule:
+    """Observing, quantizing, freezing and bits of a prepared model, step by step.
+
+    Points in time are fractions of ``total_steps`` (floats) or step numbers (ints):
+    delay: until then only ranges are observed, nothing is quantized.
+    ramp: over these steps after the delay, quantizers are turned on one after the other, in the
+        order of the forward pass.
+    freeze_ranges: from then on ranges stay. freeze_bn: BatchNorm uses and keeps its running
+        statistics from then on.
+    bits: {when: bits} for the weights (or, with ``anneal``, "activations" or "both"):
+        {0: 8, 0.3: 4, 0.6: 2}. Layers whose config asks for more bits keep theirs.
+
+    The state of the model is a pure function of the number of applied steps: ``attach(optimizer)``
+    counts them (skipped ones of a GradScaler do not count), or call ``step()`` after each one.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> import bitpare as bp
+    >>> qat = bp.prepare(model, example_inputs=(torch.ones(1, 2),))
+    >>> schedule = QatSchedule(qat, total_steps=100, delay=0.1, freeze_ranges=0.9)
+    >>> print(schedule)
+    QatSchedule at step 0 of 100: observe
+      step 10: quantize 2 of 2 quantizers
+      step 90: freeze ranges
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        total_steps: int,
+        delay: float = 0,
+        ramp: float = 0,
+        freeze_ranges: float | None = None,
+        freeze_bn: float | None = None,
+        bits: Mapping[float, int] | None = None,
+        anneal: str = "weights",
+    ) -> None:
+        find_hub(model, "QatSchedule")
+        if total_steps < 1:
+            raise ValueError(f"QatSchedule: total_steps must be 1 or more, got {total_steps}")
+        if anneal not in ("weights", "activations", "both"):
+            raise ValueError(
+                f"QatSchedule: anneal must be weights, activations or both, got {anneal!r}"
+            )
+        self.model, self.total_steps, self.anneal = unwrapped(model), total_steps, anneal
+        self._delay = self._at("delay", delay)
+        self._ramp = self._at("ramp", ramp)
+        self._freeze_ranges = self._at("freeze_ranges", freeze_ranges)
+        self._freeze_bn = self._at("freeze_bn", freeze_bn)
+        self._bits = sorted((self._at("bits", when), value) for when, value in (bits or {}).items())
+        for _, value in self._bits:
+            if not (isinstance(value, int) and 1 <= value <= 16):
+                raise ValueError(f"QatSchedule: bits must be 1 to 16, got {value!r}")
+        self.quantizers = [m for m in self.model.modules() if isinstance(m, Quantizer)]
+        self._own_bits = {q: q.spec.bits for q in self.quantizers}
+        self.counter = StepCounter(self._events(), self._apply)
+        # A state loaded later is of the bits it was trained with, not of step 0.
+        self._before = {q: q.snapshot() for q in self.quantizers}
+        self._loads = {q: q.loads for q in self.quantizers}
+        self._apply(0)
+
+    def _at(self, name: str, when: float | None) -> float:
+        """A point in time as a step number."""
+        if when is None:
+            return math.inf
+        if isinstance(when, float) and when <= 1:
+            if when < 0:
+                raise ValueError(f"QatSchedule: {name} must be 0 or more, got {when}")
+            return round(when * self.total_steps)
+        if when < 0 or when != int(when):
+            raise ValueError(
+                f"QatSchedule: {name} must be a fraction of the steps or a step number, got {when}"
+            )
+        return int(when)
+
+    # -- what holds after a number of steps
+
+    def _enabled(self, step: int) -> int:
+        """How many quantizers are on."""
+        count = len(self.quantizers)
+        if step < self._delay:
+            return 0
+        if not self._ramp:
+            return count
+        return min(count, math.ceil(count * (step - self._delay + 1) / (self._ramp + 1)))
+
+    def _bits_at(self, step: int) -> int | None:
+        found = None
+        for when, value in self._bits:
+            if step >= when:
+                found = value
+        return found
+
+    def _events(self) -> list[int]:
+        """The steps at which something changes."""
+        found = {self._delay, self._freeze_ranges, self._freeze_bn, *(w for w, _ in self._bits)}
+        if self._ramp:
+            found |= {self._delay + i for i in range(int(self._ramp) + 1)}
+        return sorted(int(step) for step in found if 0 < step < math.inf)
+
+    def _apply(self, step: int) -> None:
+        """Brings the model to the state of this step."""
+        enabled, bits = self._enabled(step), self._bits_at(step)
+        observe, freeze = step < self._freeze_ranges, step >= self._freeze_bn
+        with torch.no_grad():
+            for index, q in enumerate(self.quantizers):
+                q.set_flags(
+                    observe=observe and q.may_observe, quantize=index < enabled, freeze=freeze
+                )
+                wanted = self._own_bits[q]
+                if bits is not None and self.anneal in (f"{q.role}s", "both"):
+                    wanted = max(bits, wanted) if wanted > 8 else bits
+                    wanted = wanted if self._can_change(q) else self._own_bits[q]
+                if q.bits != wanted:
+                    q.set_bits(wanted)
+            for module in self.model.modules():
+                if isinstance(module, layers.NORMS):
+                    module.bp_frozen = freeze  # type: ignore[assignment]
+
+    def _can_change(self, q: Quantizer) -> bool:
+        return not q.spec.is_float and q.spec.bits > 1 and q.spec.learn not in ("ternary",)
+
+    # -- counting
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> "QatSchedule":
+        """Counts the optimizer's applied steps from now on; returns the schedule."""
+        self.counter.attach(optimizer)
+        return self
+
+    def step(self) -> None:
+        """Says that one optimizer step was applied; not needed after ``attach``."""
+        self.counter.step()
+
+    @property
+    def step_count(self) -> int:
+        return self.counter.count()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step_count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to the step of ``state``; load the model's own state first."""
+        step = int(state["step"])
+        for q, snapshot in self._before.items():
+            if q.bits != snapshot.bits and self.step_count == 0 and q.loads == self._loads[q]:
+                q.put_back(snapshot)
+        self.counter.reset(step)
+        self._apply(step)
+
+    def __str__(self) -> str:
+        step, count = self.step_count, len(self.quantizers)
+        lines = []
+        for event in [e for e in self._events() if e > step]:
+            what = []
+            if self._enabled(event) != self._enabled(event - 1):
+                what.append(f"quantize {self._enabled(event)} of {count} quantizers")
+            if event == self._freeze_ranges:
+                what.append("freeze ranges")
+            if event == self._freeze_bn:
+                what.append("freeze BatchNorm")
+            if self._bits_at(event) != self._bits_at(event - 1):
+                what.append(f"{self._bits_at(event)} bits for {self.anneal}")
+            lines.append(f"  step {event}: {', '.join(what)}")
+        now = "observe" if not self._enabled(step) else "observe and quantize"
+        if step >= self._freeze_ranges:
+            now = "quantize, ranges frozen"
+        return "\n".join([f"QatSchedule at step {step} of {self.total_steps}: {now}", *lines])
+
+
+@torch.no_grad()
+def reestimate_bn(
+    model: nn.Module, loader: Any, *, batches: int | None = None, forward: Any = None
+) -> nn.Module:
+    """Running statistics of BatchNorm anew, as the plain mean over the batches, with the weights
+    and quantizers as they stand; everything else is untouched. Returns the model."""
+    from bitpare.quant.calibrate import _progress, _run
+
+    inner = unwrapped(model)
+    norms: list[Any] = [m for m in inner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.running_mean is not None]
+    modes = {m: (m.training, getattr(m, "bp_frozen", False), m.momentum) for m in inner.modules()
+             if m in norms}
+    training = {m: m.training for m in inner.modules()}
+    tails = {m: m.bp_tail for m in norms if hasattr(m, "bp_tail")}
+    device = norms[0].running_mean.device if norms else torch.device("cpu")
+    saved = {m: (m.running_mean.clone(), m.running_var.clone()) for m in norms}
+    counts = {m: m.num_batches_tracked.clone() for m in norms}
+    sums = {m: [torch.zeros_like(m.running_mean), torch.zeros_like(m.running_var)] for m in norms}
+    count = 0
+    try:
+        inner.eval()
+        for m in norms:
+            m.training, m.momentum = True, 1.0  # the running statistics are the batch's
+            if hasattr(m, "bp_tail"):
+                m.bp_tail, m.bp_frozen = None, False
+        for batch in _progress(loader, batches, False):
+            with _heads_off(inner):
+                _run(inner, batch, forward, None, device)
+            for m in norms:
+                sums[m][0] += m.running_mean
+                sums[m][1] += m.running_var
+            count += 1
+        if count == 0:
+            raise ValueError("reestimate_bn: the loader gave no batch")
+    finally:
+        for m in inner.modules():
+            m.training = training[m]
+        for m in norms:
+            m.training, frozen, m.momentum = modes[m]
+            if m in tails:
+                m.bp_tail, m.bp_frozen = tails[m], frozen
+            mean, variance = saved[m] if count == 0 else (s / count for s in sums[m])
+            m.running_mean.copy_(mean)
+            m.running_var.copy_(variance)
+            m.num_batches_tracked.copy_(counts[m])
+    return model
+
+
+class _heads_off:
+    """BatchNorm works by itself for a while."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.found = [m for m in model.modules() if isinstance(m, Quantizer) and m.head]
+
+    def __enter__(self) -> None:
+        self.heads = [q.head for q in self.found]
+        for q in self.found:
+            q.head = ()
+
+    def __exit__(self, *_: object) -> None:
+        for q, head in zip(self.found, self.heads, strict=True):
+            q.head = head
+
+
