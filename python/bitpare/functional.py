@@ -76,6 +76,37 @@ def fake_quant(
     )
 
 
+def act_fake_quant(
+    x: Tensor,
+    other: Tensor | None,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    control: Tensor,
+    pending: Tensor,
+    *,
+    activation: str = "none",
+) -> Tensor:
+    """An activation of ``x + other``, its range and its fake quantization, in one read of each.
+
+    ``w = act(x + other)``; ``y = fake_quant(w)`` on the grid of ``control``, an int32 tensor of
+    quant_min, quant_max, observe, quantize and freeze, read on the device. Where observe is 1 the
+    least and most of ``w`` are folded into ``pending``, float32 of shape [2, 1]. Where quantize is
+    0, ``y = w``. ``other``, of x's shape, may be None, and so may the int32 ``zero_point``.
+
+    ``activation`` is none, relu, relu6, hardswish or hardsigmoid; the last two go without
+    ``other``. The gradient is the activation's own where ``w`` was not clamped to the grid, else 0.
+
+    >>> control = torch.tensor([0, 7, 1, 1, 0], dtype=torch.int32)
+    >>> pending = torch.tensor([[torch.inf], [-torch.inf]])
+    >>> x = torch.tensor([-1.0, 0.3, 9.0])
+    >>> act_fake_quant(x, None, torch.tensor(0.5), None, control, pending, activation="relu")
+    tensor([0.0000, 0.5000, 3.5000])
+    >>> pending.flatten()
+    tensor([0., 9.])
+    """
+    return _ops.act_fake_quant(x, other, scale, zero_point, control, pending, activation=activation)
+
+
 def fake_quant_lsq(
     x: Tensor,
     scale: Tensor,

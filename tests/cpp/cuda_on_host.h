@@ -25,6 +25,7 @@
 
 #define __global__ static
 #define __device__
+#define __host__
 #define __launch_bounds__(...)
 #define BITPARE_SHARED(Type, name) \
   Type& name = *reinterpret_cast<Type*>(::bitpare::cuda_on_host::block().shared)

@@ -1,6 +1,7 @@
 // One case of each kernel family, run wherever it is told to, with everything it wrote as result.
 #pragma once
 #include "backends.h"
+#include "kernels/act_fake_quant.h"
 #include "kernels/binarize.h"
 #include "kernels/fake_float.h"
 #include "kernels/fake_quant.h"
@@ -116,6 +117,80 @@ Elementwise<T> run_estimator(const Case& c, const std::vector<float>& dy,
                         c.rounding, numbers.rng, estimator, 2.0f, 1.3f},
       where);
   return {out.values(c.n()), {}, out.intact(c.n())};
+}
+
+// What act_fake_quant is run with besides a case's first channel.
+struct ActCase {
+  Activation activation = Activation::none;
+  bool has_other = false, observe = true, quantize = true;
+
+  std::string name() const {
+    return " activation " + std::to_string(static_cast<int>(activation)) +
+           (has_other ? " of a sum" : "") + (observe ? "" : " unobserved") +
+           (quantize ? "" : " unquantized");
+  }
+};
+
+inline std::vector<ActCase> act_cases() {
+  std::vector<ActCase> cases;
+  for (Activation a : {Activation::none, Activation::relu, Activation::relu6, Activation::hardswish,
+                       Activation::hardsigmoid}) {
+    for (bool has_other : {false, true}) cases.push_back({a, has_other});
+  }
+  cases.push_back({Activation::relu, true, false, true});
+  cases.push_back({Activation::relu, false, true, false});
+  return cases;
+}
+
+template <class T>
+struct Observed {
+  Elementwise<T> elements;
+  std::vector<float> pending;
+};
+
+template <class T, class Where>
+Observed<T> run_act_fake_quant(const Case& c, const ActCase& a, const std::vector<float>& x,
+                               const std::vector<float>& other, const Where& where) {
+  Numbers numbers(c);
+  Unaligned<T> in(narrowed<T>(x)), added(narrowed<T>(other)), out(c.n());
+  auto bits = new_words(c.n());
+  Control control = {static_cast<int32_t>(c.quant_min), static_cast<int32_t>(c.quant_max),
+                     a.observe, a.quantize, 0};
+  std::vector<float> pending = {1.0f, 2.0f};
+  std::vector<float> partial(static_cast<size_t>(kActTerms * (c.n() / kActElements + 1)), NAN);
+  act_fake_quant(ActFakeQuant{in.data(), a.has_other ? added.data() : nullptr, out.data(),
+                              bits.data(), c.n(), kDType<T>, a.activation, numbers.scale.data(),
+                              numbers.zero_point.data(), &control, pending.data(), partial.data()},
+                 where);
+  return {{out.values(c.n()), bits, out.intact(c.n())}, pending};
+}
+
+template <class T, class Where>
+Elementwise<T> run_act_gradient(const std::vector<float>& dy, const std::vector<float>& x,
+                                const std::vector<uint64_t>& bits, Activation activation,
+                                const Where& where) {
+  int64_t n = static_cast<int64_t>(x.size());
+  Unaligned<T> gradient(narrowed<T>(dy)), in(narrowed<T>(x)), out(n);
+  act_fake_quant_gradient(ActFakeQuantGradient{gradient.data(), in.data(), bits.data(), out.data(),
+                                               n, kDType<T>, activation},
+                          where);
+  return {out.values(n), {}, out.intact(n)};
+}
+
+// Lengths with tails of every kind, and some that are cut into pieces and blocks.
+inline std::vector<Case> flat_cases() {
+  std::vector<Case> cases;
+  for (int64_t n : {0, 1, 15, 17, 63, 64, 65, 130, 2047, 2048, 5000, 70000}) {
+    cases.push_back({{1, 1, n}});
+  }
+  return cases;
+}
+
+inline std::vector<uint64_t> random_words(int64_t n) {
+  std::mt19937_64 random(17);
+  auto words = new_words(n);
+  for (auto& word : words) word = random();
+  return words;
 }
 
 template <class T, class Where>

@@ -61,6 +61,31 @@ TEST(OnHost, Estimators) {
   }
 }
 
+TEST(OnHost, ActFakeQuant) {
+  for_each_type([]<class T>(T) {
+    for (const ActCase& a : act_cases()) {
+      for (const Case& c : flat_cases()) {
+        if (c.n() > 5000 && (a.has_other || a.activation != Activation::relu)) continue;
+        bool odd = c.n() % 2 == 0;
+        auto x = odd ? test_values(c.n(), 31) : finite_values(c.n(), 31);
+        auto other = finite_values(c.n(), 32);
+        auto expected = run_act_fake_quant<T>(c, a, x, other, kCpu);
+        on_cuda([&](const OnCuda& cuda, const std::string& order) {
+          auto got = run_act_fake_quant<T>(c, a, x, other, cuda);
+          expect_same(got.elements, expected.elements, order + c.name() + a.name());
+          expect_same_bits(got.pending, expected.pending, order + " pending " + c.name());
+        });
+      }
+    }
+  });
+  for (Activation activation : {Activation::hardswish, Activation::hardsigmoid}) {
+    compare(flat_cases(), [=]<class T>(T, const Case& c, const auto& where) {
+      return run_act_gradient<T>(finite_values(c.n(), 34), test_values(c.n(), 33),
+                                 random_words(c.n()), activation, where);
+    });
+  }
+}
+
 TEST(OnHost, StraightThrough) {
   compare(layouts(), []<class T>(T, const Case& c, const auto& where) {
     std::mt19937_64 random(17);

@@ -2,6 +2,7 @@
 // math/ applied element by element, the reductions against the order that math/reduce.h fixes,
 // all bit for bit.
 #include "families.h"
+#include "kernels/dispatch.h"
 #include "math/fake_quant_lsq.h"
 #include "math/philox.h"
 
@@ -94,6 +95,83 @@ TEST(FakeQuant, EstimatorsAreTheFormula) {
         expected.bits.clear();
         on_every_cpu([&](const auto& cpu, const std::string& name) {
           expect_same(run_estimator<T>(c, dy, x, estimator, cpu), expected, name + " " + c.name());
+        });
+      }
+    }
+  });
+}
+
+template <Activation kActivation>
+float act_formula(const ActCase& a, const Quantizer& q, const math::Affine<float>& affine, float v,
+                  bool* inside, std::vector<float>* seen) {
+  float w = math::activate<kActivation>(v);
+  seen->push_back(w);
+  auto code = math::quantize<Rounding::nearest>(w, affine, q.quant_min, q.quant_max, 0.0f);
+  *inside = !a.quantize || code.rounded == code.code;
+  if (kActivation == Activation::relu) *inside &= v > 0;
+  if (kActivation == Activation::relu6) *inside &= v > 0 && v < 6;
+  return a.quantize ? math::dequantize(code.code, affine) : w;
+}
+
+// The range of what was seen, folded into (1, 2).
+std::vector<float> folded(const std::vector<float>& seen) {
+  std::vector<float> pending = {1.0f, 2.0f};
+  for (float w : seen) {
+    if (w != w || pending[0] != pending[0]) {
+      pending = {NAN, NAN};
+    } else {
+      pending = {std::min(pending[0], w + 0.0f), std::max(pending[1], w + 0.0f)};
+    }
+  }
+  return pending;
+}
+
+TEST(ActFakeQuant, IsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (const ActCase& a : act_cases()) {
+      for (const Case& c : flat_cases()) {
+        bool odd = c.n() % 2 == 0;  // with NaN and infinities, or without
+        auto x = odd ? test_values(c.n(), 31) : finite_values(c.n(), 31);
+        auto other = finite_values(c.n(), 32);
+        std::vector<float> seen;
+        Numbers numbers(c);
+        const Quantizer& q = numbers.quantizer;
+        auto expected = elementwise<T>(c, x, q, [&](int64_t i, float v, auto affine, bool* inside) {
+          if (a.has_other) v = v + widened_once<T>(other[static_cast<size_t>(i)]);
+          float y = 0;
+          with_activation(a.activation, [&]<Activation kActivation>() {
+            y = act_formula<kActivation>(a, q, affine, v, inside, &seen);
+          });
+          return y;
+        });
+        auto pending = folded(a.observe ? seen : std::vector<float>());
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          auto got = run_act_fake_quant<T>(c, a, x, other, cpu);
+          expect_same(got.elements, expected, name + " " + c.name() + a.name());
+          expect_same_bits(got.pending, pending, name + " pending " + c.name() + a.name());
+        });
+      }
+    }
+  });
+}
+
+TEST(ActFakeQuant, GradientIsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (const Case& c : flat_cases()) {
+      auto x = test_values(c.n(), 33), dy = finite_values(c.n(), 34);
+      auto bits = random_words(c.n());
+      for (bool swish : {false, true}) {
+        auto expected = elementwise<T>(c, x, {}, [&](int64_t i, float v, const auto&, bool*) {
+          auto k = static_cast<size_t>(i);
+          float slope = swish ? math::activation_slope<Activation::hardswish>(v)
+                              : math::activation_slope<Activation::hardsigmoid>(v);
+          return bits[k / 64] >> (k % 64) & 1 ? widened_once<T>(dy[k]) * slope : 0.0f;
+        });
+        expected.bits.clear();
+        auto activation = swish ? Activation::hardswish : Activation::hardsigmoid;
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          auto got = run_act_gradient<T>(dy, x, bits, activation, cpu);
+          expect_same(got, expected, name + " " + c.name());
         });
       }
     }

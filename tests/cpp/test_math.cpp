@@ -5,6 +5,7 @@
 #include <random>
 
 #include "backends.h"
+#include "math/activation.h"
 #include "math/binarize.h"
 #include "math/fake_float.h"
 #include "math/fake_quant_lsq.h"
@@ -35,6 +36,22 @@ TEST(Rounding, HandValues) {
   EXPECT_EQ(rounded<Rounding::stochastic>(1.25f, 0.3f), 1.0f);
   EXPECT_EQ(rounded<Rounding::stochastic>(-1.25f, 0.7f), -1.0f);
   EXPECT_EQ(rounded<Rounding::half_up>(INFINITY), INFINITY);
+}
+
+TEST(Activation, HandValues) {
+  EXPECT_EQ(math::activate<Activation::relu>(-2.0f), 0.0f);
+  EXPECT_EQ(math::activate<Activation::relu6>(7.0f), 6.0f);
+  EXPECT_EQ(math::activate<Activation::hardswish>(1.0f), 4.0f / 6.0f);
+  EXPECT_EQ(math::activate<Activation::hardswish>(-3.5f), 0.0f);
+  EXPECT_EQ(math::activate<Activation::hardsigmoid>(0.0f), 0.5f);
+  EXPECT_TRUE(std::isnan(math::activate<Activation::relu6>(NAN)));
+  auto less = [](float a, float b) { return a < b; };
+  EXPECT_TRUE(math::activation_passes<Activation::relu>(1e-45f, less));
+  EXPECT_FALSE(math::activation_passes<Activation::relu>(0.0f, less));
+  EXPECT_FALSE(math::activation_passes<Activation::relu6>(6.0f, less));
+  EXPECT_EQ(math::activation_slope<Activation::hardswish>(1.5f), 1.0f);
+  EXPECT_EQ(math::activation_slope<Activation::hardswish>(3.0f), 1.0f);
+  EXPECT_EQ(math::activation_slope<Activation::hardsigmoid>(-3.0f), 0.0f);
 }
 
 // Known answers of Random123 1.14 for philox4x32-10.

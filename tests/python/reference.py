@@ -64,6 +64,23 @@ class Quantized:
         return distance.abs() < 4e-7 * (1 + self.position.abs())
 
 
+ACTIVATE = {
+    "none": lambda v: v,
+    "relu": lambda v: v.clamp(min=0),
+    "relu6": lambda v: v.clamp(0, 6),
+    "hardswish": lambda v: v * (v + 3).clamp(0, 6) / 6,
+    "hardsigmoid": lambda v: (v + 3).clamp(0, 6) / 6,
+}
+
+ACTIVATION_SLOPE = {
+    "none": torch.ones_like,
+    "relu": lambda v: (v > 0).double(),
+    "relu6": lambda v: ((v > 0) & (v < 6)).double(),
+    "hardswish": lambda v: torch.where(v.abs() < 3, v / 3 + 0.5, (v > 0).double()),
+    "hardsigmoid": lambda v: (v.abs() < 3) / 6.0,
+}
+
+
 def fake_quant_gradient(q: Quantized, dy: Tensor, estimator: str, delta: float) -> Tensor:
     dy = dy.double()
     if estimator == "identity":

@@ -16,6 +16,8 @@ F = bp.functional
 X = torch.randn(4, 6)
 ONE = torch.tensor(1.0)
 GRID = {"quant_min": -8, "quant_max": 7}
+CONTROL = torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32)
+PENDING = torch.tensor([[math.inf], [-math.inf]])
 
 WRONG = [
     # which op, arguments, keyword arguments, message
@@ -50,6 +52,21 @@ WRONG = [
     (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic"}, "fake_quant: rounding='stochastic' needs rng, an int64 tensor of a seed and a step"),
     (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic", "rng": torch.tensor([1])}, "fake_quant: rng must be an int64 tensor of 2 elements, seed and step, got Long of 1"),
     (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic", "rng": torch.zeros(2, dtype=torch.int64, device="meta")}, "fake_quant: rng must be on cpu like x, got meta"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL, PENDING), {"activation": "gelu"}, "act_fake_quant: activation must be one of 'none', 'relu', 'relu6', 'hardswish', 'hardsigmoid', got 'gelu'"),
+    (F.act_fake_quant, (X, X[0], ONE, None, CONTROL, PENDING), {}, "act_fake_quant: other must have shape [4, 6] like x (it is not broadcast), got [6]"),
+    (F.act_fake_quant, (X, X.half(), ONE, None, CONTROL, PENDING), {}, "act_fake_quant: other must be Float like x, got Half"),
+    (F.act_fake_quant, (X, X.to("meta"), ONE, None, CONTROL, PENDING), {}, "act_fake_quant: other must be on cpu like x, got meta"),
+    (F.act_fake_quant, (X, X, ONE, None, CONTROL, PENDING), {"activation": "hardswish"}, "act_fake_quant: other goes with activation 'none', 'relu' and 'relu6' only"),
+    (F.act_fake_quant, (X, None, torch.ones(2), None, CONTROL, PENDING), {}, "act_fake_quant: scale must have 1 element"),
+    (F.act_fake_quant, (X, None, torch.zeros(1), None, CONTROL, PENDING), {}, "act_fake_quant: scale must be positive and finite, got 0 at index 0"),
+    (F.act_fake_quant, (X, None, ONE, ONE, CONTROL, PENDING), {}, "act_fake_quant: zero_point must be int32, got Float"),
+    (F.act_fake_quant, (X, None, ONE, torch.tensor(9, dtype=torch.int32), CONTROL, PENDING), {}, "act_fake_quant: zero_point must be in [-8, 7], got 9 at index 0"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL.long(), PENDING), {}, "act_fake_quant: control must be an int32 tensor of 5 elements, got Long of 5"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL.to("meta"), PENDING), {}, "act_fake_quant: control must be on cpu like x, got meta"),
+    (F.act_fake_quant, (X, None, ONE, None, -CONTROL, PENDING), {}, "act_fake_quant: quant_min must be below quant_max, got 8 and -7"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL, torch.ones(3)), {}, "act_fake_quant: pending must be a tensor of 2 elements of type Float, got 3 of Float"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL, torch.ones(4)[::2]), {}, "act_fake_quant: pending must be contiguous"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL, PENDING.to("meta")), {}, "act_fake_quant: pending must be on cpu, got meta"),
     (F.fake_quant_lsq, (X, torch.tensor(math.nan)), GRID, "fake_quant_lsq: scale must be finite, got nan at index 0"),
     (F.fake_quant_lsq, (X, torch.ones(5)), {**GRID, "axis": 0}, "fake_quant_lsq: scale must have 4 elements (channels of x along axis 0), got 5"),
     (F.fake_quant_lsq, (X, ONE), {**GRID, "grad_scale": math.inf}, "fake_quant_lsq: grad_scale must be finite, got inf"),
