@@ -312,6 +312,56 @@ def qparams(
     return scale, zero_point
 
 
+def update_ranges_(
+    pending: Sequence[Tensor],
+    range: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    zero_point: Sequence[Tensor],
+    count: Sequence[Tensor],
+    control: Sequence[Tensor],
+    *,
+    rule: str,
+    momentum: float = 0.01,
+    symmetric: bool,
+    power_of_two: bool = False,
+    limit: Sequence[float] = (),
+) -> None:
+    """Merges what every quantizer of a model saw into its range, and sets scale and zero point.
+
+    An entry of each list is one quantizer of n scales: ``pending`` and ``range`` float32 [2, n],
+    lows then highs; ``scale`` float32 [n]; ``zero_point`` int32 [n], no entries where symmetric;
+    ``count`` int64 [2], steps merged and steps skipped; ``control`` as in `act_fake_quant`.
+
+    rule "minmax" widens the range, "ema" moves it: ``low += momentum * (pending_low - low)``, and
+    "last" replaces it; the first range is taken as it is. Where nothing is pending, (inf, -inf),
+    the range stays; where a pending value is not finite the quantizer skips the step. Scale and
+    zero point are `qparams` of the range on the grid of ``control``. A positive ``limit`` reduces
+    the scale until no value of the grid passes it, so that an integer model may drop the clamp of
+    ReLU6; it is without effect on scales that are powers of two. ``pending`` ends as (inf, -inf).
+
+    >>> pending, seen = torch.tensor([[-1.0], [3.0]]), torch.zeros(2, 1)
+    >>> scale, zero, count = torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.zeros(2).long()
+    >>> control = torch.tensor([0, 4, 1, 1, 0], dtype=torch.int32)
+    >>> update_ranges_([pending], [seen], [scale], [zero], [count], [control], rule="minmax",
+    ...                symmetric=False)
+    >>> scale, zero, count
+    (tensor([1.]), tensor([1], dtype=torch.int32), tensor([1, 0]))
+    """
+    _ops.update_ranges_(
+        pending,
+        range,
+        scale,
+        zero_point,
+        count,
+        control,
+        rule=rule,
+        momentum=momentum,
+        symmetric=symmetric,
+        power_of_two=power_of_two,
+        limit=limit,
+    )
+
+
 def minmax(x: Tensor, *, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """The smallest and largest value, of the tensor or of each index of ``axis``, as float32.
 

@@ -12,6 +12,7 @@
 #include "kernels/qparams.h"
 #include "kernels/quantize.h"
 #include "kernels/straight_through.h"
+#include "kernels/update_ranges.h"
 
 namespace bitpare {
 
@@ -320,6 +321,72 @@ Reduced<T> run_minmax(const Case& c, const std::vector<float>& x, int32_t bins, 
   std::vector<int64_t> total(static_cast<size_t>(bins) * channels);
   for (size_t i = 0; i < counts.size(); ++i) total[i % total.size()] += counts[i];
   return {{}, low, high, total};
+}
+
+// Quantizers of a model, of 1 to 700 scales, in every state that a step can meet them in.
+struct States {
+  std::vector<std::vector<float>> pending, range, scale;
+  std::vector<std::vector<int32_t>> zero_point;
+  std::vector<std::vector<int64_t>> count;
+  Control control = {-8, 7, 1, 1, 0};
+
+  explicit States(size_t size) {
+    std::mt19937 random(41);
+    auto number = [&] { return static_cast<float>(random() % 1000) / 100; };
+    for (size_t i = 0; i < size; ++i) {
+      size_t n = i % 5 == 4 ? 1 + random() % 700 : 1;
+      std::vector<float> seen(2 * n), in_force(2 * n);
+      for (size_t j = 0; j < n; ++j) {
+        bool none = i % 3 == 2 || (n > 1 && random() % 4 == 0);
+        seen[j] = none ? INFINITY : -number();
+        seen[n + j] = none ? -INFINITY : number();
+        in_force[j] = -number();
+        in_force[n + j] = i % 7 == 6 ? NAN : number();
+      }
+      if (i % 4 == 3) seen[n - 1] = i % 8 == 3 ? NAN : -INFINITY;
+      pending.push_back(seen);
+      range.push_back(in_force);
+      scale.push_back(std::vector<float>(n, 0.125f));
+      zero_point.push_back(std::vector<int32_t>(n, 77));
+      count.push_back({i % 2 ? 5 : 0, 9});
+    }
+  }
+
+  std::vector<QuantizerState> pointers(bool zero_points) {
+    std::vector<QuantizerState> all;
+    for (size_t i = 0; i < pending.size(); ++i) {
+      int64_t n = static_cast<int64_t>(scale[i].size());
+      all.push_back({pending[i].data(), range[i].data(), scale[i].data(),
+                     zero_points ? zero_point[i].data() : nullptr, count[i].data(), &control, n,
+                     i % 2 ? 6.0f : 0.0f});
+    }
+    return all;
+  }
+};
+
+inline std::vector<UpdateRule> update_rules() {
+  return {{RangeUpdate::minmax, 0.0f, true, false},
+          {RangeUpdate::ema, 0.1f, false, false},
+          {RangeUpdate::last, 0.0f, false, true}};
+}
+
+template <class Where>
+States run_update_ranges(const UpdateRule& rule, const Where& where) {
+  States states(150);
+  auto pointers = states.pointers(!rule.symmetric);
+  update_ranges(UpdateRanges{pointers.data(), static_cast<int64_t>(pointers.size()), rule}, where);
+  return states;
+}
+
+inline void expect_same(const States& got, const States& expected, const std::string& what) {
+  for (size_t i = 0; i < expected.pending.size(); ++i) {
+    std::string which = what + " quantizer " + std::to_string(i);
+    expect_same_bits(got.pending[i], expected.pending[i], which + " pending");
+    expect_same_bits(got.range[i], expected.range[i], which + " range");
+    expect_same_bits(got.scale[i], expected.scale[i], which + " scale");
+    expect_same_bits(got.zero_point[i], expected.zero_point[i], which + " zero point");
+    expect_same_bits(got.count[i], expected.count[i], which + " count");
+  }
 }
 
 // Shapes with every way that channels can lie, and tails of every kind.

@@ -187,6 +187,15 @@ TEST(OnHost, Qparams) {
   EXPECT_EQ(zero_point, expected_zero_point);
 }
 
+TEST(OnHost, UpdateRanges) {
+  for (const UpdateRule& rule : update_rules()) {
+    auto expected = run_update_ranges(rule, kCpu);
+    on_cuda([&](const OnCuda& cuda, const std::string& order) {
+      expect_same(run_update_ranges(rule, cuda), expected, order);
+    });
+  }
+}
+
 // The emulation itself: what it must catch, and what warps see.
 __global__ void neighbour_sum(const float* x, float* y, bool with_barrier) {
   struct Room {

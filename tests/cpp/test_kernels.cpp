@@ -499,6 +499,49 @@ TEST(Qparams, IsTheFormula) {
   }
 }
 
+// One quantizer's step, as the header describes it.
+void update_by_hand(States& s, size_t i, const UpdateRule& rule) {
+  auto &pending = s.pending[i], &range = s.range[i];
+  size_t n = s.scale[i].size();
+  bool any = false, broken = false;
+  for (size_t j = 0; j < n; ++j) {
+    bool finite = std::isfinite(pending[j]) && std::isfinite(pending[n + j]);
+    bool none = pending[j] == INFINITY && pending[n + j] == -INFINITY;
+    any |= finite;
+    broken |= !finite && !none;
+  }
+  bool merge = any && !broken, first = s.count[i][0] == 0;
+  for (size_t j = 0; j < n; ++j) {
+    bool valid = range[j] <= range[n + j];
+    if (merge && std::isfinite(pending[j])) {
+      for (size_t at : {j, n + j}) {
+        int term = at == j ? 0 : 1;
+        range[at] = math::merged_limit(rule, term, range[at], pending[at], first || !valid);
+      }
+    }
+    if ((merge || !first) && range[j] <= range[n + j]) {
+      RangeRule grid = {-8, 7, rule.symmetric, rule.power_of_two, i % 2 ? 6.0f : 0.0f};
+      auto p = math::qparams(range[j], range[n + j], grid);
+      s.scale[i][j] = p.scale;
+      if (!rule.symmetric) s.zero_point[i][j] = p.zero_point;
+    }
+    pending[j] = INFINITY;
+    pending[n + j] = -INFINITY;
+  }
+  s.count[i][0] += merge;
+  s.count[i][1] += broken;
+}
+
+TEST(UpdateRanges, IsTheFormula) {
+  for (const UpdateRule& rule : update_rules()) {
+    States expected(150);
+    for (size_t i = 0; i < expected.pending.size(); ++i) update_by_hand(expected, i, rule);
+    on_every_cpu([&](const auto& cpu, const std::string& name) {
+      expect_same(run_update_ranges(rule, cpu), expected, name);
+    });
+  }
+}
+
 TEST(Capability, NamesAndOrder) {
   EXPECT_STREQ(name_of(CpuCapability::baseline), "default");
   EXPECT_LE(cpu_capability(), machine_cpu_capability());

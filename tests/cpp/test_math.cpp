@@ -14,6 +14,7 @@
 #include "math/philox.h"
 #include "math/qparams.h"
 #include "math/reduce.h"
+#include "math/update_ranges.h"
 
 namespace bitpare {
 namespace {
@@ -248,6 +249,37 @@ TEST(Qparams, HandValues) {
   EXPECT_EQ(math::qparams(0.0f, 4.1f, {0, 4, false, true}).scale, 2.0f);
   EXPECT_TRUE(std::isfinite(math::qparams(-3e38f, 3e38f, {0, 255, false, false}).scale));
   EXPECT_TRUE(std::isnan(math::qparams(NAN, NAN, {0, 255, false, false}).scale));
+}
+
+TEST(Qparams, ScaleWithinALimit) {
+  for (int levels : {1, 3, 7, 15, 127, 255, 65535}) {
+    for (float limit : {6.0f, 1.0f, 0.7f}) {
+      RangeRule rule = {0, static_cast<float>(levels), false, false, limit};
+      float scale = math::qparams(0.0f, 100.0f, rule).scale;
+      double top = static_cast<double>(scale) * levels;
+      double next = static_cast<double>(std::nextafterf(scale, 1e9f)) * levels;
+      EXPECT_LE(top, static_cast<double>(limit));
+      EXPECT_GT(next, static_cast<double>(limit));
+      EXPECT_EQ(math::qparams(0.0f, limit / 2, rule).scale, limit / 2 / rule.quant_max);
+    }
+  }
+  // A symmetric grid reaches quant_max steps from 0; a power of two stays one.
+  EXPECT_EQ(math::qparams(-8.0f, 8.0f, {-4, 3, true, false, 6.0f}).scale, 2.0f);
+  EXPECT_EQ(math::qparams(0.0f, 6.0f, {0, 7, false, true, 6.0f}).scale, 1.0f);
+}
+
+TEST(UpdateRanges, HandValues) {
+  EXPECT_EQ(math::pending_of(INFINITY, -INFINITY), math::Pending::none);
+  EXPECT_EQ(math::pending_of(-1.0f, 2.0f), math::Pending::range);
+  EXPECT_EQ(math::pending_of(NAN, NAN), math::Pending::broken);
+  EXPECT_EQ(math::pending_of(-INFINITY, 1.0f), math::Pending::broken);
+  EXPECT_EQ(math::pending_of(1.0f, INFINITY), math::Pending::broken);
+  UpdateRule ema = {RangeUpdate::ema, 0.25f, true, false};
+  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, false), 5.0f);
+  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, true), 8.0f);
+  UpdateRule widen = {RangeUpdate::minmax, 0.25f, true, false};
+  EXPECT_EQ(math::merged_limit(widen, 0, 4.0f, 8.0f, false), 4.0f);
+  EXPECT_EQ(math::merged_limit(widen, 1, 4.0f, 8.0f, false), 8.0f);
 }
 
 TEST(MinMax, Bins) {

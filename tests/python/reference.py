@@ -164,6 +164,15 @@ def qparams(low: float, high: float, qmin: int, qmax: int, symmetric: bool) -> t
     return scale, int(min(max(qmin - round(low / scale), qmin), qmax))
 
 
+def merged_range(rule, momentum, merges, range_, seen):
+    """(low, high) after one step; None stands for a range that was not seen yet."""
+    if merges == 0 or rule == "last":
+        return seen
+    if rule == "minmax":
+        return min(range_[0], seen[0]), max(range_[1], seen[1])
+    return tuple(r + momentum * (s - r) for r, s in zip(range_, seen, strict=True))
+
+
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     per_byte, columns = 8 // bits, codes.shape[-1]
     rows = codes.reshape(-1, columns).to(torch.int64) % 2**bits

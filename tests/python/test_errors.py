@@ -19,6 +19,20 @@ GRID = {"quant_min": -8, "quant_max": 7}
 CONTROL = torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32)
 PENDING = torch.tensor([[math.inf], [-math.inf]])
 
+
+def states(**changes):
+    """Arguments of update_ranges_ for one quantizer."""
+    right = {
+        "pending": [PENDING],
+        "range": [torch.zeros(2, 1)],
+        "scale": [torch.ones(1)],
+        "zero_point": [],
+        "count": [torch.zeros(2, dtype=torch.int64)],
+        "control": [CONTROL],
+    }
+    return tuple((right | changes).values())
+
+
 WRONG = [
     # which op, arguments, keyword arguments, message
     (F.fake_quant, (X.double(), ONE), GRID, "fake_quant: x must be float32, float16 or bfloat16, got Double"),
@@ -88,6 +102,19 @@ WRONG = [
     (F.qparams, (ONE, -ONE), GRID, "qparams: min and max must be finite with min <= max, got 1 and -1 at index 0"),
     (F.qparams, (-ONE, ONE * math.nan), GRID, "qparams: min and max must be finite with min <= max, got -1 and nan at index 0"),
     (F.qparams, (-ONE, ONE), {"quant_min": -1, "quant_max": 0}, "qparams: quant_max must be positive with symmetric=True, got 0"),
+    (F.update_ranges_, states(), {"rule": "mean", "symmetric": True}, "update_ranges_: rule must be one of 'minmax', 'ema', 'last', got 'mean'"),
+    (F.update_ranges_, states(), {"rule": "ema", "symmetric": True, "momentum": 0.0}, "update_ranges_: momentum must be in (0, 1] with rule='ema', got 0"),
+    (F.update_ranges_, states(range=[]), {"rule": "minmax", "symmetric": True}, "update_ranges_: range must have 1 entries like pending, got 0"),
+    (F.update_ranges_, states(), {"rule": "last", "symmetric": False}, "update_ranges_: zero_point must have 1 entries like pending, got 0"),
+    (F.update_ranges_, states(), {"rule": "last", "symmetric": True, "limit": [6.0, 6.0]}, "update_ranges_: limit must have 1 entries like pending, or none, got 2"),
+    (F.update_ranges_, states(pending=[torch.ones(3)]), {"rule": "minmax", "symmetric": True}, "update_ranges_: pending must be a tensor of 2 elements of type Float, got 3 of Float"),
+    (F.update_ranges_, states(range=[torch.ones(2).double()]), {"rule": "minmax", "symmetric": True}, "update_ranges_: range must be a tensor of 2 elements of type Float, got 2 of Double"),
+    (F.update_ranges_, states(scale=[torch.ones(1).half()]), {"rule": "minmax", "symmetric": True}, "update_ranges_: scale must be a tensor of 1 elements of type Float, got 1 of Half"),
+    (F.update_ranges_, states(count=[torch.ones(2)]), {"rule": "minmax", "symmetric": True}, "update_ranges_: count must be a tensor of 2 elements of type Long, got 2 of Float"),
+    (F.update_ranges_, states(zero_point=[torch.ones(1)]), {"rule": "minmax", "symmetric": True}, "update_ranges_: zero_point must be a tensor of 1 elements of type Int, got 1 of Float"),
+    (F.update_ranges_, states(control=[CONTROL[1:]]), {"rule": "minmax", "symmetric": True}, "update_ranges_: control must be an int32 tensor of 5 elements, got Int of 4"),
+    (F.update_ranges_, states(control=[-CONTROL]), {"rule": "minmax", "symmetric": True}, "update_ranges_: quant_min must be below quant_max, got 8 and -7"),
+    (F.update_ranges_, states(control=[CONTROL * torch.tensor([1, 0, 1, 1, 1], dtype=torch.int32)]), {"rule": "minmax", "symmetric": True}, "update_ranges_: quant_max must be positive with symmetric=True, got 0"),
     (F.minmax, (X,), {"axis": 5}, "minmax: axis must be in [-2, 1] for x with 2 dimensions, got 5"),
     (F.minmax_histogram, (X, ONE, ONE), {"bins": 0}, "minmax_histogram: bins must be in [1, 1048576], got 0"),
     (F.minmax_histogram, (X, ONE.double(), ONE), {}, "minmax_histogram: low must be float32, got Double"),
@@ -108,7 +135,7 @@ WRONG = [
 @pytest.mark.parametrize("grad", [False, True])
 def test_message(op, args, kwargs, message, grad):
     if grad:
-        if not args[0].is_floating_point() or args[0].is_sparse:
+        if isinstance(args[0], list) or not args[0].is_floating_point() or args[0].is_sparse:
             pytest.skip("has no gradient")
         args = (args[0].clone().requires_grad_(), *args[1:])
     with pytest.raises(RuntimeError) as caught:

@@ -4,6 +4,7 @@ import math
 
 import bitpare as bp
 import pytest
+import reference
 import torch
 
 F = bp.functional
@@ -129,3 +130,107 @@ def test_act_fake_quant_mutates_when_compiled(activation, backend):
         seen.append((y, pending, torch.autograd.grad(y, x, x.detach())[0]))
     for a, b in zip(*seen, strict=True):
         assert torch.equal(a, b)
+
+
+# Ranges ---------------------------------------------------------------------------------------
+
+
+def states(pending, symmetric=False, low=0, high=255):
+    """Arguments of update_ranges_ for quantizers of which the lists of (low, high) are pending."""
+    pending = [torch.tensor(p, dtype=torch.float32).T.contiguous() for p in pending]
+    n = [p.shape[1] for p in pending]
+    return (
+        pending,
+        [torch.zeros(2, k) for k in n],
+        [torch.full((k,), 123.0) for k in n],
+        [] if symmetric else [torch.full((k,), 99, dtype=torch.int32) for k in n],
+        [torch.zeros(2, dtype=torch.int64) for _ in n],
+        [control(low, high) for _ in n],
+    )
+
+
+def step(all_states, seen, **kwargs):
+    for pending, values in zip(all_states[0], seen, strict=True):
+        pending.copy_(torch.tensor(values).T)
+    F.update_ranges_(*all_states, **kwargs)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("rule", ["minmax", "ema", "last"])
+def test_update_ranges_over_steps(rule, symmetric):
+    steps = [
+        [[(-1.0, 2.0)], [(0.0, 3.0), (-4.0, -2.0)]],
+        [[(-0.5, 4.0)], [(1.0, 2.0), (-9.0, 5.0)]],
+        [[(-2.0, 1.0)], [(0.5, 9.0), (-1.0, 0.0)]],
+    ]
+    low, high = (-127, 127) if symmetric else (0, 255)
+    s = states(steps[0], symmetric, low, high)
+    expected = [[(0, 0)], [(0, 0)] * 2]
+    for merges, seen in enumerate(steps):
+        step(s, seen, rule=rule, momentum=0.1, symmetric=symmetric)
+        for i, quantizer in enumerate(seen):
+            for j, limits in enumerate(quantizer):
+                e = reference.merged_range(rule, 0.1, merges, expected[i][j], limits)
+                expected[i][j] = e
+                assert s[1][i][:, j].tolist() == pytest.approx(e, rel=1e-6)
+                scale, zero = reference.qparams(*e, low, high, symmetric)
+                assert s[2][i][j].item() == pytest.approx(scale, rel=1e-6)
+                assert symmetric or s[3][i][j].item() == zero
+            assert s[4][i].tolist() == [merges + 1, 0]
+            assert torch.equal(s[0][i], new_pending(len(quantizer)))
+
+
+def test_update_ranges_without_anything_pending():
+    s = states([[(-1.0, 3.0)]], symmetric=True, low=-127, high=127)
+    nothing = [[(INF, -INF)]]
+    step(s, nothing, rule="ema", symmetric=True)
+    assert s[2][0].item() == 123 and s[4][0].tolist() == [0, 0]  # no range yet: nothing is set
+    step(s, [[(-1.0, 3.0)]], rule="ema", symmetric=True)
+    s[5][0][:2] = torch.tensor([-7, 7])  # the grid is annealed while nothing is observed
+    step(s, nothing, rule="ema", symmetric=True)
+    assert s[2][0].item() == pytest.approx(3 / 7) and s[4][0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("bad", [(math.nan, math.nan), (-INF, 1.0), (0.0, INF)])
+def test_update_ranges_skips_what_is_not_finite(bad):
+    s = states([[(-1.0, 3.0), (0.0, 1.0)], [(0.0, 1.0)]])
+    step(s, [[(-1.0, 3.0), (0.0, 1.0)], [(0.0, 1.0)]], rule="minmax", symmetric=False)
+    before = [t.clone() for t in (*s[1], *s[2], *s[3])]
+    step(s, [[(-9.0, 9.0), bad], [(0.0, 1.0)]], rule="minmax", symmetric=False)
+    assert all(map(torch.equal, before, (*s[1], *s[2], *s[3])))
+    assert [c.tolist() for c in s[4]] == [[1, 1], [2, 0]]
+    assert torch.equal(s[0][0], new_pending(2))
+
+
+def test_update_ranges_keeps_relu6_below_its_limit():
+    s = states([[(0.0, 6.0)], [(0.0, 6.0)], [(0.0, 5.0)]])
+    F.update_ranges_(*s, rule="minmax", symmetric=False, limit=[6.0, 0.0, 6.0])
+    limited, free, small = (scale.double().item() for scale in s[2])
+    assert limited * 255 <= 6 < math.nextafter(limited, 1) * 255 + 1e-6
+    assert abs(limited - free) <= 2**-29 and small == pytest.approx(5 / 255)
+
+
+def test_update_ranges_bumps_versions():
+    s = states([[(0.0, 6.0)]])
+    mutated = [t for tensors in s[:5] for t in tensors]
+    version_after(mutated, lambda: F.update_ranges_(*s, rule="last", symmetric=False))
+
+
+UPDATE = {"rule": "ema", "momentum": 0.1, "symmetric": False, "power_of_two": False}
+
+
+def test_update_ranges_opcheck():
+    s = states([[(-1.0, 2.0)], [(0.0, 3.0), (-4.0, -2.0)]])
+    torch.library.opcheck(torch.ops.bitpare.update_ranges_.default, s, {**UPDATE, "limit": []})
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_update_ranges_compiles(backend):
+    torch._dynamo.reset()
+    compiled = torch.compile(F.update_ranges_, fullgraph=True, backend=backend)
+    results = []
+    for f in (F.update_ranges_, compiled):
+        s = states([[(-1.0, 2.0)], [(0.0, 3.0), (-4.0, -2.0)]])
+        f(*s, **UPDATE)
+        results.append([t for tensors in s for t in tensors])
+    assert all(map(torch.equal, *results))
