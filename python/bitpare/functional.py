@@ -148,6 +148,50 @@ def fake_quant_lsq(
     )
 
 
+def fake_quant_weights(
+    x: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    control: Sequence[Tensor],
+    *,
+    power_of_two: bool = False,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`fake_quant` of all weights of a model at once, with zero point 0 and scales of the weights.
+
+    Weight i has ``scale[i]``, float32 of one element or one for each index of dimension 0. Where
+    observe of ``control[i]`` is 1 it becomes ``max(|x|) / quant_max``, as `qparams` has it, else it
+    is used as it is. Where quantize is 0 the values are x's. Returns the values, which carry no
+    gradient, and for each weight the bits that `use_weight` passes gradients by; their last word is
+    1 where any value of the weight was clamped to the grid.
+
+    >>> x, scale = torch.tensor([[0.2, -1.4], [3.5, 0.4]]), torch.zeros(2)
+    >>> control = torch.tensor([-7, 7, 1, 1, 0], dtype=torch.int32)
+    >>> (value,), (inside,) = fake_quant_weights([x], [scale], [control])
+    >>> value, scale
+    (tensor([[ 0.2000, -1.4000],
+            [ 3.5000,  0.5000]]), tensor([0.2000, 0.5000]))
+    >>> inside
+    tensor([15,  0])
+    """
+    value, inside = _ops.fake_quant_weights(x, scale, control, power_of_two=power_of_two)
+    return value, inside
+
+
+def use_weight(weight: Tensor, value: Tensor, inside: Tensor) -> Tensor:
+    """``value``, with the gradient of `fake_quant` to ``weight``: what a layer takes at each use.
+
+    ``value`` and ``inside`` are one weight's of `fake_quant_weights`. The result is an alias of
+    ``value``. The gradient passes where the weight was in range.
+
+    >>> weight = torch.tensor([0.2, -1.4, 9.0], requires_grad=True)
+    >>> control = torch.tensor([-7, 7, 0, 1, 0], dtype=torch.int32)
+    >>> (value,), (inside,) = fake_quant_weights([weight], [torch.tensor([0.2])], [control])
+    >>> use_weight(weight, value, inside).sum().backward()
+    >>> weight.grad
+    tensor([1., 1., 0.])
+    """
+    return _ops.use_weight(weight, value, inside)
+
+
 def binarize(
     x: Tensor,
     scale: Tensor | None = None,

@@ -6,6 +6,7 @@
 #include "kernels/fake_float.h"
 #include "kernels/fake_quant.h"
 #include "kernels/fake_quant_lsq.h"
+#include "kernels/fake_quant_weights.h"
 #include "kernels/mean_magnitude.h"
 #include "kernels/minmax.h"
 #include "kernels/pack_bits.h"
@@ -386,6 +387,83 @@ inline void expect_same(const States& got, const States& expected, const std::st
     expect_same_bits(got.scale[i], expected.scale[i], which + " scale");
     expect_same_bits(got.zero_point[i], expected.zero_point[i], which + " zero point");
     expect_same_bits(got.count[i], expected.count[i], which + " count");
+  }
+}
+
+// The weights of a model: their sizes, the number of their scales, and what is asked of them.
+struct WeightCase {
+  int64_t scales, length;
+  int32_t observe = 1, quantize = 1;
+  bool odd = false;  // with NaN and infinities
+};
+
+// More than a CUDA launch takes at once, with rows of every length, and all that one can hold.
+inline std::vector<WeightCase> weight_cases() {
+  std::vector<WeightCase> cases = {{1, 40000},
+                                   {3, 20000},
+                                   {1, 0},
+                                   {4, 0},
+                                   {1, 1},
+                                   {200, 9},
+                                   {64, 33, 0, 1},
+                                   {1, 3000, 0, 1},
+                                   {16, 27, 1, 0},
+                                   {5, 130, 1, 1, true},
+                                   {1, 5000, 1, 1, true}};
+  for (int64_t i = 1; i < 60; ++i) cases.push_back({i % 7 == 0 ? 1 : i, 3 * i});
+  return cases;
+}
+
+template <class T>
+struct QuantizedWeight {
+  std::vector<T> y;
+  std::vector<uint64_t> inside;
+  std::vector<float> scale;
+};
+
+inline std::vector<float> weight_values(const WeightCase& c) {
+  auto seed = static_cast<unsigned>(c.scales * 31 + c.length);
+  return c.odd ? test_values(c.scales * c.length, seed) : finite_values(c.scales * c.length, seed);
+}
+
+inline Control control_of(const WeightCase& c) { return {-8, 7, c.observe, c.quantize, 0}; }
+
+template <class T, class Where>
+std::vector<QuantizedWeight<T>> run_weights(bool power_of_two, const Where& where) {
+  auto cases = weight_cases();
+  std::vector<QuantizedWeight<T>> results;
+  std::vector<std::vector<T>> x;
+  std::vector<Control> controls;
+  std::vector<Weight> weights;
+  std::vector<int32_t> widest(2 * cases.size());
+  for (const WeightCase& c : cases) {
+    auto n = static_cast<size_t>(c.scales * c.length);
+    auto words = new_words(c.scales * c.length);
+    words.push_back(~0ull);
+    x.push_back(narrowed<T>(weight_values(c)));
+    controls.push_back(control_of(c));
+    results.push_back(
+        {std::vector<T>(n), words, std::vector<float>(static_cast<size_t>(c.scales), 0.25f)});
+  }
+  for (size_t i = 0; i < cases.size(); ++i) {
+    weights.push_back({x[i].data(), results[i].y.data(), results[i].inside.data(),
+                       results[i].scale.data(), &controls[i], &widest[2 * i],
+                       cases[i].scales * cases[i].length, cases[i].scales, kDType<T>});
+  }
+  auto size = static_cast<int64_t>(weights.size());
+  weight_scales(WeightScales{weights.data(), size, power_of_two}, where);
+  fake_quant_weights(FakeQuantWeights{weights.data(), size}, where);
+  return results;
+}
+
+template <class T>
+void expect_same(const std::vector<QuantizedWeight<T>>& got,
+                 const std::vector<QuantizedWeight<T>>& expected, const std::string& what) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    std::string which = what + " weight " + std::to_string(i);
+    expect_same_bits(got[i].scale, expected[i].scale, which + " scale");
+    expect_same_bits(got[i].y, expected[i].y, which);
+    expect_same_bits(got[i].inside, expected[i].inside, which + " bits");
   }
 }
 

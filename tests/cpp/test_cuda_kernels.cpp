@@ -196,6 +196,15 @@ TEST(OnHost, UpdateRanges) {
   }
 }
 
+TEST(OnHost, FakeQuantWeights) {
+  for_each_type([]<class T>(T) {
+    auto expected = run_weights<T>(false, kCpu);
+    on_cuda([&](const OnCuda& cuda, const std::string& order) {
+      expect_same(run_weights<T>(false, cuda), expected, order);
+    });
+  });
+}
+
 // The emulation itself: what it must catch, and what warps see.
 __global__ void neighbour_sum(const float* x, float* y, bool with_barrier) {
   struct Room {

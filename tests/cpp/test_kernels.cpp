@@ -542,6 +542,46 @@ TEST(UpdateRanges, IsTheFormula) {
   }
 }
 
+// One weight, by the formulas for a single value.
+template <class T>
+QuantizedWeight<T> weight_by_hand(const WeightCase& c, bool power_of_two) {
+  auto x = weight_values(c);
+  auto n = static_cast<size_t>(c.scales * c.length), length = static_cast<size_t>(c.length);
+  QuantizedWeight<T> result = {std::vector<T>(n), std::vector<uint64_t>((n + 63) / 64 + 1),
+                               std::vector<float>(static_cast<size_t>(c.scales), 0.25f)};
+  for (size_t i = 0; i < n; ++i) x[i] = widened_once<T>(x[i]);
+  if (c.observe && n > 0) {
+    for (size_t s = 0; s < result.scale.size(); ++s) {
+      float widest = 0;
+      for (size_t i = s * length; i < (s + 1) * length; ++i) {
+        if (!(std::fabs(x[i]) <= widest)) widest = widest != widest ? widest : std::fabs(x[i]);
+      }
+      result.scale[s] = math::qparams(-widest, widest, {-8, 7, true, power_of_two}).scale;
+    }
+  }
+  for (size_t i = 0; i < n; ++i) {
+    auto a = math::affine(result.scale[i / length], 0.0f, Quantizer{});
+    auto code = math::quantize<Rounding::nearest>(x[i], a, -8.0f, 7.0f, 0.0f);
+    bool inside = !c.quantize || code.rounded == code.code;
+    math::narrow(c.quantize ? math::dequantize(code.code, a) : x[i], &result.y[i]);
+    result.inside[i / 64] |= static_cast<uint64_t>(inside) << (i % 64);
+    if (!inside) result.inside.back() = 1;
+  }
+  return result;
+}
+
+TEST(FakeQuantWeights, IsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (bool power_of_two : {false, true}) {
+      std::vector<QuantizedWeight<T>> expected;
+      for (const auto& c : weight_cases()) expected.push_back(weight_by_hand<T>(c, power_of_two));
+      on_every_cpu([&](const auto& cpu, const std::string& name) {
+        expect_same(run_weights<T>(power_of_two, cpu), expected, name);
+      });
+    }
+  });
+}
+
 TEST(Capability, NamesAndOrder) {
   EXPECT_STREQ(name_of(CpuCapability::baseline), "default");
   EXPECT_LE(cpu_capability(), machine_cpu_capability());

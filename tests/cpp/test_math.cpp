@@ -9,6 +9,7 @@
 #include "math/binarize.h"
 #include "math/fake_float.h"
 #include "math/fake_quant_lsq.h"
+#include "math/fake_quant_weights.h"
 #include "math/minmax.h"
 #include "math/pack_bits.h"
 #include "math/philox.h"
@@ -280,6 +281,18 @@ TEST(UpdateRanges, HandValues) {
   UpdateRule widen = {RangeUpdate::minmax, 0.25f, true, false};
   EXPECT_EQ(math::merged_limit(widen, 0, 4.0f, 8.0f, false), 4.0f);
   EXPECT_EQ(math::merged_limit(widen, 1, 4.0f, 8.0f, false), 8.0f);
+}
+
+TEST(WeightScale, HandValues) {
+  Control control = {-8, 7, 1, 1, 0};
+  auto scale = [&](float x, float y) {
+    int32_t a = math::magnitude_bits(x), b = math::magnitude_bits(y);
+    return math::weight_scale(std::max(a, b), control, false);
+  };
+  EXPECT_EQ(scale(-14.0f, 3.0f), 2.0f);
+  EXPECT_EQ(scale(0.0f, -0.0f), kScaleFloor);
+  EXPECT_EQ(scale(-INFINITY, 1.0f), INFINITY);
+  EXPECT_TRUE(std::isnan(scale(INFINITY, -NAN)));
 }
 
 TEST(MinMax, Bins) {

@@ -344,6 +344,8 @@ PRIVATE = [
     ("_fake_quant", (_X, _SCALE, None, -8, 7, 1, None, 0, None, False, False, _LAST)),
     ("_act_fake_quant", (_X, _DY, _SCALE[:1], None, _CONTROL, _PENDING, 2, True, _LAST)),
     ("_act_fake_quant_gradient", (_DY, _X, _BITS, 3, _LAST)),
+    ("_weight_scales_", ([_X, _DY], [_SCALE[:1], _SCALE[:2]], [_CONTROL, _CONTROL], False)),
+    ("_fake_quant_weights", ([_X, _DY], [_SCALE[:1], _SCALE[:2]], [_CONTROL, _CONTROL])),
     ("_straight_through", (_DY, _BITS, _LAST)),
     ("_straight_through", (_DY.clone().requires_grad_(), _BITS, torch.contiguous_format)),
     ("_fake_quant_gradient", (_DY, _X, _SCALE, None, -8, 7, 1, None, 0, None, 2, 0.5, _LAST)),
@@ -358,10 +360,23 @@ PRIVATE = [
 @pytest.mark.parametrize("name, args", PRIVATE, ids=[name for name, _ in PRIVATE])
 def test_opcheck_of_what_lies_below_autograd(name, args):
     torch.library.opcheck(getattr(torch.ops.bitpare, name).default, args)
-    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+
+    def to_meta(a):
+        if isinstance(a, list):
+            return [to_meta(b) for b in a]
+        return a.to("meta") if isinstance(a, torch.Tensor) else a
+
     op = getattr(torch.ops.bitpare, name)
-    for a, b in zip(as_tuple(op(*meta)), as_tuple(op(*args)), strict=True):
+    meta, real = flat(op(*map(to_meta, args))), flat(op(*args))
+    for a, b in zip(meta, real, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def flat(results):
+    """The tensors of a result: one, several, lists of them, or none."""
+    if results is None:
+        return []
+    return [t for r in as_tuple(results) for t in (r if isinstance(r, list) else [r])]
 
 
 def compiled(case: Case, backend: str, dynamic: bool | None = None):

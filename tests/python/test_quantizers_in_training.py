@@ -234,3 +234,178 @@ def test_update_ranges_compiles(backend):
         f(*s, **UPDATE)
         results.append([t for tensors in s for t in tensors])
     assert all(map(torch.equal, *results))
+
+
+# Weights --------------------------------------------------------------------------------------
+
+WEIGHTS = [(7, 3, 5, 5), (40, 1, 3, 3), (33, 70), (1, 9), (5,), (), (0, 4), (300, 130)]
+
+
+def weights(dtype=torch.float32, layout=torch.contiguous_format):
+    w = [torch.randn(shape).to(dtype) for shape in WEIGHTS]
+    return [v.contiguous(memory_format=layout) if v.dim() == 4 else v for v in w]
+
+
+def scales_of(w, per_channel):
+    return [torch.ones(v.shape[0] if per_channel and v.dim() else 1) for v in w]
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_are_fake_quant_of_each(dtype, layout, per_channel):
+    w, grid = weights(dtype, layout), control(-8, 7)
+    scale = scales_of(w, per_channel)
+    value, inside = F.fake_quant_weights(w, scale, [grid] * len(w))
+    for x, s, y, bits in zip(w, scale, value, inside, strict=True):
+        axis = 0 if x.dim() and s.numel() == x.shape[0] else None
+        if x.numel():
+            low, high = F.minmax(x, axis=axis)
+            e = F.qparams(low.reshape(s.shape), high.reshape(s.shape), quant_min=-8, quant_max=7)
+            assert torch.equal(s, e[0])
+        expected = F.fake_quant(x, s, quant_min=-8, quant_max=7, axis=axis)
+        assert torch.equal(y, expected) and y.stride() == expected.stride()
+        assert bits.numel() == (x.numel() + 63) // 64 + 1 and bits[-1] == 0
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_use_weight_has_the_gradient_of_fake_quant(layout, per_channel):
+    """With scales that were given, so that values are clamped."""
+    w = [v.requires_grad_() for v in weights(layout=layout)]
+    scale = [s * 0.2 for s in scales_of(w, per_channel)]
+    given = [s.clone() for s in scale]
+    value, inside = F.fake_quant_weights(w, scale, [control(-8, 7, observe=0)] * len(w))
+    assert all(map(torch.equal, scale, given))
+    for x, s, v, bits in zip(w, scale, value, inside, strict=True):
+        axis = 0 if x.dim() and s.numel() == x.shape[0] else None
+        expected = F.fake_quant(x, s, quant_min=-8, quant_max=7, axis=axis)
+        used = F.use_weight(x, v, bits)
+        assert used.data_ptr() == v.data_ptr() and not v.requires_grad
+        dy = torch.randn(x.shape)
+        (dx,), (e,) = torch.autograd.grad(used, x, dy), torch.autograd.grad(expected, x, dy)
+        assert torch.equal(used, expected) and torch.equal(dx, e)
+        assert bits[-1] == (0 if torch.equal(e, dy) else 1)
+
+
+def test_use_weight_passes_the_gradient_itself_where_nothing_was_clipped():
+    w = torch.randn(9, 70, requires_grad=True)
+    (value,), (inside,) = F.fake_quant_weights([w], [torch.ones(9)], [control()])
+    dy = torch.randn(9, 70)
+    (dx,) = torch.autograd.grad(F.use_weight(w, value, inside), w, dy)
+    assert dx.data_ptr() == dy.data_ptr()
+    (value,), (inside,) = F.fake_quant_weights([w], [torch.ones(9) / 9], [control(observe=0)])
+    (dx,) = torch.autograd.grad(F.use_weight(w, value, inside), w, dy)
+    assert dx.data_ptr() != dy.data_ptr() and (dx == 0).any()
+
+
+def test_each_use_of_a_weight_has_its_own_node():
+    w = torch.randn(4, 5, requires_grad=True)
+    (value,), (inside,) = F.fake_quant_weights([w], [torch.ones(4)], [control()])
+    first, second = F.use_weight(w, value, inside), F.use_weight(w, value, inside)
+    assert first.grad_fn is not second.grad_fn
+    first.sum().backward()  # micro-batches: each backward pass on its own
+    (second * 2).sum().backward()
+    assert torch.equal(w.grad, torch.full((4, 5), 3.0))
+    with torch.no_grad():
+        assert not F.use_weight(w, value, inside).requires_grad
+
+
+def test_second_derivative_through_use_weight():
+    w = torch.randn(4, 5, requires_grad=True)
+    for scale in (1.0, 0.05):
+        (value,), (inside,) = F.fake_quant_weights(
+            [w], [torch.tensor([scale])], [control(observe=0)]
+        )
+        (dw,) = torch.autograd.grad(
+            F.use_weight(w, value, inside).pow(3).sum(), w, create_graph=True
+        )
+        (ddw,) = torch.autograd.grad(dw.sum(), w)
+        passes = ((w / scale).round() >= -8) & ((w / scale).round() <= 7)
+        assert torch.allclose(ddw, torch.where(passes, 6 * value, 0.0))
+
+
+def test_weights_that_hold_nan_or_pass_unquantized():
+    w = torch.tensor([[1.0, math.nan], [2.0, 0.9], [0.0, -INF], [0.0, 0.0]])
+    scale = torch.zeros(4)
+    (value,), (inside,) = F.fake_quant_weights([w], [scale], [control(-7, 7)])
+    assert value[0].isnan().all() and value[2].isnan().all() and inside[-1] == 1
+    assert scale[0].isnan() and value[3].tolist() == [0, 0]
+    assert value[1].tolist() == pytest.approx([2, 2 * 3 / 7])
+    (value,), (inside,) = F.fake_quant_weights([w], [scale], [control(quantize=0)])
+    assert torch.equal(value.nan_to_num(), w.nan_to_num())
+    assert inside.tolist() == [255, 0]
+    whole, one = torch.randn(3, 50_000), torch.ones(1)
+    whole[2, 7] = math.nan
+    (value,), _ = F.fake_quant_weights([whole], [one], [control()])
+    assert value.isnan().all() and one.isnan()
+
+
+def test_weights_of_other_strides():
+    x = torch.randn(6, 5, 4).transpose(0, 2)
+    (value,), _ = F.fake_quant_weights([x], [torch.full((4,), 0.1)], [control(observe=0)])
+    assert torch.equal(
+        value, F.fake_quant(x, torch.full((4,), 0.1), axis=0, quant_min=-8, quant_max=7)
+    )
+
+
+def test_weights_power_of_two():
+    scale = torch.zeros(1)
+    F.fake_quant_weights([torch.tensor([3.0])], [scale], [control(-7, 7)], power_of_two=True)
+    assert scale.item() == 0.5
+
+
+def test_weights_do_not_depend_on_threads():
+    w = weights()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        scale = scales_of(w, False)
+        results.append((*scale, *F.fake_quant_weights(w, scale, [control()] * len(w))[0]))
+    assert all(map(torch.equal, *results))
+
+
+def test_weights_bump_the_version_of_scales():
+    w = [v.requires_grad_() for v in weights()]
+    scale = scales_of(w, True)
+    version_after(scale, lambda: F.fake_quant_weights(w, scale, [control()] * len(w)))
+
+
+def test_weights_opcheck():
+    w = [v.requires_grad_() for v in weights()[:3]]
+    args = (w, scales_of(w, True), [control()] * 3)
+    torch.library.opcheck(torch.ops.bitpare.fake_quant_weights.default, args)
+    value, inside = F.fake_quant_weights(*args)
+    torch.library.opcheck(torch.ops.bitpare.use_weight.default, (w[0], value[0], inside[0]))
+
+
+@pytest.mark.parametrize("observe", [0, 1])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_weights_compile(backend, observe):
+    """A step of two layers, one of which uses its weight twice."""
+    torch._dynamo.reset()
+
+    def step(x, w, scale, controls):
+        value, inside = F.fake_quant_weights(w, scale, controls)
+        first = F.use_weight(w[0], value[0], inside[0])
+        again = F.use_weight(w[0], value[0], inside[0])
+        second = F.use_weight(w[1], value[1], inside[1])
+        return ((x @ first.T).relu() + x @ again.T) @ second.T
+
+    w = [torch.randn(20, 30, requires_grad=True), torch.randn(10, 20, requires_grad=True)]
+    x, results = torch.randn(4, 30), []
+    for f in (step, torch.compile(step, fullgraph=True, backend=backend)):
+        scale = [torch.full((20,), 0.1), torch.full((1,), 0.1)]
+        y = f(x, w, scale, [control(-8, 7, observe)] * 2)
+        results.append([y, *scale, *torch.autograd.grad(y.square().sum(), w)])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_use_weight_compiled_in_inference():
+    torch._dynamo.reset()
+    w = torch.randn(4, 5)
+    (value,), (inside,) = F.fake_quant_weights([w], [torch.ones(4)], [control()])
+    with torch.inference_mode():
+        got = torch.compile(F.use_weight, fullgraph=True, backend="aot_eager")(w, value, inside)
+    assert torch.equal(got, value)
