@@ -1,6 +1,7 @@
 // From a type or a mode known at run time to a template parameter.
 #pragma once
 #include "kernels/backend.h"
+#include "math/activation.h"
 #include "math/binarize.h"
 #include "math/half.h"
 #include "math/rounding.h"
@@ -57,6 +58,32 @@ void with_levels(Levels levels, F f) {
     case Levels::ternary:
       return f.template operator()<Levels::ternary>();
   }
+}
+
+// Calls f.template operator()<kActivation>() for the activation asked for.
+template <class F>
+void with_activation(Activation activation, F f) {
+  switch (activation) {
+    case Activation::none:
+      return f.template operator()<Activation::none>();
+    case Activation::relu:
+      return f.template operator()<Activation::relu>();
+    case Activation::relu6:
+      return f.template operator()<Activation::relu6>();
+    case Activation::hardswish:
+      return f.template operator()<Activation::hardswish>();
+    case Activation::hardsigmoid:
+      return f.template operator()<Activation::hardsigmoid>();
+  }
+}
+
+// The same for those whose derivative takes more than one bit.
+template <class F>
+void with_shaped_activation(Activation activation, F f) {
+  if (activation == Activation::hardswish) {
+    return f.template operator()<Activation::hardswish>();
+  }
+  f.template operator()<Activation::hardsigmoid>();
 }
 
 }  // namespace

@@ -1,23 +1,14 @@
-#include "kernels/fake_quant.h"
+#include "ops/fake_quant.h"
 
 #include <cmath>
 
+#include "kernels/fake_quant.h"
 #include "ops/straight_through.h"
 
 namespace bitpare::ops {
 namespace {
 
 constexpr const char* kOp = "fake_quant";
-
-// What every op of this file takes besides x.
-struct Arguments {
-  const Tensor& scale;
-  const OptionalTensor& zero_point;
-  int64_t quant_min, quant_max;
-  Granularity granularity;
-  Rounding rounding;
-  const OptionalTensor& rng;
-};
 
 using ForwardSignature = std::tuple<Tensor, Tensor>(
     const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point, int64_t quant_min,
@@ -97,22 +88,14 @@ Tensor gradient_meta(const Tensor&, const Tensor& x, const Tensor&, const Option
   return at::empty_like(x, x.options(), format);
 }
 
-std::tuple<Tensor, Tensor> call_forward(const Tensor& x, const Arguments& a, bool save_inside,
-                                        at::MemoryFormat format) {
-  static auto op = find_op<ForwardSignature>("bitpare::_fake_quant");
-  return op.call(x, a.scale, a.zero_point, a.quant_min, a.quant_max, a.granularity.axis,
-                 a.granularity.group, static_cast<int64_t>(a.rounding), a.rng, false, save_inside,
-                 format);
-}
-
 // The gradient passes unchanged.
 struct Identity : torch::autograd::Function<Identity> {
   static constexpr bool is_traceable = true;
 
-  static Tensor forward(AutogradContext*, const Tensor& x, const Arguments& a,
+  static Tensor forward(AutogradContext*, const Tensor& x, const FakeQuantArguments& a,
                         at::MemoryFormat format) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return std::get<0>(call_forward(x, a, false, format));
+    return std::get<0>(fake_quant(x, a, false, format));
   }
 
   static variable_list backward(AutogradContext*, const variable_list& dy) {
@@ -124,7 +107,7 @@ struct Identity : torch::autograd::Function<Identity> {
 struct Shaped : torch::autograd::Function<Shaped> {
   static constexpr bool is_traceable = true;
 
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Arguments& a,
+  static Tensor forward(AutogradContext* context, const Tensor& x, const FakeQuantArguments& a,
                         Estimator estimator, double delta, at::MemoryFormat format) {
     at::AutoDispatchBelowADInplaceOrView below;
     // rng moves on before the backward pass, which has to round as this pass did.
@@ -140,7 +123,7 @@ struct Shaped : torch::autograd::Function<Shaped> {
     saved["estimator"] = static_cast<int64_t>(estimator);
     saved["delta"] = delta;
     saved["format"] = static_cast<int64_t>(format);
-    return std::get<0>(call_forward(x, a, false, format));
+    return std::get<0>(fake_quant(x, a, false, format));
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
@@ -159,9 +142,9 @@ struct Shaped : torch::autograd::Function<Shaped> {
   }
 };
 
-Arguments checked(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                  int64_t quant_min, int64_t quant_max, const Granularity& granularity,
-                  c10::string_view rounding, const OptionalTensor& rng) {
+FakeQuantArguments checked(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
+                           int64_t quant_min, int64_t quant_max, const Granularity& granularity,
+                           c10::string_view rounding, const OptionalTensor& rng) {
   check_input(kOp, x);
   check_grid(kOp, quant_min, quant_max);
   check_granularity(kOp, x, granularity);
@@ -169,7 +152,7 @@ Arguments checked(const Tensor& x, const Tensor& scale, const OptionalTensor& ze
   check_zero_point(kOp, x, zero_point, granularity);
   Rounding parsed = parse_rounding(kOp, rounding);
   check_rng(kOp, x, parsed, rng);
-  return {scale, zero_point, quant_min, quant_max, granularity, parsed, rng};
+  return {scale, zero_point, quant_min, quant_max, granularity, parsed, rng, false};
 }
 
 Estimator parse_estimator(c10::string_view name, double delta) {
@@ -187,9 +170,10 @@ Tensor without_gradient(const Tensor& x, const Tensor& scale, const OptionalTens
                         std::optional<int64_t> group, c10::string_view rounding,
                         c10::string_view estimator, double delta, const OptionalTensor& rng) {
   Granularity granularity = {axis, group};
-  Arguments a = checked(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
+  FakeQuantArguments a =
+      checked(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
   parse_estimator(estimator, delta);
-  Tensor y = std::get<0>(call_forward(x, a, false, format_of(x, granularity)));
+  Tensor y = std::get<0>(fake_quant(x, a, false, format_of(x, granularity)));
   return y.contiguous(x.suggest_memory_format());
 }
 
@@ -203,12 +187,13 @@ Tensor autograd(const Tensor& x, const Tensor& scale, const OptionalTensor& zero
                             estimator, delta, rng);
   }
   Granularity granularity = {axis, group};
-  Arguments a = checked(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
+  FakeQuantArguments a =
+      checked(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
   Estimator chosen = parse_estimator(estimator, delta);
   at::MemoryFormat format = format_of(x, granularity);
   Tensor y;
   if (chosen == Estimator::ste) {
-    y = with_straight_through(x, format, [&] { return call_forward(x, a, true, format); });
+    y = with_straight_through(x, format, [&] { return fake_quant(x, a, true, format); });
   } else if (chosen == Estimator::identity) {
     y = Identity::apply(x, a, format);
   } else {
@@ -218,6 +203,14 @@ Tensor autograd(const Tensor& x, const Tensor& scale, const OptionalTensor& zero
 }
 
 }  // namespace
+
+std::tuple<Tensor, Tensor> fake_quant(const Tensor& x, const FakeQuantArguments& a,
+                                      bool save_inside, at::MemoryFormat format) {
+  static auto op = find_op<ForwardSignature>("bitpare::_fake_quant");
+  return op.call(x, a.scale, a.zero_point, a.quant_min, a.quant_max, a.granularity.axis,
+                 a.granularity.group, static_cast<int64_t>(a.rounding), a.rng, a.floored,
+                 save_inside, format);
+}
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def(

@@ -2,17 +2,12 @@
 
 #include <cmath>
 
-#include "ops/call.h"
+#include "ops/fake_quant.h"
 
 namespace bitpare::ops {
 namespace {
 
 constexpr const char* kOp = "fake_quant_lsq";
-
-using ForwardSignature = std::tuple<Tensor, Tensor>(
-    const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point, int64_t quant_min,
-    int64_t quant_max, std::optional<int64_t> axis, std::optional<int64_t> group, int64_t rounding,
-    const OptionalTensor& rng, bool floored, bool save_inside, at::MemoryFormat memory_format);
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 using GradientSignature = Gradients(const Tensor& dy, const Tensor& x, const Tensor& scale,
@@ -77,10 +72,10 @@ Gradients gradient_meta(const Tensor&, const Tensor& x, const Tensor& scale,
 Tensor call_forward(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
                     int64_t quant_min, int64_t quant_max, const Granularity& g,
                     at::MemoryFormat format) {
-  static auto op = find_op<ForwardSignature>("bitpare::_fake_quant");
-  return std::get<0>(op.call(x, scale, zero_point, quant_min, quant_max, g.axis, g.group,
-                             static_cast<int64_t>(Rounding::nearest), std::nullopt, true, false,
-                             format));
+  const OptionalTensor no_rng;
+  FakeQuantArguments arguments = {scale, zero_point,        quant_min, quant_max,
+                                  g,     Rounding::nearest, no_rng,    true};
+  return std::get<0>(fake_quant(x, arguments, false, format));
 }
 
 struct Learned : torch::autograd::Function<Learned> {

@@ -8,8 +8,10 @@ namespace {
 template <class Device>
 Tensor body(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
   Device::require("_straight_through", dy);
-  TORCH_CHECK(inside.numel() == (dy.numel() + 63) / 64, "_straight_through: inside must have ",
-              (dy.numel() + 63) / 64, " words, got ", inside.numel());
+  int64_t words = (dy.numel() + 63) / 64;  // a weight's bits have one more
+  TORCH_CHECK(inside.numel() == words || inside.numel() == words + 1,
+              "_straight_through: inside must have ", words, " words, or one more, got ",
+              inside.numel());
   Tensor source = dy.contiguous(format), dx = at::empty_like(source);
   StraightThrough args = {source.const_data_ptr(),
                           static_cast<const uint64_t*>(inside.const_data_ptr()), dx.data_ptr(),

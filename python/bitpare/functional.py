@@ -76,6 +76,37 @@ def fake_quant(
     )
 
 
+def act_fake_quant(
+    x: Tensor,
+    other: Tensor | None,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    control: Tensor,
+    pending: Tensor,
+    *,
+    activation: str = "none",
+) -> Tensor:
+    """An activation of ``x + other``, its range and its fake quantization, in one read of each.
+
+    ``w = act(x + other)``; ``y = fake_quant(w)`` on the grid of ``control``, an int32 tensor of
+    quant_min, quant_max, observe, quantize and freeze, read on the device. Where observe is 1 the
+    least and most of ``w`` are folded into ``pending``, float32 of shape [2, 1]. Where quantize is
+    0, ``y = w``. ``other``, of x's shape, may be None, and so may the int32 ``zero_point``.
+
+    ``activation`` is none, relu, relu6, hardswish or hardsigmoid; the last two go without
+    ``other``. The gradient is the activation's own where ``w`` was not clamped to the grid, else 0.
+
+    >>> control = torch.tensor([0, 7, 1, 1, 0], dtype=torch.int32)
+    >>> pending = torch.tensor([[torch.inf], [-torch.inf]])
+    >>> x = torch.tensor([-1.0, 0.3, 9.0])
+    >>> act_fake_quant(x, None, torch.tensor(0.5), None, control, pending, activation="relu")
+    tensor([0.0000, 0.5000, 3.5000])
+    >>> pending.flatten()
+    tensor([0., 9.])
+    """
+    return _ops.act_fake_quant(x, other, scale, zero_point, control, pending, activation=activation)
+
+
 def fake_quant_lsq(
     x: Tensor,
     scale: Tensor,
@@ -115,6 +146,50 @@ def fake_quant_lsq(
         group=group,
         grad_scale=grad_scale,
     )
+
+
+def fake_quant_weights(
+    x: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    control: Sequence[Tensor],
+    *,
+    power_of_two: bool = False,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`fake_quant` of all weights of a model at once, with zero point 0 and scales of the weights.
+
+    Weight i has ``scale[i]``, float32 of one element or one for each index of dimension 0. Where
+    observe of ``control[i]`` is 1 it becomes ``max(|x|) / quant_max``, as `qparams` has it, else it
+    is used as it is. Where quantize is 0 the values are x's. Returns the values, which carry no
+    gradient, and for each weight the bits that `use_weight` passes gradients by; their last word is
+    1 where any value of the weight was clamped to the grid.
+
+    >>> x, scale = torch.tensor([[0.2, -1.4], [3.5, 0.4]]), torch.zeros(2)
+    >>> control = torch.tensor([-7, 7, 1, 1, 0], dtype=torch.int32)
+    >>> (value,), (inside,) = fake_quant_weights([x], [scale], [control])
+    >>> value, scale
+    (tensor([[ 0.2000, -1.4000],
+            [ 3.5000,  0.5000]]), tensor([0.2000, 0.5000]))
+    >>> inside
+    tensor([15,  0])
+    """
+    value, inside = _ops.fake_quant_weights(x, scale, control, power_of_two=power_of_two)
+    return value, inside
+
+
+def use_weight(weight: Tensor, value: Tensor, inside: Tensor) -> Tensor:
+    """``value``, with the gradient of `fake_quant` to ``weight``: what a layer takes at each use.
+
+    ``value`` and ``inside`` are one weight's of `fake_quant_weights`. The result is an alias of
+    ``value``. The gradient passes where the weight was in range.
+
+    >>> weight = torch.tensor([0.2, -1.4, 9.0], requires_grad=True)
+    >>> control = torch.tensor([-7, 7, 0, 1, 0], dtype=torch.int32)
+    >>> (value,), (inside,) = fake_quant_weights([weight], [torch.tensor([0.2])], [control])
+    >>> use_weight(weight, value, inside).sum().backward()
+    >>> weight.grad
+    tensor([1., 1., 0.])
+    """
+    return _ops.use_weight(weight, value, inside)
 
 
 def binarize(
@@ -279,6 +354,56 @@ def qparams(
         power_of_two=power_of_two,
     )
     return scale, zero_point
+
+
+def update_ranges_(
+    pending: Sequence[Tensor],
+    range: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    zero_point: Sequence[Tensor],
+    count: Sequence[Tensor],
+    control: Sequence[Tensor],
+    *,
+    rule: str,
+    momentum: float = 0.01,
+    symmetric: bool,
+    power_of_two: bool = False,
+    limit: Sequence[float] = (),
+) -> None:
+    """Merges what every quantizer of a model saw into its range, and sets scale and zero point.
+
+    An entry of each list is one quantizer of n scales: ``pending`` and ``range`` float32 [2, n],
+    lows then highs; ``scale`` float32 [n]; ``zero_point`` int32 [n], no entries where symmetric;
+    ``count`` int64 [2], steps merged and steps skipped; ``control`` as in `act_fake_quant`.
+
+    rule "minmax" widens the range, "ema" moves it: ``low += momentum * (pending_low - low)``, and
+    "last" replaces it; the first range is taken as it is. Where nothing is pending, (inf, -inf),
+    the range stays; where a pending value is not finite the quantizer skips the step. Scale and
+    zero point are `qparams` of the range on the grid of ``control``. A positive ``limit`` reduces
+    the scale until no value of the grid passes it, so that an integer model may drop the clamp of
+    ReLU6; it is without effect on scales that are powers of two. ``pending`` ends as (inf, -inf).
+
+    >>> pending, seen = torch.tensor([[-1.0], [3.0]]), torch.zeros(2, 1)
+    >>> scale, zero, count = torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.zeros(2).long()
+    >>> control = torch.tensor([0, 4, 1, 1, 0], dtype=torch.int32)
+    >>> update_ranges_([pending], [seen], [scale], [zero], [count], [control], rule="minmax",
+    ...                symmetric=False)
+    >>> scale, zero, count
+    (tensor([1.]), tensor([1], dtype=torch.int32), tensor([1, 0]))
+    """
+    _ops.update_ranges_(
+        pending,
+        range,
+        scale,
+        zero_point,
+        count,
+        control,
+        rule=rule,
+        momentum=momentum,
+        symmetric=symmetric,
+        power_of_two=power_of_two,
+        limit=limit,
+    )
 
 
 def minmax(x: Tensor, *, axis: int | None = None) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@
 // after another. A block's shared memory starts as 0xFF bytes, so that a read before a write shows,
 // and threads run in forward, reverse and random order, so that a missing barrier shows.
 // Covers what the kernels use: a grid along x, __syncthreads, shuffles and ballots of full warps,
-// atomic additions. Under AddressSanitizer the switches are announced to it.
+// atomic additions and maxima. Under AddressSanitizer the switches are announced to it.
 #pragma once
 #include <ucontext.h>
 
@@ -25,6 +25,7 @@
 
 #define __global__ static
 #define __device__
+#define __host__
 #define __launch_bounds__(...)
 #define BITPARE_SHARED(Type, name) \
   Type& name = *reinterpret_cast<Type*>(::bitpare::cuda_on_host::block().shared)
@@ -192,6 +193,15 @@ T atomicAdd(T* target, T value) {
   *target += value;
   return before;
 }
+
+template <class T>
+T atomicMax(T* target, T value) {
+  T before = *target;
+  *target = std::max(before, value);
+  return before;
+}
+
+inline void __threadfence() {}
 
 namespace bitpare {
 

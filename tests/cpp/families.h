@@ -1,16 +1,19 @@
 // One case of each kernel family, run wherever it is told to, with everything it wrote as result.
 #pragma once
 #include "backends.h"
+#include "kernels/act_fake_quant.h"
 #include "kernels/binarize.h"
 #include "kernels/fake_float.h"
 #include "kernels/fake_quant.h"
 #include "kernels/fake_quant_lsq.h"
+#include "kernels/fake_quant_weights.h"
 #include "kernels/mean_magnitude.h"
 #include "kernels/minmax.h"
 #include "kernels/pack_bits.h"
 #include "kernels/qparams.h"
 #include "kernels/quantize.h"
 #include "kernels/straight_through.h"
+#include "kernels/update_ranges.h"
 
 namespace bitpare {
 
@@ -116,6 +119,80 @@ Elementwise<T> run_estimator(const Case& c, const std::vector<float>& dy,
                         c.rounding, numbers.rng, estimator, 2.0f, 1.3f},
       where);
   return {out.values(c.n()), {}, out.intact(c.n())};
+}
+
+// What act_fake_quant is run with besides a case's first channel.
+struct ActCase {
+  Activation activation = Activation::none;
+  bool has_other = false, observe = true, quantize = true;
+
+  std::string name() const {
+    return " activation " + std::to_string(static_cast<int>(activation)) +
+           (has_other ? " of a sum" : "") + (observe ? "" : " unobserved") +
+           (quantize ? "" : " unquantized");
+  }
+};
+
+inline std::vector<ActCase> act_cases() {
+  std::vector<ActCase> cases;
+  for (Activation a : {Activation::none, Activation::relu, Activation::relu6, Activation::hardswish,
+                       Activation::hardsigmoid}) {
+    for (bool has_other : {false, true}) cases.push_back({a, has_other});
+  }
+  cases.push_back({Activation::relu, true, false, true});
+  cases.push_back({Activation::relu, false, true, false});
+  return cases;
+}
+
+template <class T>
+struct Observed {
+  Elementwise<T> elements;
+  std::vector<float> pending;
+};
+
+template <class T, class Where>
+Observed<T> run_act_fake_quant(const Case& c, const ActCase& a, const std::vector<float>& x,
+                               const std::vector<float>& other, const Where& where) {
+  Numbers numbers(c);
+  Unaligned<T> in(narrowed<T>(x)), added(narrowed<T>(other)), out(c.n());
+  auto bits = new_words(c.n());
+  Control control = {static_cast<int32_t>(c.quant_min), static_cast<int32_t>(c.quant_max),
+                     a.observe, a.quantize, 0};
+  std::vector<float> pending = {1.0f, 2.0f};
+  std::vector<float> partial(static_cast<size_t>(kActTerms * (c.n() / kActElements + 1)), NAN);
+  act_fake_quant(ActFakeQuant{in.data(), a.has_other ? added.data() : nullptr, out.data(),
+                              bits.data(), c.n(), kDType<T>, a.activation, numbers.scale.data(),
+                              numbers.zero_point.data(), &control, pending.data(), partial.data()},
+                 where);
+  return {{out.values(c.n()), bits, out.intact(c.n())}, pending};
+}
+
+template <class T, class Where>
+Elementwise<T> run_act_gradient(const std::vector<float>& dy, const std::vector<float>& x,
+                                const std::vector<uint64_t>& bits, Activation activation,
+                                const Where& where) {
+  int64_t n = static_cast<int64_t>(x.size());
+  Unaligned<T> gradient(narrowed<T>(dy)), in(narrowed<T>(x)), out(n);
+  act_fake_quant_gradient(ActFakeQuantGradient{gradient.data(), in.data(), bits.data(), out.data(),
+                                               n, kDType<T>, activation},
+                          where);
+  return {out.values(n), {}, out.intact(n)};
+}
+
+// Lengths with tails of every kind, and some that are cut into pieces and blocks.
+inline std::vector<Case> flat_cases() {
+  std::vector<Case> cases;
+  for (int64_t n : {0, 1, 15, 17, 63, 64, 65, 130, 2047, 2048, 5000, 70000}) {
+    cases.push_back({{1, 1, n}});
+  }
+  return cases;
+}
+
+inline std::vector<uint64_t> random_words(int64_t n) {
+  std::mt19937_64 random(17);
+  auto words = new_words(n);
+  for (auto& word : words) word = random();
+  return words;
 }
 
 template <class T, class Where>
@@ -245,6 +322,149 @@ Reduced<T> run_minmax(const Case& c, const std::vector<float>& x, int32_t bins, 
   std::vector<int64_t> total(static_cast<size_t>(bins) * channels);
   for (size_t i = 0; i < counts.size(); ++i) total[i % total.size()] += counts[i];
   return {{}, low, high, total};
+}
+
+// Quantizers of a model, of 1 to 700 scales, in every state that a step can meet them in.
+struct States {
+  std::vector<std::vector<float>> pending, range, scale;
+  std::vector<std::vector<int32_t>> zero_point;
+  std::vector<std::vector<int64_t>> count;
+  Control control = {-8, 7, 1, 1, 0};
+
+  explicit States(size_t size) {
+    std::mt19937 random(41);
+    auto number = [&] { return static_cast<float>(random() % 1000) / 100; };
+    for (size_t i = 0; i < size; ++i) {
+      size_t n = i % 5 == 4 ? 1 + random() % 700 : 1;
+      std::vector<float> seen(2 * n), in_force(2 * n);
+      for (size_t j = 0; j < n; ++j) {
+        bool none = i % 3 == 2 || (n > 1 && random() % 4 == 0);
+        seen[j] = none ? INFINITY : -number();
+        seen[n + j] = none ? -INFINITY : number();
+        in_force[j] = -number();
+        in_force[n + j] = i % 7 == 6 ? NAN : number();
+      }
+      if (i % 4 == 3) seen[n - 1] = i % 8 == 3 ? NAN : -INFINITY;
+      pending.push_back(seen);
+      range.push_back(in_force);
+      scale.push_back(std::vector<float>(n, 0.125f));
+      zero_point.push_back(std::vector<int32_t>(n, 77));
+      count.push_back({i % 2 ? 5 : 0, 9});
+    }
+  }
+
+  std::vector<QuantizerState> pointers(bool zero_points) {
+    std::vector<QuantizerState> all;
+    for (size_t i = 0; i < pending.size(); ++i) {
+      int64_t n = static_cast<int64_t>(scale[i].size());
+      all.push_back({pending[i].data(), range[i].data(), scale[i].data(),
+                     zero_points ? zero_point[i].data() : nullptr, count[i].data(), &control, n,
+                     i % 2 ? 6.0f : 0.0f});
+    }
+    return all;
+  }
+};
+
+inline std::vector<UpdateRule> update_rules() {
+  return {{RangeUpdate::minmax, 0.0f, true, false},
+          {RangeUpdate::ema, 0.1f, false, false},
+          {RangeUpdate::last, 0.0f, false, true}};
+}
+
+template <class Where>
+States run_update_ranges(const UpdateRule& rule, const Where& where) {
+  States states(150);
+  auto pointers = states.pointers(!rule.symmetric);
+  update_ranges(UpdateRanges{pointers.data(), static_cast<int64_t>(pointers.size()), rule}, where);
+  return states;
+}
+
+inline void expect_same(const States& got, const States& expected, const std::string& what) {
+  for (size_t i = 0; i < expected.pending.size(); ++i) {
+    std::string which = what + " quantizer " + std::to_string(i);
+    expect_same_bits(got.pending[i], expected.pending[i], which + " pending");
+    expect_same_bits(got.range[i], expected.range[i], which + " range");
+    expect_same_bits(got.scale[i], expected.scale[i], which + " scale");
+    expect_same_bits(got.zero_point[i], expected.zero_point[i], which + " zero point");
+    expect_same_bits(got.count[i], expected.count[i], which + " count");
+  }
+}
+
+// The weights of a model: their sizes, the number of their scales, and what is asked of them.
+struct WeightCase {
+  int64_t scales, length;
+  int32_t observe = 1, quantize = 1;
+  bool odd = false;  // with NaN and infinities
+};
+
+// More than a CUDA launch takes at once, with rows of every length, and all that one can hold.
+inline std::vector<WeightCase> weight_cases() {
+  std::vector<WeightCase> cases = {{1, 40000},
+                                   {3, 20000},
+                                   {1, 0},
+                                   {4, 0},
+                                   {1, 1},
+                                   {200, 9},
+                                   {64, 33, 0, 1},
+                                   {1, 3000, 0, 1},
+                                   {16, 27, 1, 0},
+                                   {5, 130, 1, 1, true},
+                                   {1, 5000, 1, 1, true}};
+  for (int64_t i = 1; i < 60; ++i) cases.push_back({i % 7 == 0 ? 1 : i, 3 * i});
+  return cases;
+}
+
+template <class T>
+struct QuantizedWeight {
+  std::vector<T> y;
+  std::vector<uint64_t> inside;
+  std::vector<float> scale;
+};
+
+inline std::vector<float> weight_values(const WeightCase& c) {
+  auto seed = static_cast<unsigned>(c.scales * 31 + c.length);
+  return c.odd ? test_values(c.scales * c.length, seed) : finite_values(c.scales * c.length, seed);
+}
+
+inline Control control_of(const WeightCase& c) { return {-8, 7, c.observe, c.quantize, 0}; }
+
+template <class T, class Where>
+std::vector<QuantizedWeight<T>> run_weights(bool power_of_two, const Where& where) {
+  auto cases = weight_cases();
+  std::vector<QuantizedWeight<T>> results;
+  std::vector<std::vector<T>> x;
+  std::vector<Control> controls;
+  std::vector<Weight> weights;
+  std::vector<int32_t> widest(2 * cases.size());
+  for (const WeightCase& c : cases) {
+    auto n = static_cast<size_t>(c.scales * c.length);
+    auto words = new_words(c.scales * c.length);
+    words.push_back(~0ull);
+    x.push_back(narrowed<T>(weight_values(c)));
+    controls.push_back(control_of(c));
+    results.push_back(
+        {std::vector<T>(n), words, std::vector<float>(static_cast<size_t>(c.scales), 0.25f)});
+  }
+  for (size_t i = 0; i < cases.size(); ++i) {
+    weights.push_back({x[i].data(), results[i].y.data(), results[i].inside.data(),
+                       results[i].scale.data(), &controls[i], &widest[2 * i],
+                       cases[i].scales * cases[i].length, cases[i].scales, kDType<T>});
+  }
+  auto size = static_cast<int64_t>(weights.size());
+  weight_scales(WeightScales{weights.data(), size, power_of_two}, where);
+  fake_quant_weights(FakeQuantWeights{weights.data(), size}, where);
+  return results;
+}
+
+template <class T>
+void expect_same(const std::vector<QuantizedWeight<T>>& got,
+                 const std::vector<QuantizedWeight<T>>& expected, const std::string& what) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    std::string which = what + " weight " + std::to_string(i);
+    expect_same_bits(got[i].scale, expected[i].scale, which + " scale");
+    expect_same_bits(got[i].y, expected[i].y, which);
+    expect_same_bits(got[i].inside, expected[i].inside, which + " bits");
+  }
 }
 
 // Shapes with every way that channels can lie, and tails of every kind.

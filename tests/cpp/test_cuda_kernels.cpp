@@ -61,6 +61,31 @@ TEST(OnHost, Estimators) {
   }
 }
 
+TEST(OnHost, ActFakeQuant) {
+  for_each_type([]<class T>(T) {
+    for (const ActCase& a : act_cases()) {
+      for (const Case& c : flat_cases()) {
+        if (c.n() > 5000 && (a.has_other || a.activation != Activation::relu)) continue;
+        bool odd = c.n() % 2 == 0;
+        auto x = odd ? test_values(c.n(), 31) : finite_values(c.n(), 31);
+        auto other = finite_values(c.n(), 32);
+        auto expected = run_act_fake_quant<T>(c, a, x, other, kCpu);
+        on_cuda([&](const OnCuda& cuda, const std::string& order) {
+          auto got = run_act_fake_quant<T>(c, a, x, other, cuda);
+          expect_same(got.elements, expected.elements, order + c.name() + a.name());
+          expect_same_bits(got.pending, expected.pending, order + " pending " + c.name());
+        });
+      }
+    }
+  });
+  for (Activation activation : {Activation::hardswish, Activation::hardsigmoid}) {
+    compare(flat_cases(), [=]<class T>(T, const Case& c, const auto& where) {
+      return run_act_gradient<T>(finite_values(c.n(), 34), test_values(c.n(), 33),
+                                 random_words(c.n()), activation, where);
+    });
+  }
+}
+
 TEST(OnHost, StraightThrough) {
   compare(layouts(), []<class T>(T, const Case& c, const auto& where) {
     std::mt19937_64 random(17);
@@ -160,6 +185,24 @@ TEST(OnHost, Qparams) {
           kCpu);
   expect_same_bits(scale, expected, "scale");
   EXPECT_EQ(zero_point, expected_zero_point);
+}
+
+TEST(OnHost, UpdateRanges) {
+  for (const UpdateRule& rule : update_rules()) {
+    auto expected = run_update_ranges(rule, kCpu);
+    on_cuda([&](const OnCuda& cuda, const std::string& order) {
+      expect_same(run_update_ranges(rule, cuda), expected, order);
+    });
+  }
+}
+
+TEST(OnHost, FakeQuantWeights) {
+  for_each_type([]<class T>(T) {
+    auto expected = run_weights<T>(false, kCpu);
+    on_cuda([&](const OnCuda& cuda, const std::string& order) {
+      expect_same(run_weights<T>(false, cuda), expected, order);
+    });
+  });
 }
 
 // The emulation itself: what it must catch, and what warps see.

@@ -2,6 +2,7 @@
 // math/ applied element by element, the reductions against the order that math/reduce.h fixes,
 // all bit for bit.
 #include "families.h"
+#include "kernels/dispatch.h"
 #include "math/fake_quant_lsq.h"
 #include "math/philox.h"
 
@@ -94,6 +95,83 @@ TEST(FakeQuant, EstimatorsAreTheFormula) {
         expected.bits.clear();
         on_every_cpu([&](const auto& cpu, const std::string& name) {
           expect_same(run_estimator<T>(c, dy, x, estimator, cpu), expected, name + " " + c.name());
+        });
+      }
+    }
+  });
+}
+
+template <Activation kActivation>
+float act_formula(const ActCase& a, const Quantizer& q, const math::Affine<float>& affine, float v,
+                  bool* inside, std::vector<float>* seen) {
+  float w = math::activate<kActivation>(v);
+  seen->push_back(w);
+  auto code = math::quantize<Rounding::nearest>(w, affine, q.quant_min, q.quant_max, 0.0f);
+  *inside = !a.quantize || code.rounded == code.code;
+  if (kActivation == Activation::relu) *inside &= v > 0;
+  if (kActivation == Activation::relu6) *inside &= v > 0 && v < 6;
+  return a.quantize ? math::dequantize(code.code, affine) : w;
+}
+
+// The range of what was seen, folded into (1, 2).
+std::vector<float> folded(const std::vector<float>& seen) {
+  std::vector<float> pending = {1.0f, 2.0f};
+  for (float w : seen) {
+    if (w != w || pending[0] != pending[0]) {
+      pending = {NAN, NAN};
+    } else {
+      pending = {std::min(pending[0], w + 0.0f), std::max(pending[1], w + 0.0f)};
+    }
+  }
+  return pending;
+}
+
+TEST(ActFakeQuant, IsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (const ActCase& a : act_cases()) {
+      for (const Case& c : flat_cases()) {
+        bool odd = c.n() % 2 == 0;  // with NaN and infinities, or without
+        auto x = odd ? test_values(c.n(), 31) : finite_values(c.n(), 31);
+        auto other = finite_values(c.n(), 32);
+        std::vector<float> seen;
+        Numbers numbers(c);
+        const Quantizer& q = numbers.quantizer;
+        auto expected = elementwise<T>(c, x, q, [&](int64_t i, float v, auto affine, bool* inside) {
+          if (a.has_other) v = v + widened_once<T>(other[static_cast<size_t>(i)]);
+          float y = 0;
+          with_activation(a.activation, [&]<Activation kActivation>() {
+            y = act_formula<kActivation>(a, q, affine, v, inside, &seen);
+          });
+          return y;
+        });
+        auto pending = folded(a.observe ? seen : std::vector<float>());
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          auto got = run_act_fake_quant<T>(c, a, x, other, cpu);
+          expect_same(got.elements, expected, name + " " + c.name() + a.name());
+          expect_same_bits(got.pending, pending, name + " pending " + c.name() + a.name());
+        });
+      }
+    }
+  });
+}
+
+TEST(ActFakeQuant, GradientIsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (const Case& c : flat_cases()) {
+      auto x = test_values(c.n(), 33), dy = finite_values(c.n(), 34);
+      auto bits = random_words(c.n());
+      for (bool swish : {false, true}) {
+        auto expected = elementwise<T>(c, x, {}, [&](int64_t i, float v, const auto&, bool*) {
+          auto k = static_cast<size_t>(i);
+          float slope = swish ? math::activation_slope<Activation::hardswish>(v)
+                              : math::activation_slope<Activation::hardsigmoid>(v);
+          return bits[k / 64] >> (k % 64) & 1 ? widened_once<T>(dy[k]) * slope : 0.0f;
+        });
+        expected.bits.clear();
+        auto activation = swish ? Activation::hardswish : Activation::hardsigmoid;
+        on_every_cpu([&](const auto& cpu, const std::string& name) {
+          auto got = run_act_gradient<T>(dy, x, bits, activation, cpu);
+          expect_same(got, expected, name + " " + c.name());
         });
       }
     }
@@ -419,6 +497,89 @@ TEST(Qparams, IsTheFormula) {
       }
     });
   }
+}
+
+// One quantizer's step, as the header describes it.
+void update_by_hand(States& s, size_t i, const UpdateRule& rule) {
+  auto &pending = s.pending[i], &range = s.range[i];
+  size_t n = s.scale[i].size();
+  bool any = false, broken = false;
+  for (size_t j = 0; j < n; ++j) {
+    bool finite = std::isfinite(pending[j]) && std::isfinite(pending[n + j]);
+    bool none = pending[j] == INFINITY && pending[n + j] == -INFINITY;
+    any |= finite;
+    broken |= !finite && !none;
+  }
+  bool merge = any && !broken, first = s.count[i][0] == 0;
+  for (size_t j = 0; j < n; ++j) {
+    bool valid = range[j] <= range[n + j];
+    if (merge && std::isfinite(pending[j])) {
+      for (size_t at : {j, n + j}) {
+        int term = at == j ? 0 : 1;
+        range[at] = math::merged_limit(rule, term, range[at], pending[at], first || !valid);
+      }
+    }
+    if ((merge || !first) && range[j] <= range[n + j]) {
+      RangeRule grid = {-8, 7, rule.symmetric, rule.power_of_two, i % 2 ? 6.0f : 0.0f};
+      auto p = math::qparams(range[j], range[n + j], grid);
+      s.scale[i][j] = p.scale;
+      if (!rule.symmetric) s.zero_point[i][j] = p.zero_point;
+    }
+    pending[j] = INFINITY;
+    pending[n + j] = -INFINITY;
+  }
+  s.count[i][0] += merge;
+  s.count[i][1] += broken;
+}
+
+TEST(UpdateRanges, IsTheFormula) {
+  for (const UpdateRule& rule : update_rules()) {
+    States expected(150);
+    for (size_t i = 0; i < expected.pending.size(); ++i) update_by_hand(expected, i, rule);
+    on_every_cpu([&](const auto& cpu, const std::string& name) {
+      expect_same(run_update_ranges(rule, cpu), expected, name);
+    });
+  }
+}
+
+// One weight, by the formulas for a single value.
+template <class T>
+QuantizedWeight<T> weight_by_hand(const WeightCase& c, bool power_of_two) {
+  auto x = weight_values(c);
+  auto n = static_cast<size_t>(c.scales * c.length), length = static_cast<size_t>(c.length);
+  QuantizedWeight<T> result = {std::vector<T>(n), std::vector<uint64_t>((n + 63) / 64 + 1),
+                               std::vector<float>(static_cast<size_t>(c.scales), 0.25f)};
+  for (size_t i = 0; i < n; ++i) x[i] = widened_once<T>(x[i]);
+  if (c.observe && n > 0) {
+    for (size_t s = 0; s < result.scale.size(); ++s) {
+      float widest = 0;
+      for (size_t i = s * length; i < (s + 1) * length; ++i) {
+        if (!(std::fabs(x[i]) <= widest)) widest = widest != widest ? widest : std::fabs(x[i]);
+      }
+      result.scale[s] = math::qparams(-widest, widest, {-8, 7, true, power_of_two}).scale;
+    }
+  }
+  for (size_t i = 0; i < n; ++i) {
+    auto a = math::affine(result.scale[i / length], 0.0f, Quantizer{});
+    auto code = math::quantize<Rounding::nearest>(x[i], a, -8.0f, 7.0f, 0.0f);
+    bool inside = !c.quantize || code.rounded == code.code;
+    math::narrow(c.quantize ? math::dequantize(code.code, a) : x[i], &result.y[i]);
+    result.inside[i / 64] |= static_cast<uint64_t>(inside) << (i % 64);
+    if (!inside) result.inside.back() = 1;
+  }
+  return result;
+}
+
+TEST(FakeQuantWeights, IsTheFormula) {
+  for_each_type([]<class T>(T) {
+    for (bool power_of_two : {false, true}) {
+      std::vector<QuantizedWeight<T>> expected;
+      for (const auto& c : weight_cases()) expected.push_back(weight_by_hand<T>(c, power_of_two));
+      on_every_cpu([&](const auto& cpu, const std::string& name) {
+        expect_same(run_weights<T>(power_of_two, cpu), expected, name);
+      });
+    }
+  });
 }
 
 TEST(Capability, NamesAndOrder) {

@@ -5,14 +5,17 @@
 #include <random>
 
 #include "backends.h"
+#include "math/activation.h"
 #include "math/binarize.h"
 #include "math/fake_float.h"
 #include "math/fake_quant_lsq.h"
+#include "math/fake_quant_weights.h"
 #include "math/minmax.h"
 #include "math/pack_bits.h"
 #include "math/philox.h"
 #include "math/qparams.h"
 #include "math/reduce.h"
+#include "math/update_ranges.h"
 
 namespace bitpare {
 namespace {
@@ -35,6 +38,22 @@ TEST(Rounding, HandValues) {
   EXPECT_EQ(rounded<Rounding::stochastic>(1.25f, 0.3f), 1.0f);
   EXPECT_EQ(rounded<Rounding::stochastic>(-1.25f, 0.7f), -1.0f);
   EXPECT_EQ(rounded<Rounding::half_up>(INFINITY), INFINITY);
+}
+
+TEST(Activation, HandValues) {
+  EXPECT_EQ(math::activate<Activation::relu>(-2.0f), 0.0f);
+  EXPECT_EQ(math::activate<Activation::relu6>(7.0f), 6.0f);
+  EXPECT_EQ(math::activate<Activation::hardswish>(1.0f), 4.0f / 6.0f);
+  EXPECT_EQ(math::activate<Activation::hardswish>(-3.5f), 0.0f);
+  EXPECT_EQ(math::activate<Activation::hardsigmoid>(0.0f), 0.5f);
+  EXPECT_TRUE(std::isnan(math::activate<Activation::relu6>(NAN)));
+  auto less = [](float a, float b) { return a < b; };
+  EXPECT_TRUE(math::activation_passes<Activation::relu>(1e-45f, less));
+  EXPECT_FALSE(math::activation_passes<Activation::relu>(0.0f, less));
+  EXPECT_FALSE(math::activation_passes<Activation::relu6>(6.0f, less));
+  EXPECT_EQ(math::activation_slope<Activation::hardswish>(1.5f), 1.0f);
+  EXPECT_EQ(math::activation_slope<Activation::hardswish>(3.0f), 1.0f);
+  EXPECT_EQ(math::activation_slope<Activation::hardsigmoid>(-3.0f), 0.0f);
 }
 
 // Known answers of Random123 1.14 for philox4x32-10.
@@ -231,6 +250,49 @@ TEST(Qparams, HandValues) {
   EXPECT_EQ(math::qparams(0.0f, 4.1f, {0, 4, false, true}).scale, 2.0f);
   EXPECT_TRUE(std::isfinite(math::qparams(-3e38f, 3e38f, {0, 255, false, false}).scale));
   EXPECT_TRUE(std::isnan(math::qparams(NAN, NAN, {0, 255, false, false}).scale));
+}
+
+TEST(Qparams, ScaleWithinALimit) {
+  for (int levels : {1, 3, 7, 15, 127, 255, 65535}) {
+    for (float limit : {6.0f, 1.0f, 0.7f}) {
+      RangeRule rule = {0, static_cast<float>(levels), false, false, limit};
+      float scale = math::qparams(0.0f, 100.0f, rule).scale;
+      double top = static_cast<double>(scale) * levels;
+      double next = static_cast<double>(std::nextafterf(scale, 1e9f)) * levels;
+      EXPECT_LE(top, static_cast<double>(limit));
+      EXPECT_GT(next, static_cast<double>(limit));
+      EXPECT_EQ(math::qparams(0.0f, limit / 2, rule).scale, limit / 2 / rule.quant_max);
+    }
+  }
+  // A symmetric grid reaches quant_max steps from 0; a power of two stays one.
+  EXPECT_EQ(math::qparams(-8.0f, 8.0f, {-4, 3, true, false, 6.0f}).scale, 2.0f);
+  EXPECT_EQ(math::qparams(0.0f, 6.0f, {0, 7, false, true, 6.0f}).scale, 1.0f);
+}
+
+TEST(UpdateRanges, HandValues) {
+  EXPECT_EQ(math::pending_of(INFINITY, -INFINITY), math::Pending::none);
+  EXPECT_EQ(math::pending_of(-1.0f, 2.0f), math::Pending::range);
+  EXPECT_EQ(math::pending_of(NAN, NAN), math::Pending::broken);
+  EXPECT_EQ(math::pending_of(-INFINITY, 1.0f), math::Pending::broken);
+  EXPECT_EQ(math::pending_of(1.0f, INFINITY), math::Pending::broken);
+  UpdateRule ema = {RangeUpdate::ema, 0.25f, true, false};
+  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, false), 5.0f);
+  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, true), 8.0f);
+  UpdateRule widen = {RangeUpdate::minmax, 0.25f, true, false};
+  EXPECT_EQ(math::merged_limit(widen, 0, 4.0f, 8.0f, false), 4.0f);
+  EXPECT_EQ(math::merged_limit(widen, 1, 4.0f, 8.0f, false), 8.0f);
+}
+
+TEST(WeightScale, HandValues) {
+  Control control = {-8, 7, 1, 1, 0};
+  auto scale = [&](float x, float y) {
+    int32_t a = math::magnitude_bits(x), b = math::magnitude_bits(y);
+    return math::weight_scale(std::max(a, b), control, false);
+  };
+  EXPECT_EQ(scale(-14.0f, 3.0f), 2.0f);
+  EXPECT_EQ(scale(0.0f, -0.0f), kScaleFloor);
+  EXPECT_EQ(scale(-INFINITY, 1.0f), INFINITY);
+  EXPECT_TRUE(std::isnan(scale(INFINITY, -NAN)));
 }
 
 TEST(MinMax, Bins) {

@@ -3,6 +3,7 @@ dtype, layout and device tests and the benchmarks all read this table."""
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import bitpare as bp
@@ -111,6 +112,19 @@ def _scaled_arguments(case: Case, device: str):
     return (x, scale), kwargs
 
 
+def _act_arguments(case: Case, device: str):
+    scale, zero_point = case.quantizer(device)
+    a = case.attributes
+    flags = [a["quant_min"], a["quant_max"], a.get("observe", 1), a.get("quantize", 1), 0]
+    other = None
+    if a.get("other"):
+        other = replace(case, layout="contiguous").x(device).flip(0).contiguous()
+    control = torch.tensor(flags, dtype=torch.int32, device=device)
+    pending = torch.tensor([[torch.inf], [-torch.inf]], device=device)
+    kwargs = {"activation": a.get("activation", "none")}
+    return (case.x(device), other, scale, zero_point, control, pending), kwargs
+
+
 def _plain_arguments(case: Case, device: str):
     return (case.x(device),), dict(case.attributes)
 
@@ -150,6 +164,7 @@ def _unpack_arguments(case: Case, device: str):
 BUILD: dict[str, Callable[[Case, str], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "fake_quant": _quantizer_arguments,
     "fake_quant_lsq": _quantizer_arguments,
+    "act_fake_quant": _act_arguments,
     "quantize": _quantizer_arguments,
     "dequantize": _dequantize_arguments,
     "binarize": _scaled_arguments,
@@ -163,7 +178,14 @@ BUILD: dict[str, Callable[[Case, str], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "unpack_bits": _unpack_arguments,
 }
 
-DIFFERENTIABLE = ("fake_quant", "fake_quant_lsq", "binarize", "ternarize", "fake_float")
+DIFFERENTIABLE = (
+    "fake_quant",
+    "act_fake_quant",
+    "fake_quant_lsq",
+    "binarize",
+    "ternarize",
+    "fake_float",
+)
 
 S8 = {"quant_min": -128, "quant_max": 127}
 U8 = {"quant_min": 0, "quant_max": 255}
@@ -200,6 +222,24 @@ def _fake_quant_cases() -> list[Case]:
         rows.append(Case("fake_quant", shape, attributes, "integer", layout="channels_last"))
     stochastic = {"rounding": "stochastic", "estimator": "ewgs", "delta": 0.3}
     rows.append(Case("fake_quant", (7, 33), {**S4, **stochastic}))
+    return rows
+
+
+def _act_cases() -> list[Case]:
+    op, shape, zero = "act_fake_quant", (3, 4, 5, 6), "integer"
+    rows = [
+        Case(op, shape, {**S8, "observe": 0}, zero),
+        Case(op, shape, {**S8, "activation": "relu6", "quantize": 0}),
+        Case(op, (), S8, zero),
+        Case(op, (0, 4), S8),
+        Case(op, (131,), {**S4, "activation": "relu"}),
+    ]
+    for activation in ("none", "relu", "relu6", "hardswish", "hardsigmoid"):
+        for layout in ("contiguous", "channels_last", "sliced"):
+            kind = {**S4, "activation": activation}
+            rows.append(Case(op, shape, kind, zero, layout=layout))
+            if activation in ("none", "relu", "relu6"):
+                rows.append(Case(op, shape, {**kind, "other": True}, zero, layout=layout))
     return rows
 
 
@@ -279,7 +319,7 @@ def _other_cases() -> list[Case]:
     return rows
 
 
-CASES = _fake_quant_cases() + _lsq_cases() + _other_cases()
+CASES = _fake_quant_cases() + _act_cases() + _lsq_cases() + _other_cases()
 FLOAT_INPUT = [c for c in CASES if c.op not in ("qparams", "pack_bits", "unpack_bits")]
 WITH_GRADIENT = [c for c in CASES if c.op in DIFFERENTIABLE]
 
@@ -289,6 +329,9 @@ def differentiable_inputs(case: Case, device: str = "cpu"):
     args, kwargs = case.arguments(device)
     learned = [args[0].clone(memory_format=torch.preserve_format).requires_grad_()]
     rest = list(args[1:])
+    if case.op == "act_fake_quant" and rest[0] is not None:
+        rest[0] = rest[0].clone().requires_grad_()
+        learned.append(rest[0])
     if case.op in ("fake_quant_lsq", "binarize", "ternarize"):
         for i, value in enumerate(rest):
             if isinstance(value, Tensor) and value.is_floating_point():

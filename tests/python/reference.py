@@ -64,6 +64,23 @@ class Quantized:
         return distance.abs() < 4e-7 * (1 + self.position.abs())
 
 
+ACTIVATE = {
+    "none": lambda v: v,
+    "relu": lambda v: v.clamp(min=0),
+    "relu6": lambda v: v.clamp(0, 6),
+    "hardswish": lambda v: v * (v + 3).clamp(0, 6) / 6,
+    "hardsigmoid": lambda v: (v + 3).clamp(0, 6) / 6,
+}
+
+ACTIVATION_SLOPE = {
+    "none": torch.ones_like,
+    "relu": lambda v: (v > 0).double(),
+    "relu6": lambda v: ((v > 0) & (v < 6)).double(),
+    "hardswish": lambda v: torch.where(v.abs() < 3, v / 3 + 0.5, (v > 0).double()),
+    "hardsigmoid": lambda v: (v.abs() < 3) / 6.0,
+}
+
+
 def fake_quant_gradient(q: Quantized, dy: Tensor, estimator: str, delta: float) -> Tensor:
     dy = dy.double()
     if estimator == "identity":
@@ -145,6 +162,15 @@ def qparams(low: float, high: float, qmin: int, qmax: int, symmetric: bool) -> t
         return max(-low, high, qmax * 2.0**-40) / qmax, 0
     scale = max((high - low) / (qmax - qmin), 2.0**-40)
     return scale, int(min(max(qmin - round(low / scale), qmin), qmax))
+
+
+def merged_range(rule, momentum, merges, range_, seen):
+    """(low, high) after one step; None stands for a range that was not seen yet."""
+    if merges == 0 or rule == "last":
+        return seen
+    if rule == "minmax":
+        return min(range_[0], seen[0]), max(range_[1], seen[1])
+    return tuple(r + momentum * (s - r) for r, s in zip(range_, seen, strict=True))
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

@@ -16,6 +16,22 @@ F = bp.functional
 X = torch.randn(4, 6)
 ONE = torch.tensor(1.0)
 GRID = {"quant_min": -8, "quant_max": 7}
+CONTROL = torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32)
+PENDING = torch.tensor([[math.inf], [-math.inf]])
+
+
+def states(**changes):
+    """Arguments of update_ranges_ for one quantizer."""
+    right = {
+        "pending": [PENDING],
+        "range": [torch.zeros(2, 1)],
+        "scale": [torch.ones(1)],
+        "zero_point": [],
+        "count": [torch.zeros(2, dtype=torch.int64)],
+        "control": [CONTROL],
+    }
+    return tuple((right | changes).values())
+
 
 WRONG = [
     # which op, arguments, keyword arguments, message
@@ -50,6 +66,21 @@ WRONG = [
     (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic"}, "fake_quant: rounding='stochastic' needs rng, an int64 tensor of a seed and a step"),
     (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic", "rng": torch.tensor([1])}, "fake_quant: rng must be an int64 tensor of 2 elements, seed and step, got Long of 1"),
     (F.fake_quant, (X, ONE), {**GRID, "rounding": "stochastic", "rng": torch.zeros(2, dtype=torch.int64, device="meta")}, "fake_quant: rng must be on cpu like x, got meta"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL, PENDING), {"activation": "gelu"}, "act_fake_quant: activation must be one of 'none', 'relu', 'relu6', 'hardswish', 'hardsigmoid', got 'gelu'"),
+    (F.act_fake_quant, (X, X[0], ONE, None, CONTROL, PENDING), {}, "act_fake_quant: other must have shape [4, 6] like x (it is not broadcast), got [6]"),
+    (F.act_fake_quant, (X, X.half(), ONE, None, CONTROL, PENDING), {}, "act_fake_quant: other must be Float like x, got Half"),
+    (F.act_fake_quant, (X, X.to("meta"), ONE, None, CONTROL, PENDING), {}, "act_fake_quant: other must be on cpu like x, got meta"),
+    (F.act_fake_quant, (X, X, ONE, None, CONTROL, PENDING), {"activation": "hardswish"}, "act_fake_quant: other goes with activation 'none', 'relu' and 'relu6' only"),
+    (F.act_fake_quant, (X, None, torch.ones(2), None, CONTROL, PENDING), {}, "act_fake_quant: scale must have 1 element"),
+    (F.act_fake_quant, (X, None, torch.zeros(1), None, CONTROL, PENDING), {}, "act_fake_quant: scale must be positive and finite, got 0 at index 0"),
+    (F.act_fake_quant, (X, None, ONE, ONE, CONTROL, PENDING), {}, "act_fake_quant: zero_point must be int32, got Float"),
+    (F.act_fake_quant, (X, None, ONE, torch.tensor(9, dtype=torch.int32), CONTROL, PENDING), {}, "act_fake_quant: zero_point must be in [-8, 7], got 9 at index 0"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL.long(), PENDING), {}, "act_fake_quant: control must be an int32 tensor of 5 elements, got Long of 5"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL.to("meta"), PENDING), {}, "act_fake_quant: control must be on cpu like x, got meta"),
+    (F.act_fake_quant, (X, None, ONE, None, -CONTROL, PENDING), {}, "act_fake_quant: quant_min must be below quant_max, got 8 and -7"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL, torch.ones(3)), {}, "act_fake_quant: pending must be a tensor of 2 elements of type Float, got 3 of Float"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL, torch.ones(4)[::2]), {}, "act_fake_quant: pending must be contiguous"),
+    (F.act_fake_quant, (X, None, ONE, None, CONTROL, PENDING.to("meta")), {}, "act_fake_quant: pending must be on cpu, got meta"),
     (F.fake_quant_lsq, (X, torch.tensor(math.nan)), GRID, "fake_quant_lsq: scale must be finite, got nan at index 0"),
     (F.fake_quant_lsq, (X, torch.ones(5)), {**GRID, "axis": 0}, "fake_quant_lsq: scale must have 4 elements (channels of x along axis 0), got 5"),
     (F.fake_quant_lsq, (X, ONE), {**GRID, "grad_scale": math.inf}, "fake_quant_lsq: grad_scale must be finite, got inf"),
@@ -71,6 +102,31 @@ WRONG = [
     (F.qparams, (ONE, -ONE), GRID, "qparams: min and max must be finite with min <= max, got 1 and -1 at index 0"),
     (F.qparams, (-ONE, ONE * math.nan), GRID, "qparams: min and max must be finite with min <= max, got -1 and nan at index 0"),
     (F.qparams, (-ONE, ONE), {"quant_min": -1, "quant_max": 0}, "qparams: quant_max must be positive with symmetric=True, got 0"),
+    (F.update_ranges_, states(), {"rule": "mean", "symmetric": True}, "update_ranges_: rule must be one of 'minmax', 'ema', 'last', got 'mean'"),
+    (F.update_ranges_, states(), {"rule": "ema", "symmetric": True, "momentum": 0.0}, "update_ranges_: momentum must be in (0, 1] with rule='ema', got 0"),
+    (F.update_ranges_, states(range=[]), {"rule": "minmax", "symmetric": True}, "update_ranges_: range must have 1 entries like pending, got 0"),
+    (F.update_ranges_, states(), {"rule": "last", "symmetric": False}, "update_ranges_: zero_point must have 1 entries like pending, got 0"),
+    (F.update_ranges_, states(), {"rule": "last", "symmetric": True, "limit": [6.0, 6.0]}, "update_ranges_: limit must have 1 entries like pending, or none, got 2"),
+    (F.update_ranges_, states(pending=[torch.ones(3)]), {"rule": "minmax", "symmetric": True}, "update_ranges_: pending must be a tensor of 2 elements of type Float, got 3 of Float"),
+    (F.update_ranges_, states(range=[torch.ones(2).double()]), {"rule": "minmax", "symmetric": True}, "update_ranges_: range must be a tensor of 2 elements of type Float, got 2 of Double"),
+    (F.update_ranges_, states(scale=[torch.ones(1).half()]), {"rule": "minmax", "symmetric": True}, "update_ranges_: scale must be a tensor of 1 elements of type Float, got 1 of Half"),
+    (F.update_ranges_, states(count=[torch.ones(2)]), {"rule": "minmax", "symmetric": True}, "update_ranges_: count must be a tensor of 2 elements of type Long, got 2 of Float"),
+    (F.update_ranges_, states(zero_point=[torch.ones(1)]), {"rule": "minmax", "symmetric": True}, "update_ranges_: zero_point must be a tensor of 1 elements of type Int, got 1 of Float"),
+    (F.update_ranges_, states(control=[CONTROL[1:]]), {"rule": "minmax", "symmetric": True}, "update_ranges_: control must be an int32 tensor of 5 elements, got Int of 4"),
+    (F.update_ranges_, states(control=[-CONTROL]), {"rule": "minmax", "symmetric": True}, "update_ranges_: quant_min must be below quant_max, got 8 and -7"),
+    (F.update_ranges_, states(control=[CONTROL * torch.tensor([1, 0, 1, 1, 1], dtype=torch.int32)]), {"rule": "minmax", "symmetric": True}, "update_ranges_: quant_max must be positive with symmetric=True, got 0"),
+    (F.fake_quant_weights, ([X], [], [CONTROL]), {}, "fake_quant_weights: scale must have 1 entries like x, got 0"),
+    (F.fake_quant_weights, ([X], [ONE], []), {}, "fake_quant_weights: control must have 1 entries like x, got 0"),
+    (F.fake_quant_weights, ([X.double()], [ONE], [CONTROL]), {}, "fake_quant_weights: x must be float32, float16 or bfloat16, got Double"),
+    (F.fake_quant_weights, ([X, X.to("meta")], [ONE, ONE], [CONTROL, CONTROL]), {}, "fake_quant_weights: x must be on one device, got cpu and meta"),
+    (F.fake_quant_weights, ([X], [torch.ones(6)], [CONTROL]), {}, "fake_quant_weights: scale must have 1 element or one for each index of dimension 0 of x, got 6 for x of shape [4, 6]"),
+    (F.fake_quant_weights, ([X], [torch.ones(1).half()], [CONTROL]), {}, "fake_quant_weights: scale must be a tensor of 1 elements of type Float, got 1 of Half"),
+    (F.fake_quant_weights, ([X], [torch.ones(8)[::2]], [CONTROL]), {}, "fake_quant_weights: scale must be contiguous"),
+    (F.fake_quant_weights, ([X], [ONE], [CONTROL.long()]), {}, "fake_quant_weights: control must be an int32 tensor of 5 elements, got Long of 5"),
+    (F.fake_quant_weights, ([X], [ONE], [-CONTROL]), {}, "fake_quant_weights: quant_min must be below quant_max, got 8 and -7"),
+    (F.fake_quant_weights, ([X], [ONE], [CONTROL * torch.tensor([1, 0, 1, 1, 1], dtype=torch.int32)]), {}, "fake_quant_weights: quant_max must be positive, got 0"),
+    (F.use_weight, (X, X[0], torch.zeros(2).long()), {}, "use_weight: value must have shape [4, 6] like weight, got [6]"),
+    (F.use_weight, (X, X, torch.zeros(1).long()), {}, "use_weight: inside must have 2 words of int64, as fake_quant_weights gives, got 1 of Long"),
     (F.minmax, (X,), {"axis": 5}, "minmax: axis must be in [-2, 1] for x with 2 dimensions, got 5"),
     (F.minmax_histogram, (X, ONE, ONE), {"bins": 0}, "minmax_histogram: bins must be in [1, 1048576], got 0"),
     (F.minmax_histogram, (X, ONE.double(), ONE), {}, "minmax_histogram: low must be float32, got Double"),
@@ -91,7 +147,7 @@ WRONG = [
 @pytest.mark.parametrize("grad", [False, True])
 def test_message(op, args, kwargs, message, grad):
     if grad:
-        if not args[0].is_floating_point() or args[0].is_sparse:
+        if isinstance(args[0], list) or not args[0].is_floating_point() or args[0].is_sparse:
             pytest.skip("has no gradient")
         args = (args[0].clone().requires_grad_(), *args[1:])
     with pytest.raises(RuntimeError) as caught:

@@ -37,8 +37,19 @@ def assert_close(got, expected, case, ignore=None, scale=None):
     assert worst <= TOLERANCE[case.dtype] * max(largest, 1e-30), f"off by {worst} of {largest}"
 
 
+def activated(case: Case):
+    """What the activation of act_fake_quant is taken of, in float64, and its name."""
+    (x, other, *_), kwargs = case.arguments()
+    v = x.double() if other is None else x.double() + other.double()
+    return v, kwargs["activation"]
+
+
 def quantized(case: Case):
     args, kwargs = case.arguments()
+    if case.op == "act_fake_quant":
+        v, activation = activated(case)
+        kwargs = case.attributes
+        args = (reference.ACTIVATE[activation](v), *args[2:4])
     x, scale, zero_point = args
     return reference.Quantized(
         x, scale, zero_point, kwargs["quant_min"], kwargs["quant_max"], kwargs.get("axis"),
@@ -54,6 +65,11 @@ def expected_value(case: Case):
     if case.op in ("fake_quant", "fake_quant_lsq"):
         q = quantized(case)
         return q.value, q.near_tie(kwargs.get("rounding", "nearest"))
+    if case.op == "act_fake_quant":
+        q = quantized(case)
+        v, activation = activated(case)
+        off = case.attributes.get("quantize") == 0
+        return (reference.ACTIVATE[activation](v), None) if off else (q.value, q.near_tie())
     if case.op == "quantize":
         q = quantized(case)
         return q.code, q.near_tie()
@@ -109,7 +125,10 @@ def test_half_types_compute_in_float32(case, dtype):
     low = replace(case, dtype=dtype)
     (x, *rest), kwargs = low.arguments()
     op = getattr(bp.functional, case.op)
-    got, wide = op(x, *rest, **kwargs), op(x.float(), *rest, **kwargs)
+    widened = [
+        r.float() if isinstance(r, torch.Tensor) and r.dtype == dtype else r for r in (x, *rest)
+    ]
+    got, wide = op(x, *rest, **kwargs), op(*widened, **kwargs)
     for a, b in zip(as_tuple(got), as_tuple(wide), strict=True):
         assert torch.equal(a, b.to(a.dtype))
 
@@ -195,6 +214,13 @@ def test_gradient_is_the_reference(case):
         estimator = kwargs.get("estimator", "ste")
         expected = reference.fake_quant_gradient(q, dy, estimator, kwargs.get("delta", 0.0))
         assert_close(got[0], expected, case, q.near_tie(kwargs.get("rounding", "nearest")))
+    elif case.op == "act_fake_quant":
+        q = quantized(case)
+        v, activation = activated(case)
+        slope = reference.ACTIVATION_SLOPE[activation](v)
+        passes = q.inside | (case.attributes.get("quantize") == 0)
+        for dx in got:
+            assert_close(dx, torch.where(passes, dy.double() * slope, 0.0), case, q.near_tie())
     elif case.op == "fake_quant_lsq":
         q = quantized(case)
         elements = x.numel() // max(args[1].numel(), 1)
@@ -310,10 +336,16 @@ DIFFERENTIABLE_OPS = {c.op for c in WITH_GRADIENT}
 _X, _DY = torch.linspace(-3, 3, 96).view(2, 3, 4, 4), torch.linspace(-1, 1, 96).view(2, 3, 4, 4)
 _SCALE, _ZERO = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 0.0, -2.0])
 _BITS = torch.tensor([-7, 12345])
+_CONTROL = torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32)
+_PENDING = torch.tensor([[torch.inf], [-torch.inf]])
 _LAST = torch.channels_last
 PRIVATE = [
     ("_fake_quant", (_X, _SCALE, _ZERO, -8, 7, 1, None, 0, None, True, True, _LAST)),
     ("_fake_quant", (_X, _SCALE, None, -8, 7, 1, None, 0, None, False, False, _LAST)),
+    ("_act_fake_quant", (_X, _DY, _SCALE[:1], None, _CONTROL, _PENDING, 2, True, _LAST)),
+    ("_act_fake_quant_gradient", (_DY, _X, _BITS, 3, _LAST)),
+    ("_weight_scales_", ([_X, _DY], [_SCALE[:1], _SCALE[:2]], [_CONTROL, _CONTROL], False)),
+    ("_fake_quant_weights", ([_X, _DY], [_SCALE[:1], _SCALE[:2]], [_CONTROL, _CONTROL])),
     ("_straight_through", (_DY, _BITS, _LAST)),
     ("_straight_through", (_DY.clone().requires_grad_(), _BITS, torch.contiguous_format)),
     ("_fake_quant_gradient", (_DY, _X, _SCALE, None, -8, 7, 1, None, 0, None, 2, 0.5, _LAST)),
@@ -328,10 +360,23 @@ PRIVATE = [
 @pytest.mark.parametrize("name, args", PRIVATE, ids=[name for name, _ in PRIVATE])
 def test_opcheck_of_what_lies_below_autograd(name, args):
     torch.library.opcheck(getattr(torch.ops.bitpare, name).default, args)
-    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+
+    def to_meta(a):
+        if isinstance(a, list):
+            return [to_meta(b) for b in a]
+        return a.to("meta") if isinstance(a, torch.Tensor) else a
+
     op = getattr(torch.ops.bitpare, name)
-    for a, b in zip(as_tuple(op(*meta)), as_tuple(op(*args)), strict=True):
+    meta, real = flat(op(*map(to_meta, args))), flat(op(*args))
+    for a, b in zip(meta, real, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def flat(results):
+    """The tensors of a result: one, several, lists of them, or none."""
+    if results is None:
+        return []
+    return [t for r in as_tuple(results) for t in (r if isinstance(r, list) else [r])]
 
 
 def compiled(case: Case, backend: str, dynamic: bool | None = None):

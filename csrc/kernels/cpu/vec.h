@@ -108,6 +108,9 @@ BITPARE_INLINE void stream(float* p, Vec v) { _mm512_stream_ps(p, (__m512)v); }
 BITPARE_INLINE uint64_t equal_bits(Vec a, Vec b) {
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ);
 }
+BITPARE_INLINE uint64_t less_bits(Vec a, Vec b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
+}
 // v where the lane's bit is set, elsewhere 0.
 BITPARE_INLINE Vec keep(Vec v, uint64_t bits) {
   return (Vec)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)v);
@@ -167,6 +170,18 @@ BITPARE_INLINE uint64_t equal_bits(Vec a, Vec b) {
 #else
   uint64_t bits = 0;
   for (int l = 0; l < kWidth; ++l) bits |= static_cast<uint64_t>(a[l] == b[l]) << l;
+  return bits;
+#endif
+}
+
+BITPARE_INLINE uint64_t less_bits(Vec a, Vec b) {
+#if defined(__AVX2__)
+  return static_cast<uint64_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)));
+#elif defined(__SSE__)
+  return static_cast<uint64_t>(_mm_movemask_ps(_mm_cmplt_ps((__m128)a, (__m128)b)));
+#else
+  uint64_t bits = 0;
+  for (int l = 0; l < kWidth; ++l) bits |= static_cast<uint64_t>(a[l] < b[l]) << l;
   return bits;
 #endif
 }

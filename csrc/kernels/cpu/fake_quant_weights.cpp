@@ -1,0 +1,143 @@
+#include "kernels/fake_quant_weights.h"
+
+#include "kernels/cpu/blocks.h"
+
+namespace bitpare {
+namespace {
+
+// Weights are cut into units, so that small and large ones share threads evenly.
+constexpr int64_t kUnit = 1024;
+constexpr int64_t kGrainUnits = kGrain / kUnit;
+
+int64_t units_of(const Weight& w) { return (w.n + kUnit - 1) / kUnit; }
+
+// f(i, first, last) for the elements of weight i that units [begin, end) of all of them hold.
+template <class F>
+void for_each_weight(const Weight* weights, int64_t size, int64_t begin, int64_t end, F f) {
+  int64_t unit = 0;
+  for (int64_t i = 0; i < size && unit < end; ++i) {
+    int64_t units = units_of(weights[i]);
+    int64_t first = begin > unit ? begin - unit : 0, last = end - unit < units ? end - unit : units;
+    unit += units;
+    if (first >= last) continue;
+    f(i, first * kUnit, last * kUnit < weights[i].n ? last * kUnit : weights[i].n);
+  }
+}
+
+// f over all units, in parallel.
+template <class F>
+void parallel_weights(ParallelFor parallel_for, const Weight* weights, int64_t size, F f) {
+  int64_t units = 0;
+  for (int64_t i = 0; i < size; ++i) units += units_of(weights[i]);
+  parallel(parallel_for, units, kGrainUnits,
+           [&](int64_t begin, int64_t end) { for_each_weight(weights, size, begin, end, f); });
+}
+
+BITPARE_INLINE VecInt larger(VecInt a, VecInt b) { return a > b ? a : b; }
+
+// The largest magnitude_bits of n values.
+template <class T>
+int32_t widest_of(const T* x, int64_t n) {
+  constexpr int64_t kRunning = 4;
+  VecInt most[kRunning] = {};
+  int64_t i = 0;
+  for (; i + kRunning * kWidth <= n; i += kRunning * kWidth) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < kRunning; ++k) {
+      most[k] = larger(most[k], math::magnitude_bits(load(x + i + k * kWidth)));
+    }
+  }
+  for (; i + kWidth <= n; i += kWidth) {
+    most[0] = larger(most[0], math::magnitude_bits(load(x + i)));
+  }
+  if (i < n) most[1] = larger(most[1], math::magnitude_bits(load_some(x + i, n - i)));
+  VecInt all = larger(larger(most[0], most[1]), larger(most[2], most[3]));
+  int32_t widest = 0;
+  for (int64_t l = 0; l < kWidth; ++l) widest = all[l] > widest ? all[l] : widest;
+  return widest;
+}
+
+void raise(int32_t* target, int32_t value) {
+  int32_t seen = __atomic_load_n(target, __ATOMIC_RELAXED);
+  while (seen < value && !__atomic_compare_exchange_n(target, &seen, value, true, __ATOMIC_RELAXED,
+                                                      __ATOMIC_RELAXED)) {
+  }
+}
+
+int64_t rows_before(int64_t element, int64_t length) { return (element + length - 1) / length; }
+
+// y and bits of elements first .. last - 1, and whether any bit is 0.
+template <class T>
+bool quantize_part(const Weight& w, int64_t first, int64_t last) {
+  Quantizer q;
+  q.scale = w.scale;
+  q.channel = {w.n / w.scales, w.scales};
+  Vec low = math::splat<Vec>(static_cast<float>(w.control->quant_min));
+  Vec high = math::splat<Vec>(static_cast<float>(w.control->quant_max));
+  auto quantized = [=](Place& place, Vec x) [[gnu::always_inline]] {
+    auto c = math::quantize<Rounding::nearest>(x, place.affine, low, high, Vec{});
+    place.inside = equal_bits(c.rounded, c.code);
+    return math::dequantize(c.code, place.affine);
+  };
+  auto copied = [](Place& place, Vec x) [[gnu::always_inline]] {
+    place.inside = ~0ull >> (kBlock - kWidth);
+    return x;
+  };
+  auto x = static_cast<const T*>(w.x);
+  if (w.control->quantize) {
+    map(q, first, last, false, quantized, static_cast<T*>(w.y), w.inside, x);
+  } else {
+    map(Quantizer{}, first, last, false, copied, static_cast<T*>(w.y), w.inside, x);
+  }
+  uint64_t all = ~0ull;
+  for (int64_t i = first; i < last; i += kBlock) {
+    uint64_t none = last - i >= kBlock ? 0 : ~0ull << (last - i);
+    all &= w.inside[i / kBlock] | none;
+  }
+  return ~all != 0;
+}
+
+}  // namespace
+
+// A core takes a share of all units. Of a weight with many scales it takes the rows that begin
+// there; of one with a single scale the elements, whose largest is shared by an atomic maximum.
+template <>
+void weight_scales(const WeightScales& args, const OnCpu<BITPARE_ISA>& cpu) {
+  auto part = [&](int64_t i, int64_t first, int64_t last) {
+    const Weight& w = args.weights[i];
+    if (!w.control->observe) return;
+    with_type(w.dtype, [&]<class T>(T*) {
+      auto x = static_cast<const T*>(w.x);
+      if (w.scales == 1) return raise(w.widest, widest_of(x + first, last - first));
+      int64_t length = w.n / w.scales, end = rows_before(last, length);
+      for (int64_t r = rows_before(first, length); r < end; ++r) {
+        int32_t widest = widest_of(x + r * length, length);
+        w.scale[r] = math::weight_scale(widest, *w.control, args.power_of_two);
+      }
+    });
+  };
+  parallel_weights(cpu.parallel_for, args.weights, args.size, part);
+  for (int64_t i = 0; i < args.size; ++i) {
+    const Weight& w = args.weights[i];
+    if (w.scales != 1 || w.n == 0 || !w.control->observe) continue;
+    w.scale[0] = math::weight_scale(*w.widest, *w.control, args.power_of_two);
+  }
+}
+
+// A core takes a share of all units: x in, y and bits out.
+template <>
+void fake_quant_weights(const FakeQuantWeights& args, const OnCpu<BITPARE_ISA>& cpu) {
+  for (int64_t i = 0; i < args.size; ++i) {
+    args.weights[i].inside[(args.weights[i].n + kBlock - 1) / kBlock] = 0;
+  }
+  auto part = [&](int64_t i, int64_t first, int64_t last) {
+    const Weight& w = args.weights[i];
+    bool clipped = false;
+    with_type(w.dtype, [&]<class T>(T*) { clipped = quantize_part<T>(w, first, last); });
+    uint64_t* flag = w.inside + (w.n + kBlock - 1) / kBlock;
+    if (clipped) __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+  };
+  parallel_weights(cpu.parallel_for, args.weights, args.size, part);
+}
+
+}  // namespace bitpare

@@ -1,0 +1,44 @@
+// The range in force of a quantizer, from what one step or many saw.
+#pragma once
+#include "math/control.h"
+#include "math/qparams.h"
+
+namespace bitpare {
+
+// How a step's range enters the one in force: widens it; moves it by `momentum` of the way; or
+// replaces it.
+enum class RangeUpdate : int32_t { minmax, ema, last };
+
+struct UpdateRule {
+  RangeUpdate update = RangeUpdate::minmax;
+  float momentum = 0;
+  bool symmetric = true;
+  bool power_of_two = false;
+};
+
+namespace math {
+
+// What a pending range holds: nothing, a range, or one that no scale fits.
+enum class Pending : int32_t { none, range, broken };
+
+BITPARE_INLINE bool is_range(float low, float high) {
+  float top = 0x1.fffffep127f;
+  return low >= -top && high <= top && low <= high;
+}
+
+BITPARE_INLINE Pending pending_of(float low, float high) {
+  float infinity = __builtin_inff();
+  if (low == infinity && high == -infinity) return Pending::none;
+  return is_range(low, high) ? Pending::range : Pending::broken;
+}
+
+// One limit of the range in force: term 0 is the lower. The first range seen is taken as it is.
+BITPARE_INLINE float merged_limit(const UpdateRule& rule, int term, float limit, float seen,
+                                  bool is_first) {
+  if (is_first || rule.update == RangeUpdate::last) return seen;
+  if (rule.update == RangeUpdate::ema) return limit + rule.momentum * (seen - limit);
+  return MinMax::combine<float>(term, limit, seen);
+}
+
+}  // namespace math
+}  // namespace bitpare

@@ -1,0 +1,255 @@
+#include "kernels/act_fake_quant.h"
+
+#include "ops/control.h"
+#include "ops/straight_through.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr const char* kOp = "act_fake_quant";
+
+using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor& other,
+                                                    const Tensor& scale,
+                                                    const OptionalTensor& zero_point,
+                                                    const Tensor& control, const Tensor& pending,
+                                                    int64_t activation, bool save_inside,
+                                                    at::MemoryFormat memory_format);
+using GradientSignature = Tensor(const Tensor& dy, const Tensor& x, const Tensor& inside,
+                                 int64_t activation, at::MemoryFormat memory_format);
+
+// What the op takes besides the values.
+struct Arguments {
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  const Tensor& control;
+  const Tensor& pending;
+  Activation activation;
+};
+
+// On the CPU: the grid, and what is quantized with where something is.
+void check_values(const Tensor& scale, const OptionalTensor& zero_point, const Tensor& control) {
+  Control c = seen_control(kOp, control);
+  if (c.quantize) {
+    quantizer_of(kOp, scale, zero_point, c.quant_min, c.quant_max, {}, false, true);
+  }
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
+                                   const Tensor& scale, const OptionalTensor& zero_point,
+                                   const Tensor& control, const Tensor& pending, int64_t activation,
+                                   bool save_inside, at::MemoryFormat format) {
+  Device::require(kOp, x);
+  Tensor source = x.contiguous(format), added = other ? other->contiguous(format) : Tensor();
+  Tensor y = at::empty_like(source), inside = new_bits(source, save_inside);
+  if (x.numel() == 0) return {y, inside};
+  Tensor grid = control.contiguous(), partial;
+  if (Device::kSeesValues) {
+    check_values(scale, zero_point, grid);
+  } else {
+    partial =
+        at::empty({kActTerms * ((x.numel() + kActElements - 1) / kActElements)}, scale.options());
+  }
+  ActFakeQuant args = {source.const_data_ptr(),
+                       other ? added.const_data_ptr() : nullptr,
+                       y.data_ptr(),
+                       save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
+                       x.numel(),
+                       dtype_of(kOp, x),
+                       static_cast<Activation>(activation),
+                       scale.const_data_ptr<float>(),
+                       zero_point ? zero_point->const_data_ptr<int32_t>() : nullptr,
+                       control_of(grid),
+                       pending.data_ptr<float>(),
+                       partial.defined() ? partial.data_ptr<float>() : nullptr};
+  Device::run(x, [&](const auto& where) { bitpare::act_fake_quant(args, where); });
+  return {y, inside};
+}
+
+std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor&, const Tensor&,
+                                        const OptionalTensor&, const Tensor&, const Tensor&,
+                                        int64_t, bool save_inside, at::MemoryFormat format) {
+  return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
+}
+
+template <class Device>
+Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
+                at::MemoryFormat format) {
+  Device::require(kOp, x);
+  Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
+  Tensor dx = at::empty_like(source);
+  ActFakeQuantGradient args = {dy_source.const_data_ptr(),
+                               source.const_data_ptr(),
+                               static_cast<const uint64_t*>(inside.const_data_ptr()),
+                               dx.data_ptr(),
+                               x.numel(),
+                               dtype_of(kOp, x),
+                               static_cast<Activation>(activation)};
+  Device::run(x, [&](const auto& where) { act_fake_quant_gradient(args, where); });
+  return dx;
+}
+
+Tensor gradient_meta(const Tensor&, const Tensor& x, const Tensor&, int64_t,
+                     at::MemoryFormat format) {
+  return at::empty_like(x, x.options(), format);
+}
+
+std::tuple<Tensor, Tensor> call_forward(const Tensor& x, const OptionalTensor& other,
+                                        const Arguments& a, bool save_inside,
+                                        at::MemoryFormat format) {
+  static auto op = find_op<ForwardSignature>("bitpare::_act_fake_quant");
+  return op.call(x, other, a.scale, a.zero_point, a.control, a.pending,
+                 static_cast<int64_t>(a.activation), save_inside, format);
+}
+
+// One bit an element says all: x and other get the same gradient.
+struct Masked : torch::autograd::Function<Masked> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* context, const Tensor& x, const OptionalTensor& other,
+                        const Arguments& a, at::MemoryFormat format) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, inside] = call_forward(x, other, a, true, format);
+    context->save_for_backward({inside});
+    context->saved_data["format"] = static_cast<int64_t>(format);
+    context->saved_data["needs_x"] = x.requires_grad();
+    context->saved_data["needs_other"] = other && other->requires_grad();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& dy) {
+    BelowAutogradUnlessRecording guard;
+    auto& saved = context->saved_data;
+    Tensor inside = context->get_saved_variables()[0];
+    Tensor dx =
+        straight_through(dy[0], inside, static_cast<at::MemoryFormat>(saved["format"].toInt()));
+    return {saved["needs_x"].toBool() ? dx : Tensor(),
+            saved["needs_other"].toBool() ? dx : Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// The gradient depends on x, so x is saved with the bits.
+struct Shaped : torch::autograd::Function<Shaped> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Arguments& a,
+                        at::MemoryFormat format) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, inside] = call_forward(x, std::nullopt, a, true, format);
+    context->save_for_backward({x, inside});
+    context->saved_data["activation"] = static_cast<int64_t>(a.activation);
+    context->saved_data["format"] = static_cast<int64_t>(format);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& dy) {
+    BelowAutogradUnlessRecording guard;
+    static auto op = find_op<GradientSignature>("bitpare::_act_fake_quant_gradient");
+    auto tensors = context->get_saved_variables();
+    auto& saved = context->saved_data;
+    Tensor dx = op.call(dy[0], tensors[0], tensors[1], saved["activation"].toInt(),
+                        static_cast<at::MemoryFormat>(saved["format"].toInt()));
+    return {dx, Tensor(), Tensor()};
+  }
+};
+
+void check_other(const Tensor& x, const Tensor& other, Activation activation) {
+  TORCH_CHECK(other.scalar_type() == x.scalar_type(), kOp, ": other must be ", x.scalar_type(),
+              " like x, got ", other.scalar_type());
+  TORCH_CHECK(other.sym_sizes() == x.sym_sizes(), kOp, ": other must have shape ", x.sym_sizes(),
+              " like x (it is not broadcast), got ", other.sym_sizes());
+  TORCH_CHECK(other.device() == x.device(), kOp, ": other must be on ", x.device(), " like x, got ",
+              other.device());
+  TORCH_CHECK(is_mask(activation), kOp,
+              ": other goes with activation 'none', 'relu' and 'relu6' only, whose gradient needs "
+              "no x; add before the call");
+}
+
+Arguments checked(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
+                  const OptionalTensor& zero_point, const Tensor& control, const Tensor& pending,
+                  c10::string_view activation) {
+  check_input(kOp, x);
+  auto parsed = static_cast<Activation>(parse_name(
+      kOp, "activation", activation, {"none", "relu", "relu6", "hardswish", "hardsigmoid"}));
+  if (other) check_other(x, *other, parsed);
+  check_scale(kOp, x, scale, {});
+  check_zero_point(kOp, x, zero_point, {});
+  TORCH_CHECK(!zero_point || zero_point->scalar_type() == at::kInt, kOp,
+              ": zero_point must be int32, got ", zero_point->scalar_type());
+  check_control(kOp, control, x.device());
+  check_written(kOp, "pending", pending, at::kFloat, 2, x.device());
+  return {scale, zero_point, control, pending, parsed};
+}
+
+Tensor without_gradient(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
+                        const OptionalTensor& zero_point, const Tensor& control,
+                        const Tensor& pending, c10::string_view activation) {
+  Arguments a = checked(x, other, scale, zero_point, control, pending, activation);
+  return std::get<0>(call_forward(x, other, a, false, x.suggest_memory_format()));
+}
+
+Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
+                const OptionalTensor& zero_point, const Tensor& control, const Tensor& pending,
+                c10::string_view activation) {
+  pending.unsafeGetTensorImpl()->bump_version();
+  if (!needs_gradient(x) && !(other && needs_gradient(*other))) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return without_gradient(x, other, scale, zero_point, control, pending, activation);
+  }
+  Arguments a = checked(x, other, scale, zero_point, control, pending, activation);
+  at::MemoryFormat format = x.suggest_memory_format();
+  return is_mask(a.activation) ? Masked::apply(x, other, a, format) : Shaped::apply(x, a, format);
+}
+
+// Where autograd() does not stand before it, as in inference mode.
+std::tuple<Tensor, Tensor> written(c10::DispatchKeySet keys, const Tensor& x,
+                                   const OptionalTensor& other, const Tensor& scale,
+                                   const OptionalTensor& zero_point, const Tensor& control,
+                                   const Tensor& pending, int64_t activation, bool save_inside,
+                                   at::MemoryFormat format) {
+  static auto op = find_op<ForwardSignature>("bitpare::_act_fake_quant");
+  pending.unsafeGetTensorImpl()->bump_version();
+  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, other, scale, zero_point,
+                       control, pending, activation, save_inside, format);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def(
+      "act_fake_quant(Tensor x, Tensor? other, Tensor scale, Tensor? zero_point, Tensor control, "
+      "Tensor(a!) pending, *, str activation='none') -> Tensor",
+      tags());
+  m.def(
+      "_act_fake_quant(Tensor x, Tensor? other, Tensor scale, Tensor? zero_point, Tensor control, "
+      "Tensor(a!) pending, int activation, bool save_inside, MemoryFormat memory_format) -> "
+      "(Tensor, Tensor)",
+      tags());
+  m.def(
+      "_act_fake_quant_gradient(Tensor dy, Tensor x, Tensor inside, int activation, "
+      "MemoryFormat memory_format) -> Tensor",
+      tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
+  m.impl("_act_fake_quant", forward<Cpu>);
+  m.impl("_act_fake_quant_gradient", gradient<Cpu>);
+}
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
+  m.impl("_act_fake_quant", forward<Cuda>);
+  m.impl("_act_fake_quant_gradient", gradient<Cuda>);
+}
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
+  m.impl("_act_fake_quant", forward_meta);
+  m.impl("_act_fake_quant_gradient", gradient_meta);
+}
+TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
+  m.impl("act_fake_quant", without_gradient);
+}
+TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("_act_fake_quant", written); }
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("act_fake_quant", autograd);
+  m.impl("_act_fake_quant", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_act_fake_quant_gradient", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace bitpare::ops

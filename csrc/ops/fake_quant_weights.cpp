@@ -1,0 +1,216 @@
+#include "kernels/fake_quant_weights.h"
+
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+
+#include "ops/control.h"
+#include "ops/straight_through.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr const char* kOp = "fake_quant_weights";
+
+using at::TensorList;
+using Quantized = std::tuple<std::vector<Tensor>, std::vector<Tensor>>;
+using ScalesSignature = void(TensorList x, TensorList scale, TensorList control, bool power_of_two);
+using QuantizeSignature = Quantized(TensorList x, TensorList scale, TensorList control);
+
+void check(TensorList x, TensorList scale, TensorList control) {
+  TORCH_CHECK(scale.size() == x.size(), kOp, ": scale must have ", x.size(),
+              " entries like x, got ", scale.size());
+  TORCH_CHECK(control.size() == x.size(), kOp, ": control must have ", x.size(),
+              " entries like x, got ", control.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    c10::Device device = x[0].device();
+    check_input(kOp, x[i]);
+    TORCH_CHECK(x[i].device() == device, kOp, ": x must be on one device, got ", device, " and ",
+                x[i].device());
+    auto scales = scale[i].sym_numel();
+    TORCH_CHECK(scales == 1 || (x[i].dim() > 0 && scales == x[i].sym_size(0)), kOp,
+                ": scale must have 1 element or one for each index of dimension 0 of x, got ",
+                scales, " for x of shape ", x[i].sym_sizes());
+    check_written(kOp, "scale", scale[i], at::kFloat, scales, device);
+    check_control(kOp, control[i], device);
+    TORCH_CHECK(control[i].is_contiguous(), kOp, ": control must be contiguous");
+  }
+}
+
+template <class Device>
+void check_values(TensorList x, TensorList control) {
+  if (x.empty()) return;
+  Device::require(kOp, x[0]);
+  if (!Device::kSeesValues) return;
+  for (const Tensor& c : control) {
+    Control seen = seen_control(kOp, c);
+    TORCH_CHECK(seen.quant_max > 0, kOp, ": quant_max must be positive, got ", seen.quant_max);
+  }
+}
+
+// Layouts in which dimension 0 is outermost.
+Tensor in_rows(const Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
+
+Weight weight_of(const Tensor& source, const Tensor& scale, const Tensor& control) {
+  Weight w = {};
+  w.x = source.const_data_ptr();
+  w.scale = const_cast<float*>(scale.const_data_ptr<float>());  // written by weight_scales alone
+  w.control = control_of(control);
+  w.n = source.numel();
+  w.scales = scale.numel();
+  w.dtype = dtype_of(kOp, source);
+  return w;
+}
+
+template <class Device>
+void weight_scales(TensorList x, TensorList scale, TensorList control, bool power_of_two) {
+  check(x, scale, control);
+  check_values<Device>(x, control);
+  if (x.empty()) return;
+  Tensor scratch = at::zeros({static_cast<int64_t>(2 * x.size())}, control[0].options());
+  std::vector<Tensor> sources;
+  std::vector<Weight> weights;
+  for (size_t i = 0; i < x.size(); ++i) {
+    sources.push_back(in_rows(x[i]));
+    weights.push_back(weight_of(sources[i], scale[i], control[i]));
+    weights[i].widest = scratch.data_ptr<int32_t>() + 2 * i;
+  }
+  WeightScales args = {weights.data(), static_cast<int64_t>(weights.size()), power_of_two};
+  Device::run(x[0], [&](const auto& where) { bitpare::weight_scales(args, where); });
+}
+
+void weight_scales_meta(TensorList x, TensorList scale, TensorList control, bool) {
+  check(x, scale, control);
+}
+
+void weight_scales_written(c10::DispatchKeySet keys, TensorList x, TensorList scale,
+                           TensorList control, bool power_of_two) {
+  static auto op = find_op<ScalesSignature>("bitpare::_weight_scales_");
+  for (const Tensor& s : scale) s.unsafeGetTensorImpl()->bump_version();
+  op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, scale, control, power_of_two);
+}
+
+// Words for one bit per element, and one more.
+Tensor new_words(const Tensor& x) {
+  return at::empty_symint({(x.sym_numel() + 63) / 64 + 1},
+                          x.options().dtype(at::kLong).memory_format(std::nullopt));
+}
+
+template <class Device>
+Quantized quantize(TensorList x, TensorList scale, TensorList control) {
+  check(x, scale, control);
+  check_values<Device>(x, control);
+  std::vector<Tensor> sources, y, inside;
+  std::vector<Weight> weights;
+  for (size_t i = 0; i < x.size(); ++i) {
+    sources.push_back(in_rows(x[i]));
+    y.push_back(at::empty_like(sources[i]));
+    inside.push_back(new_words(x[i]));
+    weights.push_back(weight_of(sources[i], scale[i], control[i]));
+    weights[i].y = y[i].data_ptr();
+    weights[i].inside = static_cast<uint64_t*>(inside[i].data_ptr());
+  }
+  FakeQuantWeights args = {weights.data(), static_cast<int64_t>(weights.size())};
+  if (!x.empty()) {
+    Device::run(x[0], [&](const auto& where) { bitpare::fake_quant_weights(args, where); });
+  }
+  return {y, inside};
+}
+
+Quantized quantize_meta(TensorList x, TensorList scale, TensorList control) {
+  check(x, scale, control);
+  std::vector<Tensor> y, inside;
+  for (const Tensor& w : x) {
+    y.push_back(at::empty_like(w, w.options(), w.suggest_memory_format()));
+    inside.push_back(new_words(w));
+  }
+  return {y, inside};
+}
+
+// Two ops, because a compiler takes no op that both mutates and returns lists.
+Quantized scaled_and_quantized(TensorList x, TensorList scale, TensorList control,
+                               bool power_of_two) {
+  static auto scales = find_op<ScalesSignature>("bitpare::_weight_scales_");
+  static auto quantized = find_op<QuantizeSignature>("bitpare::_fake_quant_weights");
+  scales.call(x, scale, control, power_of_two);
+  return quantized.call(x, scale, control);
+}
+
+// Whether the word says that no value was clipped, where it can be looked at.
+bool nothing_clipped(const Tensor& inside) {
+  bool traced = inside.key_set().has_any(c10::python_ks) ||
+                inside.key_set().has(c10::DispatchKey::Functionalize) ||
+                c10::impl::dispatch_mode_enabled();
+  if (traced || !inside.is_cpu()) return false;
+  return inside.const_data_ptr<int64_t>()[inside.numel() - 1] == 0;
+}
+
+struct Use : torch::autograd::Function<Use> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* context, const Tensor&, const Tensor& value,
+                        const Tensor& inside) {
+    context->save_for_backward({inside});
+    context->saved_data["format"] = static_cast<int64_t>(value.suggest_memory_format());
+    return value;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& dy) {
+    BelowAutogradUnlessRecording guard;
+    Tensor inside = context->get_saved_variables()[0];
+    if (nothing_clipped(inside)) return {dy[0], Tensor(), Tensor()};
+    auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
+    return {straight_through(dy[0], inside, format), Tensor(), Tensor()};
+  }
+};
+
+Tensor use_weight(const Tensor& weight, const Tensor& value, const Tensor& inside) {
+  TORCH_CHECK(value.sym_sizes() == weight.sym_sizes(), "use_weight: value must have shape ",
+              weight.sym_sizes(), " like weight, got ", value.sym_sizes());
+  TORCH_CHECK(
+      inside.scalar_type() == at::kLong && inside.sym_numel() == (value.sym_numel() + 63) / 64 + 1,
+      "use_weight: inside must have ", (value.sym_numel() + 63) / 64 + 1,
+      " words of int64, as fake_quant_weights gives, got ", inside.sym_numel(), " of ",
+      inside.scalar_type());
+  return needs_gradient(weight) ? Use::apply(weight, value, inside) : value;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def(
+      "fake_quant_weights(Tensor[] x, Tensor(a!)[] scale, Tensor[] control, *, "
+      "bool power_of_two=False) -> (Tensor[] y, Tensor[] inside)",
+      tags());
+  m.def(
+      "_weight_scales_(Tensor[] x, Tensor(a!)[] scale, Tensor[] control, bool power_of_two) -> ()",
+      tags());
+  m.def(
+      "_fake_quant_weights(Tensor[] x, Tensor[] scale, Tensor[] control) -> "
+      "(Tensor[] y, Tensor[] inside)",
+      tags());
+  m.def("use_weight(Tensor weight, Tensor(a) value, Tensor inside) -> Tensor(a)", tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
+  m.impl("_weight_scales_", weight_scales<Cpu>);
+  m.impl("_fake_quant_weights", quantize<Cpu>);
+}
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
+  m.impl("_weight_scales_", weight_scales<Cuda>);
+  m.impl("_fake_quant_weights", quantize<Cuda>);
+}
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
+  m.impl("_weight_scales_", weight_scales_meta);
+  m.impl("_fake_quant_weights", quantize_meta);
+}
+TORCH_LIBRARY_IMPL(bitpare, CompositeImplicitAutograd, m) {
+  m.impl("fake_quant_weights", scaled_and_quantized);
+  m.impl("use_weight", use_weight);
+}
+TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) {
+  m.impl("_weight_scales_", weight_scales_written);
+}
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("_weight_scales_", torch::CppFunction::makeFallthrough());
+  m.impl("_fake_quant_weights", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace bitpare::ops
