@@ -17,7 +17,8 @@ constexpr int64_t kActElements = 2048;
 constexpr int kActTerms = 3;
 
 // x, y: [n] of dtype in one memory order, may alias. other: the same, or null.
-// inside: [ceil(n / 64)] or null. scale: [1]; zero_point: [1] or null. pending: [2].
+// inside: [ceil(n / 64)] or null. scale: [1]; zero_point: [1] or null. pending: [2], or null: not
+// observed.
 // partial: scratch of the CUDA kernel, [kActTerms, ceil(n / kActElements)].
 struct ActFakeQuant {
   const void* x;

@@ -39,9 +39,9 @@ BITPARE_INLINE void update_scale(const QuantizerState& s, const UpdateRule& rule
   s.pending[j] = __builtin_inff();
   s.pending[s.n + j] = -__builtin_inff();
   if (merge && pending_of(least, most) == Pending::range) {
-    bool is_first = merges == 0 || !is_range(low, high);
-    s.range[j] = low = merged_limit(rule, 0, low, least, is_first);
-    s.range[s.n + j] = high = merged_limit(rule, 1, high, most, is_first);
+    int64_t before = is_range(low, high) ? merges : 0;
+    s.range[j] = low = merged_limit(rule, 0, low, least, before);
+    s.range[s.n + j] = high = merged_limit(rule, 1, high, most, before);
   }
   if ((!merge && merges == 0) || !is_range(low, high)) return;
   RangeRule grid = {static_cast<float>(s.control->quant_min),

@@ -32,11 +32,15 @@ BITPARE_INLINE Pending pending_of(float low, float high) {
   return is_range(low, high) ? Pending::range : Pending::broken;
 }
 
-// One limit of the range in force: term 0 is the lower. The first range seen is taken as it is.
+// One limit of the range in force, after `merges` ranges: term 0 is the lower. The first range
+// seen is taken as it is; a moving average is the plain mean of the first 1 / momentum ranges.
 BITPARE_INLINE float merged_limit(const UpdateRule& rule, int term, float limit, float seen,
-                                  bool is_first) {
-  if (is_first || rule.update == RangeUpdate::last) return seen;
-  if (rule.update == RangeUpdate::ema) return limit + rule.momentum * (seen - limit);
+                                  int64_t merges) {
+  if (merges == 0 || rule.update == RangeUpdate::last) return seen;
+  if (rule.update == RangeUpdate::ema) {
+    float mean = 1.0f / static_cast<float>(merges + 1);
+    return limit + (mean > rule.momentum ? mean : rule.momentum) * (seen - limit);
+  }
   return MinMax::combine<float>(term, limit, seen);
 }
 

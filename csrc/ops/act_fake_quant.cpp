@@ -11,7 +11,8 @@ constexpr const char* kOp = "act_fake_quant";
 using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor& other,
                                                     const Tensor& scale,
                                                     const OptionalTensor& zero_point,
-                                                    const Tensor& control, const Tensor& pending,
+                                                    const Tensor& control,
+                                                    const OptionalTensor& pending,
                                                     int64_t activation, bool save_inside,
                                                     at::MemoryFormat memory_format);
 using GradientSignature = Tensor(const Tensor& dy, const Tensor& x, const Tensor& inside,
@@ -22,7 +23,7 @@ struct Arguments {
   const Tensor& scale;
   const OptionalTensor& zero_point;
   const Tensor& control;
-  const Tensor& pending;
+  const OptionalTensor& pending;
   Activation activation;
 };
 
@@ -37,7 +38,7 @@ void check_values(const Tensor& scale, const OptionalTensor& zero_point, const T
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
                                    const Tensor& scale, const OptionalTensor& zero_point,
-                                   const Tensor& control, const Tensor& pending, int64_t activation,
+                                   const Tensor& control, const OptionalTensor& pending, int64_t activation,
                                    bool save_inside, at::MemoryFormat format) {
   Device::require(kOp, x);
   Tensor source = x.contiguous(format), added = other ? other->contiguous(format) : Tensor();
@@ -46,7 +47,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
   Tensor grid = control.contiguous(), partial;
   if (Device::kSeesValues) {
     check_values(scale, zero_point, grid);
-  } else {
+  } else if (pending) {
     partial =
         at::empty({kActTerms * ((x.numel() + kActElements - 1) / kActElements)}, scale.options());
   }
@@ -60,15 +61,15 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
                        scale.const_data_ptr<float>(),
                        zero_point ? zero_point->const_data_ptr<int32_t>() : nullptr,
                        control_of(grid),
-                       pending.data_ptr<float>(),
+                       pending ? pending->data_ptr<float>() : nullptr,
                        partial.defined() ? partial.data_ptr<float>() : nullptr};
   Device::run(x, [&](const auto& where) { bitpare::act_fake_quant(args, where); });
   return {y, inside};
 }
 
 std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor&, const Tensor&,
-                                        const OptionalTensor&, const Tensor&, const Tensor&,
-                                        int64_t, bool save_inside, at::MemoryFormat format) {
+                                        const OptionalTensor&, const Tensor&,
+                                        const OptionalTensor&, int64_t, bool save_inside, at::MemoryFormat format) {
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
 }
 
@@ -166,7 +167,7 @@ void check_other(const Tensor& x, const Tensor& other, Activation activation) {
 }
 
 Arguments checked(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-                  const OptionalTensor& zero_point, const Tensor& control, const Tensor& pending,
+                  const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
                   c10::string_view activation) {
   check_input(kOp, x);
   auto parsed = static_cast<Activation>(parse_name(
@@ -177,21 +178,21 @@ Arguments checked(const Tensor& x, const OptionalTensor& other, const Tensor& sc
   TORCH_CHECK(!zero_point || zero_point->scalar_type() == at::kInt, kOp,
               ": zero_point must be int32, got ", zero_point->scalar_type());
   check_control(kOp, control, x.device());
-  check_written(kOp, "pending", pending, at::kFloat, 2, x.device());
+  if (pending) check_written(kOp, "pending", *pending, at::kFloat, 2, x.device());
   return {scale, zero_point, control, pending, parsed};
 }
 
 Tensor without_gradient(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
                         const OptionalTensor& zero_point, const Tensor& control,
-                        const Tensor& pending, c10::string_view activation) {
+                        const OptionalTensor& pending, c10::string_view activation) {
   Arguments a = checked(x, other, scale, zero_point, control, pending, activation);
   return std::get<0>(call_forward(x, other, a, false, x.suggest_memory_format()));
 }
 
 Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-                const OptionalTensor& zero_point, const Tensor& control, const Tensor& pending,
+                const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
                 c10::string_view activation) {
-  pending.unsafeGetTensorImpl()->bump_version();
+  if (pending) pending->unsafeGetTensorImpl()->bump_version();
   if (!needs_gradient(x) && !(other && needs_gradient(*other))) {
     at::AutoDispatchBelowADInplaceOrView below;
     return without_gradient(x, other, scale, zero_point, control, pending, activation);
@@ -205,10 +206,10 @@ Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scal
 std::tuple<Tensor, Tensor> written(c10::DispatchKeySet keys, const Tensor& x,
                                    const OptionalTensor& other, const Tensor& scale,
                                    const OptionalTensor& zero_point, const Tensor& control,
-                                   const Tensor& pending, int64_t activation, bool save_inside,
+                                   const OptionalTensor& pending, int64_t activation, bool save_inside,
                                    at::MemoryFormat format) {
   static auto op = find_op<ForwardSignature>("bitpare::_act_fake_quant");
-  pending.unsafeGetTensorImpl()->bump_version();
+  if (pending) pending->unsafeGetTensorImpl()->bump_version();
   return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, other, scale, zero_point,
                        control, pending, activation, save_inside, format);
 }
@@ -218,11 +219,11 @@ std::tuple<Tensor, Tensor> written(c10::DispatchKeySet keys, const Tensor& x,
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def(
       "act_fake_quant(Tensor x, Tensor? other, Tensor scale, Tensor? zero_point, Tensor control, "
-      "Tensor(a!) pending, *, str activation='none') -> Tensor",
+      "Tensor(a!)? pending, *, str activation='none') -> Tensor",
       tags());
   m.def(
       "_act_fake_quant(Tensor x, Tensor? other, Tensor scale, Tensor? zero_point, Tensor control, "
-      "Tensor(a!) pending, int activation, bool save_inside, MemoryFormat memory_format) -> "
+      "Tensor(a!)? pending, int activation, bool save_inside, MemoryFormat memory_format) -> "
       "(Tensor, Tensor)",
       tags());
   m.def(

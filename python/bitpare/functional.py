@@ -82,7 +82,7 @@ def act_fake_quant(
     scale: Tensor,
     zero_point: Tensor | None,
     control: Tensor,
-    pending: Tensor,
+    pending: Tensor | None,
     *,
     activation: str = "none",
 ) -> Tensor:
@@ -91,7 +91,7 @@ def act_fake_quant(
     ``w = act(x + other)``; ``y = fake_quant(w)`` on the grid of ``control``, an int32 tensor of
     quant_min, quant_max, observe, quantize and freeze, read on the device. Where observe is 1 the
     least and most of ``w`` are folded into ``pending``, float32 of shape [2, 1]. Where quantize is
-    0, ``y = w``. ``other``, of x's shape, may be None, and so may the int32 ``zero_point``.
+    0, ``y = w``. ``other``, of x's shape, the int32 ``zero_point`` and ``pending`` may be None.
 
     ``activation`` is none, relu, relu6, hardswish or hardsigmoid; the last two go without
     ``other``. The gradient is the activation's own where ``w`` was not clamped to the grid, else 0.
@@ -376,7 +376,8 @@ def update_ranges_(
     lows then highs; ``scale`` float32 [n]; ``zero_point`` int32 [n], no entries where symmetric;
     ``count`` int64 [2], steps merged and steps skipped; ``control`` as in `act_fake_quant`.
 
-    rule "minmax" widens the range, "ema" moves it: ``low += momentum * (pending_low - low)``, and
+    rule "minmax" widens the range, "ema" moves it: ``low += m * (pending_low - low)`` with m the
+    larger of ``momentum`` and 1 / (ranges merged + 1), and
     "last" replaces it; the first range is taken as it is. Where nothing is pending, (inf, -inf),
     the range stays; where a pending value is not finite the quantizer skips the step. Scale and
     zero point are `qparams` of the range on the grid of ``control``. A positive ``limit`` reduces

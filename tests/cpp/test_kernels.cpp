@@ -516,7 +516,8 @@ void update_by_hand(States& s, size_t i, const UpdateRule& rule) {
     if (merge && std::isfinite(pending[j])) {
       for (size_t at : {j, n + j}) {
         int term = at == j ? 0 : 1;
-        range[at] = math::merged_limit(rule, term, range[at], pending[at], first || !valid);
+        int64_t merges = valid ? s.count[i][0] : 0;
+        range[at] = math::merged_limit(rule, term, range[at], pending[at], merges);
       }
     }
     if ((merge || !first) && range[j] <= range[n + j]) {

@@ -276,11 +276,12 @@ TEST(UpdateRanges, HandValues) {
   EXPECT_EQ(math::pending_of(-INFINITY, 1.0f), math::Pending::broken);
   EXPECT_EQ(math::pending_of(1.0f, INFINITY), math::Pending::broken);
   UpdateRule ema = {RangeUpdate::ema, 0.25f, true, false};
-  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, false), 5.0f);
-  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, true), 8.0f);
+  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, 9), 5.0f);
+  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, 1), 6.0f);
+  EXPECT_EQ(math::merged_limit(ema, 0, 4.0f, 8.0f, 0), 8.0f);
   UpdateRule widen = {RangeUpdate::minmax, 0.25f, true, false};
-  EXPECT_EQ(math::merged_limit(widen, 0, 4.0f, 8.0f, false), 4.0f);
-  EXPECT_EQ(math::merged_limit(widen, 1, 4.0f, 8.0f, false), 8.0f);
+  EXPECT_EQ(math::merged_limit(widen, 0, 4.0f, 8.0f, 1), 4.0f);
+  EXPECT_EQ(math::merged_limit(widen, 1, 4.0f, 8.0f, 1), 8.0f);
 }
 
 TEST(WeightScale, HandValues) {

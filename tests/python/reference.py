@@ -170,7 +170,8 @@ def merged_range(rule, momentum, merges, range_, seen):
         return seen
     if rule == "minmax":
         return min(range_[0], seen[0]), max(range_[1], seen[1])
-    return tuple(r + momentum * (s - r) for r, s in zip(range_, seen, strict=True))
+    step = max(momentum, 1 / (merges + 1))
+    return tuple(r + step * (s - r) for r, s in zip(range_, seen, strict=True))
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

@@ -116,6 +116,7 @@ template <>
 void act_fake_quant(const ActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   if (args.n == 0) return;
   Control control = *args.control;
+  bool observes = args.pending && control.observe;
   Quantizer q;
   q.scale = args.scale;
   q.zero_point = args.zero_point;
@@ -130,7 +131,7 @@ void act_fake_quant(const ActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
                                       math::splat<Vec>(static_cast<float>(control.quant_min)),
                                       math::splat<Vec>(static_cast<float>(control.quant_max)),
                                       control.quantize != 0};
-      with_flags(args.other, control.observe, [&]<bool kHasOther, bool kObserves>() {
+      with_flags(args.other, observes, [&]<bool kHasOther, bool kObserves>() {
         int64_t grain = chunks > pieces ? 1 : kGrainChunks;
         parallel(cpu.parallel_for, pieces, grain, [&](int64_t first, int64_t last) {
           for (int64_t p = first; p < last; ++p) {
@@ -142,7 +143,7 @@ void act_fake_quant(const ActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
       });
     });
   });
-  if (!control.observe) return;
+  if (!observes) return;
   for (int64_t p = 0; p < pieces; ++p) {
     math::fold_pending(args.pending, args.pending + 1, folded[p]);
   }

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) act_fake_quant_kernel(ActFakeQuant a
   if (args.inside && first < (n + 63) / 64 * 64) {
     reinterpret_cast<uint8_t*>(args.inside)[first / 8] = static_cast<uint8_t>(bits);
   }
-  if (!control.observe) return;
+  if (!args.pending || !control.observe) return;
   fold_block(terms, &room);
   if (threadIdx.x != 0) return;
   for (int t = 0; t < kActTerms; ++t) args.partial[t * gridDim.x + blockIdx.x] = terms[t];
@@ -133,7 +133,7 @@ void act_fake_quant(const ActFakeQuant& args, const OnCuda& cuda) {
       launch(act_fake_quant_kernel<kActivation, T>, blocks, kThreads, cuda.stream, args);
     });
   });
-  launch(fold_ranges, 1, kThreads, cuda.stream, args, blocks);
+  if (args.pending) launch(fold_ranges, 1, kThreads, cuda.stream, args, blocks);
 }
 
 // dy, x and one bit in, dx out.
