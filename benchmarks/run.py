@@ -179,6 +179,114 @@ def per_channel(device: str) -> Iterator[Row]:
         )  # fmt: skip
 
 
+def observed(device: str) -> Iterator[Row]:
+    """Activation, range and quantization in one op, beside torch's observer and the ops apart."""
+    scale, zero = torch.full((1,), 0.05, device=device), torch.zeros(1, device=device).int()
+    control = torch.tensor([-128, 127, 1, 1, 0], dtype=torch.int32, device=device)
+    pending = torch.tensor([[torch.inf], [-torch.inf]], device=device)
+    on = torch.ones(1, dtype=torch.int64, device=device)
+    low, high = torch.full((1,), -4.0, device=device), torch.full((1,), 4.0, device=device)
+    plain = lambda x: F.fake_quant(x, scale, zero, **GRID)
+    for power in (16, 20, 22, 24):
+        n, f32 = 2**power, torch.float32
+        x = torch.randn(n, device=device)
+        added = torch.randn(n, device=device)
+
+        def act(activation: str, x: Tensor = x, other: Tensor | None = None) -> Tensor:
+            return F.act_fake_quant(x, other, scale, zero, control, pending, activation=activation)
+
+        def torch_observed(x: Tensor) -> Tensor:
+            return torch.fused_moving_avg_obs_fake_quant(
+                x, on, on, low, high, scale.clone(), zero, 0.01, -128, 127, -1
+            )
+
+        yield Row(
+            "act_fake_quant", "forward", f"2^{power}", f32, element_bytes(n, f32, 1, 1),
+            {"bitpare": lambda x=x: act("none", x), "fake_quant": lambda x=x: plain(x),
+             "torch": lambda x=x: torch_observed(x)}, x,
+        )  # fmt: skip
+        yield Row(
+            "act_fake_quant relu6", "forward", f"2^{power}", f32, element_bytes(n, f32, 1, 1),
+            {"bitpare": lambda x=x: act("relu6", x), "fake_quant": lambda x=x: plain(x),
+             "torch": lambda x=x: torch_observed(torch.nn.functional.relu6(x))}, x,
+        )  # fmt: skip
+        yield Row(
+            "act_fake_quant add relu", "forward", f"2^{power}", f32, element_bytes(n, f32, 2, 1),
+            {"bitpare": lambda x=x, a=added: act("relu", x, a),
+             "add+fake_quant": lambda x=x, a=added: plain(torch.relu(x + a)),
+             "torch": lambda x=x, a=added: torch_observed(torch.relu(x + a))}, x,
+        )  # fmt: skip
+
+
+def ranges_of_a_model(device: str) -> Iterator[Row]:
+    """What a model's 60 activation quantizers cost a step."""
+    size, control = 60, torch.tensor([0, 255, 1, 1, 0], dtype=torch.int32, device=device)
+    new = lambda *shape: [torch.zeros(*shape, device=device) for _ in range(size)]
+    pending, in_force, scale, zero = new(2, 1), new(2, 1), new(1), [z.int() for z in new(1)]
+    count, controls = [c.long() for c in new(2)], [control] * size
+    for p in pending:
+        p[0], p[1] = -1.0, 3.0
+
+    def mine() -> None:
+        F.update_ranges_(
+            pending, in_force, scale, zero, count, controls, rule="ema", symmetric=False
+        )
+
+    def apart() -> None:
+        for r in in_force:
+            F.qparams(r[0], r[1], quant_min=0, quant_max=255, symmetric=False)
+
+    functions = {"bitpare": mine, "qparams apart": apart}
+    size_in_bytes = size * (2 * (2 + 2 + 2) * 4 + 3 * 8)
+    yield Row(
+        "update_ranges_", "step", f"{size} quantizers", torch.float32, size_in_bytes, functions,
+        in_force[0],
+    )  # fmt: skip
+
+
+def mobilenet_v2_weights(device: str, classes: int = 10) -> list[Tensor]:
+    stages = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)]
+    shapes, channels = [(32, 3, 3, 3)], 32
+    for expansion, width, blocks in stages:
+        for _ in range(blocks):
+            hidden = channels * expansion
+            if expansion > 1:
+                shapes.append((hidden, channels, 1, 1))
+            shapes += [(hidden, 1, 3, 3), (width, hidden, 1, 1)]
+            channels = width
+    shapes += [(1280, 320, 1, 1), (classes, 1280, 1, 1)]
+    return [torch.randn(shape, device=device) for shape in shapes]
+
+
+def weights_of_a_model(device: str) -> Iterator[Row]:
+    weights = mobilenet_v2_weights(device)
+    n, f32 = sum(w.numel() for w in weights), torch.float32
+    control = torch.tensor([-127, 127, 1, 1, 0], dtype=torch.int32, device=device)
+    controls, grid = [control] * len(weights), {"quant_min": -127, "quant_max": 127}
+    flat = torch.randn(n, device=device)
+    for name, size in (("channel", lambda w: w.shape[0]), ("tensor", lambda w: 1)):
+        scale = [torch.ones(size(w), device=device) for w in weights]
+        axis = 0 if name == "channel" else None
+
+        def apart(axis: int | None = axis) -> None:
+            for w in weights:
+                s, _ = F.qparams(*F.minmax(w, axis=axis), **grid)
+                F.fake_quant(w, s, axis=axis, **grid)
+
+        mine = lambda scale=scale: F.fake_quant_weights(weights, scale, controls)
+        yield Row(
+            "fake_quant_weights", f"per {name}", "MobileNetV2", f32, element_bytes(n, f32, 2, 1, 1),
+            {"bitpare": mine, "one by one": apart}, flat,
+        )  # fmt: skip
+    weight = torch.randn(64, device=device, requires_grad=True)
+    (value,), (inside,) = F.fake_quant_weights([weight], [torch.ones(1, device=device)], [control])
+    yield Row(
+        "use_weight", "forward", "64", f32, 0,
+        {"bitpare": lambda: F.use_weight(weight, value, inside),
+         "view_as": lambda: weight.view_as(weight)}, flat,
+    )  # fmt: skip
+
+
 def others(device: str) -> Iterator[Row]:
     n = 2**20
     x = torch.randn(n, device=device)
@@ -256,7 +364,16 @@ def main() -> None:
     rows = []
     print(f"{'op':23}{'what':16}{'shape':33}{'dtype':9}{'us':>10}{'p20':>10}{'p80':>10}"
           f"{'GB/s':>8}{'copy':>7}  times faster than")  # fmt: skip
-    for group in (per_tensor, per_channel, with_autograd, lsq_backward, others):
+    for group in (
+        per_tensor,
+        per_channel,
+        with_autograd,
+        lsq_backward,
+        observed,
+        ranges_of_a_model,
+        weights_of_a_model,
+        others,
+    ):
         for row in group(options.device):
             if options.only not in row.op:
                 continue

@@ -134,13 +134,21 @@ Quantized scaled_and_quantized(TensorList x, TensorList scale, TensorList contro
   return quantized.call(x, scale, control);
 }
 
-// Whether the word says that no value was clipped, where it can be looked at.
+bool is_traced(const Tensor& t) {
+  return t.key_set().has_any(c10::python_ks) || t.key_set().has(c10::DispatchKey::Functionalize) ||
+         c10::impl::dispatch_mode_enabled();
+}
+
+// Whether the last word says that no value was clipped, where it can be looked at.
 bool nothing_clipped(const Tensor& inside) {
-  bool traced = inside.key_set().has_any(c10::python_ks) ||
-                inside.key_set().has(c10::DispatchKey::Functionalize) ||
-                c10::impl::dispatch_mode_enabled();
-  if (traced || !inside.is_cpu()) return false;
+  if (is_traced(inside) || !inside.is_cpu()) return false;
   return inside.const_data_ptr<int64_t>()[inside.numel() - 1] == 0;
+}
+
+// The same memory and version counter, without the cost of an op.
+Tensor alias_of(const Tensor& value) {
+  auto* impl = value.unsafeGetTensorImpl();
+  return Tensor(impl->shallow_copy_and_detach(impl->version_counter(), false));
 }
 
 struct Use : torch::autograd::Function<Use> {
@@ -149,15 +157,21 @@ struct Use : torch::autograd::Function<Use> {
   static Tensor forward(AutogradContext* context, const Tensor&, const Tensor& value,
                         const Tensor& inside) {
     context->save_for_backward({inside});
-    context->saved_data["format"] = static_cast<int64_t>(value.suggest_memory_format());
-    return value;
+    auto format = value.suggest_memory_format();
+    if (format != at::MemoryFormat::Contiguous) {  // the dictionary costs 0.2 us
+      context->saved_data["format"] = static_cast<int64_t>(format);
+    }
+    return is_traced(value) ? value : alias_of(value);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     BelowAutogradUnlessRecording guard;
     Tensor inside = context->get_saved_variables()[0];
     if (nothing_clipped(inside)) return {dy[0], Tensor(), Tensor()};
-    auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
+    auto saved = context->saved_data.find("format");
+    auto format = saved == context->saved_data.end()
+                      ? at::MemoryFormat::Contiguous
+                      : static_cast<at::MemoryFormat>(saved->second.toInt());
     return {straight_through(dy[0], inside, format), Tensor(), Tensor()};
   }
 };

@@ -409,3 +409,62 @@ def test_use_weight_compiled_in_inference():
     with torch.inference_mode():
         got = torch.compile(F.use_weight, fullgraph=True, backend="aot_eager")(w, value, inside)
     assert torch.equal(got, value)
+
+
+# A GPU, where there is one --------------------------------------------------------------------
+
+
+def to_cuda(value):
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_cuda(v) for v in value)
+    return value.cuda() if isinstance(value, torch.Tensor) else value
+
+
+def all_of(*values):
+    return [t for v in values for t in (all_of(*v) if isinstance(v, (list, tuple)) else [v])]
+
+
+def act_step(x, scale, grid, pending):
+    y = F.act_fake_quant(x, None, scale, None, grid, pending, activation="relu6")
+    return [y, pending, torch.autograd.grad(y, x, x.detach())[0]]
+
+
+def range_step(*s):
+    F.update_ranges_(*s, **UPDATE)
+    return all_of(*s[:5])
+
+
+def weight_step(w, scale, grids):
+    return all_of(scale, F.fake_quant_weights(w, scale, grids))
+
+
+ON_BOTH = {
+    "act": (act_step, lambda: (torch.randn(9000, requires_grad=True), torch.full((1,), 0.1),
+                               control(), new_pending())),
+    "ranges": (range_step, lambda: states([[(-1.0, 2.0)], [(0.0, 3.0), (-4.0, -2.0)]] * 40)),
+    "weights": (weight_step, lambda: (weights() * 9, scales_of(weights() * 9, True),
+                                      [control()] * 9 * len(WEIGHTS))),
+    "weights, one scale": (weight_step, lambda: (weights(), scales_of(weights(), False),
+                                                 [control()] * len(WEIGHTS))),
+}  # fmt: skip
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ON_BOTH)
+def test_cuda_has_the_same_bits_and_captures(name):
+    step, build = ON_BOTH[name]
+    args = build()
+    on_gpu, in_graph = to_cuda(args), to_cuda(args)
+    expected = step(*args)
+    for a, b in zip(step(*on_gpu), expected, strict=True):
+        assert torch.equal(a.cpu(), b)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step(*to_cuda(build()))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(*in_graph)
+    graph.replay()
+    for a, b in zip(captured, expected, strict=True):
+        assert torch.equal(a.cpu(), b)

@@ -35,26 +35,32 @@ void parallel_weights(ParallelFor parallel_for, const Weight* weights, int64_t s
 
 BITPARE_INLINE VecInt larger(VecInt a, VecInt b) { return a > b ? a : b; }
 
-// The largest magnitude_bits of n values.
+BITPARE_INLINE VecInt magnitudes(Vec x) { return math::magnitude_bits(x); }
+
+// The largest magnitude_bits of n values, of `readable` that may be read.
 template <class T>
-int32_t widest_of(const T* x, int64_t n) {
+int32_t widest_of(const T* x, int64_t n, int64_t readable) {
   constexpr int64_t kRunning = 4;
   VecInt most[kRunning] = {};
   int64_t i = 0;
   for (; i + kRunning * kWidth <= n; i += kRunning * kWidth) {
 #pragma GCC unroll 4
     for (int64_t k = 0; k < kRunning; ++k) {
-      most[k] = larger(most[k], math::magnitude_bits(load(x + i + k * kWidth)));
+      most[k] = larger(most[k], magnitudes(load(x + i + k * kWidth)));
     }
   }
-  for (; i + kWidth <= n; i += kWidth) {
-    most[0] = larger(most[0], math::magnitude_bits(load(x + i)));
+  for (; i + kWidth <= n; i += kWidth) most[0] = larger(most[0], magnitudes(load(x + i)));
+  if (i < n) {
+    Vec rest = i + kWidth <= readable ? load(x + i) : load_some(x + i, n - i);
+    VecInt held = lane_numbers() < static_cast<int32_t>(n - i);
+    most[1] = larger(most[1], magnitudes(rest) & held);
   }
-  if (i < n) most[1] = larger(most[1], math::magnitude_bits(load_some(x + i, n - i)));
   VecInt all = larger(larger(most[0], most[1]), larger(most[2], most[3]));
-  int32_t widest = 0;
-  for (int64_t l = 0; l < kWidth; ++l) widest = all[l] > widest ? all[l] : widest;
-  return widest;
+#pragma GCC unroll 4
+  for (int32_t half = kWidth / 2; half > 0; half /= 2) {
+    all = larger(all, __builtin_shuffle(all, lane_numbers() ^ half));
+  }
+  return all[0];
 }
 
 void raise(int32_t* target, int32_t value) {
@@ -108,10 +114,10 @@ void weight_scales(const WeightScales& args, const OnCpu<BITPARE_ISA>& cpu) {
     if (!w.control->observe) return;
     with_type(w.dtype, [&]<class T>(T*) {
       auto x = static_cast<const T*>(w.x);
-      if (w.scales == 1) return raise(w.widest, widest_of(x + first, last - first));
+      if (w.scales == 1) return raise(w.widest, widest_of(x + first, last - first, last - first));
       int64_t length = w.n / w.scales, end = rows_before(last, length);
       for (int64_t r = rows_before(first, length); r < end; ++r) {
-        int32_t widest = widest_of(x + r * length, length);
+        int32_t widest = widest_of(x + r * length, length, w.n - r * length);
         w.scale[r] = math::weight_scale(widest, *w.control, args.power_of_two);
       }
     });
