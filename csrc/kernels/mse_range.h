@@ -7,10 +7,10 @@
 namespace bitpare {
 
 // x: laid out as `layout`, of dtype; one channel lies as one row. low, high: [channels], the range
-// of each channel, which k / steps of it replaces, k the one of 1 ... steps whose grid has the least
-// sum of squared errors. Scratch: grid: [3 * padded_steps(steps) + 1, channels], the scales, inverses
-// and zero points of the candidates and the inverse of each channel's unit; partial:
-// [padded_steps(steps), pieces_of(layout), channels].
+// of each channel, which k / steps of it replaces, k the one of 1 ... steps whose grid has the
+// least sum of squared errors. Scratch: grid: [3 * steps + 1, channels], the scales, inverses and
+// zero points of the candidates, then the inverse of each channel's unit; partial: [steps,
+// pieces_of(layout), channels].
 struct MseRange {
   const void* x;
   DType dtype;
@@ -23,30 +23,33 @@ struct MseRange {
   float* partial;
 };
 
-// Candidates that share one load of x.
-constexpr int64_t kTogether = 4;
-
-BITPARE_INLINE int64_t padded_steps(int64_t steps) {
-  return (steps + kTogether - 1) / kTogether * kTogether;
-}
-
 template <class Isa>
 void mse_range(const MseRange& args, const OnCpu<Isa>& cpu);
 void mse_range(const MseRange& args, const OnCuda& cuda);
 
 namespace math {
 
-// Writes the grid of candidate k (from 1) of a channel.
+// The grid of candidate k, from 1, of a channel.
 BITPARE_INLINE void write_grid(const MseRange& args, int64_t k, int64_t channel) {
-  int64_t channels = args.layout.channels, part = padded_steps(args.steps) * channels;
+  int64_t channels = args.layout.channels, part = args.steps * channels;
   float low = args.low[channel], high = args.high[channel], unit = unit_of(low, high);
-  float fraction = fraction_of(k < args.steps ? k : args.steps, args.steps);
+  float fraction = fraction_of(k, args.steps);
   Affine<float> a = affine_of_range(low * fraction, high * fraction, unit, args.rule);
   float* at = args.grid + (k - 1) * channels + channel;
   at[0] = a.scale;
   at[part] = a.inverse;
   at[2 * part] = a.zero_point;
   if (k == 1) args.grid[3 * part + channel] = 1.0f / unit;
+}
+
+BITPARE_INLINE Affine<float> read_grid(const MseRange& args, int64_t k, int64_t channel) {
+  int64_t channels = args.layout.channels, part = args.steps * channels;
+  const float* at = args.grid + (k - 1) * channels + channel;
+  return {at[0], at[part], at[2 * part]};
+}
+
+BITPARE_INLINE float inverse_unit_of(const MseRange& args, int64_t channel) {
+  return args.grid[3 * args.steps * args.layout.channels + channel];
 }
 
 BITPARE_INLINE void narrow_range(const MseRange& args, int64_t channel, const Choice& best) {

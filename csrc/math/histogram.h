@@ -2,9 +2,9 @@
 //
 // `bins` is a power of two; half of them lie on either side of 0 over [-limit, limit], limit a
 // power of two or 0 where nothing was seen. With w = limit / (bins / 2), bin bins / 2 + m holds the
-// values in (m w, (m + 1) w], bin bins / 2 - 1 - m those in [-(m + 1) w, -m w); 0 itself counts with
-// the first positive bin. Closed on the outside, two neighbours of a side are one bin at twice the
-// limit, whatever values they hold.
+// values in (m w, (m + 1) w], bin bins / 2 - 1 - m those in [-(m + 1) w, -m w); 0 itself counts
+// with the first positive bin. Closed on the outside, two neighbours of a side are one bin at twice
+// the limit, whatever values they hold.
 #pragma once
 #include "math/log.h"
 #include "math/mse_range.h"
@@ -207,7 +207,8 @@ BITPARE_INLINE int32_t first_bin_of(const Divergence& d, int32_t bins, int64_t l
 }
 
 // What one level adds to total * divergence: sum of p log p - p log(mean of q) over its bins.
-BITPARE_INLINE float divergence_of_level(const HistogramRow& r, const Divergence& d, int32_t level) {
+BITPARE_INLINE float divergence_of_level(const HistogramRow& r, const Divergence& d,
+                                         int32_t level) {
   int32_t begin = first_bin_of(d, r.bins, level), end = first_bin_of(d, r.bins, level + 1);
   int64_t count = r.below[end] - r.below[begin], mass = count;
   int32_t filled = r.filled[end] - r.filled[begin];

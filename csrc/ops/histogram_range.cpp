@@ -33,7 +33,8 @@ void check(const Tensor& counts, const Tensor& limit, double percentile, int64_t
 }
 
 RangeMethod parse_method(c10::string_view name) {
-  return static_cast<RangeMethod>(parse_name(kOp, "method", name, {"percentile", "mse", "entropy"}));
+  return static_cast<RangeMethod>(
+      parse_name(kOp, "method", name, {"percentile", "mse", "entropy"}));
 }
 
 // What a method keeps of a histogram while it chooses.

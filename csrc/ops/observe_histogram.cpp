@@ -30,8 +30,8 @@ void check(const Tensor& counts, const Tensor& limit, const Tensor& skipped, con
   TORCH_CHECK(counts.dim() == 2 && counts.sym_size(0) == n, kOp, ": counts must have shape [", n,
               ", bins]", axis ? " (channels of x along axis)" : "", ", got ", counts.sym_sizes());
   for (auto [name, state] : {std::pair("limit", &limit), std::pair("skipped", &skipped)}) {
-    TORCH_CHECK(state->dim() == 1 && state->sym_size(0) == n, kOp, ": ", name,
-                " must have shape [", n, "], got ", state->sym_sizes());
+    TORCH_CHECK(state->dim() == 1 && state->sym_size(0) == n, kOp, ": ", name, " must have shape [",
+                n, "], got ", state->sym_sizes());
   }
   int64_t bins = counts.size(1);
   TORCH_CHECK(bins >= kLeastBins && bins <= kMostBins && (bins & (bins - 1)) == 0, kOp,
@@ -66,8 +66,8 @@ void body(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
   at::MemoryFormat format = format_of(x, granularity);
   ReduceLayout layout = layout_of(x, granularity, format);
   Tensor source = x.contiguous(format);
-  Tensor partial = at::empty({kLargestTerms * math::pieces_of(layout) * layout.channels},
-                             limit.options());
+  Tensor partial =
+      at::empty({kLargestTerms * math::pieces_of(layout) * layout.channels}, limit.options());
   ObserveHistogram args = {};
   args.x = source.const_data_ptr();
   args.dtype = dtype_of(kOp, x);

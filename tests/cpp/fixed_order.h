@@ -12,7 +12,9 @@ float widened_once(float x) {
 }
 
 // The channel of element i.
-inline int64_t channel_of(const Case& c, int64_t i) { return i / c.layout.inner % c.layout.channels; }
+inline int64_t channel_of(const Case& c, int64_t i) {
+  return i / c.layout.inner % c.layout.channels;
+}
 
 // A reduction written from the description in math/reduce.h: term(t, i) is element i's term t.
 template <class Rule, class Term>

@@ -45,11 +45,10 @@ Histograms run_observe(const Case& c, const Batches& batches, int32_t bins, int6
   std::vector<int64_t> shares(static_cast<size_t>(slots - 1) * h.counts.size(), 77);
   for (const auto& batch : batches) {
     Unaligned<T> x(narrowed<T>(batch));
-    observe_histogram(
-        ObserveHistogram{x.data(), kDType<T>, c.layout, h.counts.data(), h.limit.data(),
-                         h.skipped.data(), bins, partial.data(), largest.data(), shares.data(),
-                         slots},
-        where);
+    observe_histogram(ObserveHistogram{x.data(), kDType<T>, c.layout, h.counts.data(),
+                                       h.limit.data(), h.skipped.data(), bins, partial.data(),
+                                       largest.data(), shares.data(), slots},
+                      where);
   }
   return h;
 }
@@ -205,8 +204,8 @@ struct Chosen {
       auto a = math::affine_of_candidate(args, 0, span);
       for (size_t b = 0; b < share.size(); ++b) {
         float centre = math::bin_centre(static_cast<float>(b), args.bins);
-        lanes[b % kSumLanes] += share[b] * math::squared_error(centre, a, args.rule.quant_min,
-                                                               args.rule.quant_max);
+        lanes[b % kSumLanes] +=
+            share[b] * math::squared_error(centre, a, args.rule.quant_min, args.rule.quant_max);
       }
       return math::fold_lanes<math::Sum>(0, lanes.data());
     }
@@ -228,8 +227,7 @@ struct Chosen {
     math::Choice best = {INFINITY, 0};
     int32_t n = math::candidates_of(all);
     for (int32_t k = 1; args.method != RangeMethod::percentile && k <= n; ++k) {
-      best = math::better_of(best,
-                             math::priced(cost(args, r, math::shrunk(all, k, n), k == n), k));
+      best = math::better_of(best, math::priced(cost(args, r, math::shrunk(all, k, n), k == n), k));
     }
     return math::chosen_range(args, 0, best);
   }
@@ -254,13 +252,13 @@ TEST(HistogramRange, IsTheFormula) {
           expected.low.push_back(range.low);
           expected.high.push_back(range.high);
         }
-        everywhere(bins == 64 || rule.quant_min == -2, [&](const auto& where,
-                                                          const std::string& name) {
-          auto got = run_histogram_range(rows, args, where);
-          std::string what = name + " method " + std::to_string(static_cast<int>(method));
-          expect_same_bits(got.low, expected.low, what + " low");
-          expect_same_bits(got.high, expected.high, what + " high");
-        });
+        everywhere(
+            bins == 64 || rule.quant_min == -2, [&](const auto& where, const std::string& name) {
+              auto got = run_histogram_range(rows, args, where);
+              std::string what = name + " method " + std::to_string(static_cast<int>(method));
+              expect_same_bits(got.low, expected.low, what + " low");
+              expect_same_bits(got.high, expected.high, what + " high");
+            });
       }
     }
   }
@@ -272,9 +270,8 @@ Ranges run_mse_range(const Case& c, const std::vector<float>& x, const Ranges& r
   Ranges result = range;
   Unaligned<T> in(narrowed<T>(x));
   auto channels = static_cast<size_t>(c.layout.channels);
-  auto padded = static_cast<size_t>(padded_steps(steps));
-  std::vector<float> grid((3 * padded + 1) * channels, NAN);
-  auto partial = new_partial(c, static_cast<int>(padded));
+  std::vector<float> grid(static_cast<size_t>(3 * steps + 1) * channels, NAN);
+  auto partial = new_partial(c, static_cast<int>(steps));
   mse_range(MseRange{in.data(), kDType<T>, c.layout, result.low.data(), result.high.data(), rule,
                      steps, grid.data(), partial.data()},
             where);

@@ -185,9 +185,7 @@ def test_observe_histogram(case):
     bp.functional.observe_histogram_(*state, x, **kwargs)
     assert [t._version for t in state] == [v + 1 for v in versions]
     small = channel_rows(case.x() * 0.1, kwargs.get("axis"))
-    for row, batches in enumerate(
-        zip(small, channel_rows(x, kwargs.get("axis")), strict=True)
-    ):
+    for row, batches in enumerate(zip(small, channel_rows(x, kwargs.get("axis")), strict=True)):
         both = torch.cat(batches).double()
         finite = both[both.isfinite()].abs()
         if len(finite) == 0:
@@ -235,7 +233,7 @@ def test_histogram_range(case):
         spans = reference.candidate_spans(row, kwargs["symmetric"])
         assert span in spans
         if kwargs["method"] == "mse":
-            cost = lambda s, row=row, c=c: reference.histogram_error(row, c, s, *grid)
+            cost = lambda s, row=row, c=c: reference.histogram_error(row, c, s, *grid)  # noqa: E731
             slack = 1e-5 * cost(span)
         else:
             wide = [s for s in spans[:-1] if sum(s) >= grid[1] - grid[0] + 1]
@@ -243,7 +241,7 @@ def test_histogram_range(case):
                 wide = [s for s in spans[:-1] if s[1] >= grid[1] - grid[0] + 1]
             spans = [*wide, spans[-1]]
             assert span in spans
-            cost = lambda s, row=row: reference.histogram_divergence(row, s, *grid)
+            cost = lambda s, row=row: reference.histogram_divergence(row, s, *grid)  # noqa: E731
             slack = 1e-6
         assert cost(span) <= min(map(cost, spans)) + slack
 
@@ -261,8 +259,10 @@ def test_mse_range(case):
             assert (a, b) == (math.inf, -math.inf)
             continue
         least, most = row.min().item(), row.max().item()
-        cost = lambda low, high, row=row: reference.squared_error(row, low, high, *grid).sum()
-        costs = [cost(least * k / steps, most * k / steps) for k in range(1, steps + 1)]
+        costs = [
+            reference.squared_error(row, least * k / steps, most * k / steps, *grid).sum()
+            for k in range(1, steps + 1)
+        ]
         k = round(b / most * steps)
         assert (a, b) == pytest.approx((least * k / steps, most * k / steps), rel=1e-6)
         assert costs[k - 1] <= min(costs) * (1 + 1e-5)

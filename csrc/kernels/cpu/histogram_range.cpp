@@ -41,8 +41,8 @@ float mse_of(const HistogramRange& args, int64_t row, const math::Span& all,
     for (int64_t v = 0; v < kLaneVectors; ++v) {
       int64_t first = b + v * kWidth;
       Vec bin = math::Value<Vec>::to_float(lane_numbers() + static_cast<int32_t>(first));
-      sums[v] += load(share + first) *
-                 math::squared_error(math::bin_centre(bin, args.bins), a, low, high);
+      sums[v] +=
+          load(share + first) * math::squared_error(math::bin_centre(bin, args.bins), a, low, high);
     }
   }
   float lanes[kSumLanes];

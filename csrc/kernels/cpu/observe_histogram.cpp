@@ -5,17 +5,33 @@
 namespace bitpare {
 namespace {
 
+// Counts whole vectors of one channel; most hold finite values alone, which need no test each.
+BITPARE_INLINE void count_vector(Vec x, Vec per_bin, int32_t bins, int64_t* counts) {
+  constexpr uint64_t kAll = (1ull << kWidth) - 1;
+  VecInt bin = math::symmetric_bin(x, per_bin, bins);
+  int32_t at[kWidth];
+  __builtin_memcpy(at, &bin, sizeof at);
+  if (equal_bits(x - x, Vec{}) == kAll) {
+#pragma GCC unroll 16
+    for (int l = 0; l < kWidth; ++l) ++counts[at[l]];
+  } else {
+    for (int l = 0; l < kWidth; ++l) {
+      if (at[l] >= 0) ++counts[at[l]];
+    }
+  }
+}
+
 // Counts `n` neighbours of one channel.
 template <class T>
 void count_run(const T* x, int64_t n, float per_bin, int32_t bins, int64_t* counts) {
-  Vec scale = math::splat<Vec>(per_bin);
-  for (int64_t i = 0; i < n; i += kWidth) {
-    int64_t count = at_most(n - i, kWidth);
-    VecInt bin = math::symmetric_bin(count == kWidth ? load(x + i) : load_some(x + i, count), scale,
-                                     bins);
-    for (int64_t l = 0; l < count; ++l) {
-      if (bin[l] >= 0) ++counts[bin[l]];
-    }
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    count_vector(load(x + i), math::splat<Vec>(per_bin), bins, counts);
+  }
+  for (; i < n; ++i) {
+    float value = load_some(x + i, 1)[0];
+    int32_t bin = math::symmetric_bin(value, per_bin, bins);
+    if (bin >= 0) ++counts[bin];
   }
 }
 
@@ -82,9 +98,8 @@ void count(const ObserveHistogram& args, ParallelFor parallel_for) {
   if (args.slots <= 1) {
     int64_t values = l.outer * l.inner;
     int64_t grain = values >= kGrain ? 1 : kGrain / (values > 0 ? values : 1);
-    parallel(parallel_for, l.channels, grain, [&](int64_t first, int64_t last) {
-      count_channels<T>(args, first, last);
-    });
+    parallel(parallel_for, l.channels, grain,
+             [&](int64_t first, int64_t last) { count_channels<T>(args, first, last); });
     return;
   }
   parallel(parallel_for, args.slots, 1, [&](int64_t first, int64_t last) {

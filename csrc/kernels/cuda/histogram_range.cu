@@ -10,7 +10,8 @@ struct RunSums {
 };
 
 // A block takes one row, a thread a run of its bins: the sum of each run, then the sums before it.
-// Weights are floats, so one thread adds them in ascending order, the logarithms of all taken first.
+// Weights are floats, so one thread adds them in ascending order, the logarithms of all taken
+// first.
 __global__ void __launch_bounds__(kThreads) sum_up_kernel(HistogramRange args) {
   BITPARE_SHARED(RunSums, run);
   int64_t row = blockIdx.x, base = row * (args.bins + 1);

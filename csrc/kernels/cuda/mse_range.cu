@@ -7,24 +7,13 @@ namespace {
 __global__ void __launch_bounds__(kThreads) grid_kernel(MseRange args) {
   int64_t task = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   int64_t channels = args.layout.channels;
-  if (task >= padded_steps(args.steps) * channels) return;
+  if (task >= args.steps * channels) return;
   math::write_grid(args, task / channels + 1, task % channels);
 }
 
 // Sums are kept as [pieces, steps * channels], as of that many channels.
 BITPARE_INLINE ReduceLayout layout_of_sums(const MseRange& args) {
   return {args.layout.outer, args.steps * args.layout.channels, args.layout.inner};
-}
-
-BITPARE_INLINE math::Affine<float> grid_of(const MseRange& args, int64_t k, int64_t channel) {
-  int64_t part = padded_steps(args.steps) * args.layout.channels;
-  const float* at = args.grid + (k - 1) * args.layout.channels + channel;
-  return {at[0], at[part], at[2 * part]};
-}
-
-BITPARE_INLINE float inverse_unit(const MseRange& args, int64_t channel) {
-  int64_t part = padded_steps(args.steps) * args.layout.channels;
-  return args.grid[3 * part + channel];
 }
 
 // A warp takes one chunk of one row and keeps it in registers while it prices every candidate.
@@ -38,14 +27,14 @@ __global__ void __launch_bounds__(kThreads) price_rows(MseRange args, const T* x
   int64_t row = task / chunks, chunk = task % chunks, lane = threadIdx.x % kWarp;
   int64_t channel = row % l.channels, piece = row / l.channels * chunks + chunk;
   int64_t first = chunk * kSumChunk + lane;
-  float unit = inverse_unit(args, channel), values[kEach];
+  float inverse_unit = math::inverse_unit_of(args, channel), values[kEach];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
     int64_t i = first + e * kWarp;
-    values[e] = i < l.inner ? to_float(x[row * l.inner + i]) * unit : 0.0f;
+    values[e] = i < l.inner ? to_float(x[row * l.inner + i]) * inverse_unit : 0.0f;
   }
   for (int64_t k = 1; k <= args.steps; ++k) {
-    math::Affine<float> a = grid_of(args, k, channel);
+    math::Affine<float> a = math::read_grid(args, k, channel);
     float sum = 0.0f;
 #pragma unroll
     for (int e = 0; e < kEach; ++e) {
@@ -57,7 +46,8 @@ __global__ void __launch_bounds__(kThreads) price_rows(MseRange args, const T* x
   }
 }
 
-// A thread takes one channel of kSumRows rows, which stay in the caches from the first candidate on.
+// A thread takes one channel of kSumRows rows, which stay in the caches from the first candidate
+// on.
 template <class T>
 __global__ void __launch_bounds__(kThreads) price_columns(MseRange args, const T* x) {
   const ReduceLayout& l = args.layout;
@@ -65,13 +55,13 @@ __global__ void __launch_bounds__(kThreads) price_columns(MseRange args, const T
   if (task >= math::pieces_of(l) * l.channels) return;
   int64_t piece = task / l.channels, channel = task % l.channels;
   int64_t end = (piece + 1) * kSumRows < l.outer ? (piece + 1) * kSumRows : l.outer;
-  float unit = inverse_unit(args, channel);
+  float inverse_unit = math::inverse_unit_of(args, channel);
   for (int64_t k = 1; k <= args.steps; ++k) {
-    math::Affine<float> a = grid_of(args, k, channel);
+    math::Affine<float> a = math::read_grid(args, k, channel);
     float sum = 0.0f;
 #pragma unroll 8
     for (int64_t row = piece * kSumRows; row < end; ++row) {
-      float value = to_float(x[row * l.channels + channel]) * unit;
+      float value = to_float(x[row * l.channels + channel]) * inverse_unit;
       sum += math::squared_error(value, a, args.rule.quant_min, args.rule.quant_max);
     }
     args.partial[(piece * args.steps + k - 1) * l.channels + channel] = sum;
@@ -104,8 +94,7 @@ void mse_range(const MseRange& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t tasks = math::pieces_of(l) * l.channels;
   if (tasks == 0) return;
-  launch(grid_kernel, blocks_for(padded_steps(args.steps) * l.channels, kThreads), kThreads,
-         cuda.stream, args);
+  launch(grid_kernel, blocks_for(args.steps * l.channels, kThreads), kThreads, cuda.stream, args);
   with_type(args.dtype, [&]<class T>(T*) {
     auto x = static_cast<const T*>(args.x);
     if (math::channels_innermost(l)) {
