@@ -1,20 +1,10 @@
 // The CUDA kernels, run on the CPU by cuda_on_host.h, against the CPU kernels bit for bit, with the
 // threads of a block in three orders.
-#include "cuda_on_host.h"
 #include "families.h"
+#include "on_cuda.h"
 
 namespace bitpare {
 namespace {
-
-using cuda_on_host::Order;
-
-template <class F>
-void on_cuda(F f) {
-  for (Order order : {Order::forward, Order::reverse, Order::random}) {
-    cuda_on_host::block().order = order;
-    f(OnCuda{nullptr}, "order " + std::to_string(static_cast<int>(order)) + " ");
-  }
-}
 
 const OnCpu<Baseline> kCpu = {serial};
 

@@ -10,6 +10,7 @@
 #include "math/fake_float.h"
 #include "math/fake_quant_lsq.h"
 #include "math/fake_quant_weights.h"
+#include "math/histogram.h"
 #include "math/minmax.h"
 #include "math/pack_bits.h"
 #include "math/philox.h"
@@ -303,6 +304,69 @@ TEST(MinMax, Bins) {
   EXPECT_EQ(math::bin_of(INFINITY, 0.0f, inverse, 4), 3);
   EXPECT_EQ(math::bin_of(NAN, 0.0f, inverse, 4), -1);
   EXPECT_EQ(math::inverse_bin_width(2.0f, 2.0f, 4), 0.0f);
+}
+
+// Every 997th float, and all of those about 1, where the result is smallest.
+TEST(Log, WithinAUnitInTheLastPlace) {
+  double worst = 0;
+  auto look_at = [&](uint32_t bits) {
+    float x = __builtin_bit_cast(float, bits);
+    double exact = std::log(static_cast<double>(x));
+    float nearest = static_cast<float>(exact);
+    double unit = std::nextafter(std::fabs(nearest), INFINITY) - std::fabs(nearest);
+    worst = std::max(worst, std::fabs(math::natural_logarithm(x) - exact) / unit);
+  };
+  for (uint32_t bits = 1; bits < 0x7f800000u; bits += 997) look_at(bits);
+  for (uint32_t bits = 0x3f7f0000u; bits < 0x3f808000u; ++bits) {
+    if (bits != 0x3f800000u) look_at(bits);
+  }
+  EXPECT_LT(worst, 1.0);
+  EXPECT_EQ(math::natural_logarithm(1.0f), 0.0f);
+  EXPECT_EQ(math::natural_logarithm(0.0f), -INFINITY);
+  EXPECT_EQ(math::natural_logarithm(INFINITY), INFINITY);
+  EXPECT_TRUE(std::isnan(math::natural_logarithm(-1.0f)));
+  EXPECT_TRUE(std::isnan(math::natural_logarithm(NAN)));
+}
+
+TEST(Histogram, BinsAreClosedOnTheOutside) {
+  float per_bin = math::bins_per_unit(2.0f, 8);  // bins of 0.5
+  EXPECT_EQ(math::symmetric_bin(0.0f, per_bin, 8), 4);
+  EXPECT_EQ(math::symmetric_bin(-0.0f, per_bin, 8), 4);
+  EXPECT_EQ(math::symmetric_bin(0.5f, per_bin, 8), 4);
+  EXPECT_EQ(math::symmetric_bin(0.51f, per_bin, 8), 5);
+  EXPECT_EQ(math::symmetric_bin(2.0f, per_bin, 8), 7);
+  EXPECT_EQ(math::symmetric_bin(-0.5f, per_bin, 8), 3);
+  EXPECT_EQ(math::symmetric_bin(-1e-40f, per_bin, 8), 3);
+  EXPECT_EQ(math::symmetric_bin(-2.0f, per_bin, 8), 0);
+  EXPECT_EQ(math::symmetric_bin(NAN, per_bin, 8), -1);
+  EXPECT_EQ(math::symmetric_bin(-INFINITY, per_bin, 8), -1);
+}
+
+TEST(Histogram, LimitsArePowersOfTwo) {
+  EXPECT_EQ(math::widened_limit(0.0f, -1.0f), 0.0f);
+  EXPECT_EQ(math::widened_limit(0.0f, 0.0f), 0x1p-100f);
+  EXPECT_EQ(math::widened_limit(0.0f, 1.0f), 1.0f);
+  EXPECT_EQ(math::widened_limit(1.0f, 1.1f), 2.0f);
+  EXPECT_EQ(math::widened_limit(8.0f, 1.1f), 8.0f);
+  EXPECT_EQ(math::widened_limit(1.0f, 3e38f), 0x1p126f);
+  EXPECT_EQ(math::doublings(1.0f, 4.0f), 2);
+  EXPECT_EQ(math::doublings(0x1p-100f, 0x1p100f), 31);
+  int64_t row[] = {1, 2, 3, 4, 5, 6, 7, 8};
+  EXPECT_EQ(math::folded_count(row, 0, false, 4, 1), 5 + 6);
+  EXPECT_EQ(math::folded_count(row, 1, true, 4, 1), 1 + 2);
+  EXPECT_EQ(math::folded_count(row, 0, true, 4, 31), 1 + 2 + 3 + 4);
+  EXPECT_EQ(math::folded_count(row, 2, false, 4, 1), 0);
+}
+
+TEST(MseRange, ChoosesTheCheapestThenTheWidest) {
+  math::Choice a = {1.0f, 3}, b = {1.0f, 5}, c = {2.0f, 9};
+  EXPECT_EQ(math::better_of(a, b).k, 5);
+  EXPECT_EQ(math::better_of(b, a).k, 5);
+  EXPECT_EQ(math::better_of(c, a).k, 3);
+  EXPECT_EQ(math::better_of(math::priced(NAN, 9), a).k, 3);
+  auto grid = math::affine_of_range(-2.0f, 1.0f, 2.0f, {-4, 4, true});
+  EXPECT_EQ(grid.scale, 0.25f);
+  EXPECT_EQ(math::squared_error(0.375f, grid, -4.0f, 4.0f), 0.125f * 0.125f);
 }
 
 TEST(Reduce, PairsInOrder) {

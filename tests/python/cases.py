@@ -161,6 +161,32 @@ def _unpack_arguments(case: Case, device: str):
     return (packed.to(device), list(case.shape)), dict(case.attributes)
 
 
+def _observe_arguments(case: Case, device: str):
+    """Histograms that have seen a batch of small values, and a larger one with an infinity."""
+    kwargs = dict(case.attributes)
+    bins, x = kwargs.pop("bins", 256), case.x(device)
+    n = x.shape[kwargs["axis"]] if "axis" in kwargs else 1
+    counts = torch.zeros(n, bins, dtype=torch.int64, device=device)
+    state = counts, torch.zeros(n, device=device), counts[:, 0].clone()
+    bp.functional.observe_histogram_(*state, x * 0.1, **kwargs)
+    if x.numel():
+        x[(-1,) * x.dim()] = torch.inf
+    return (*state, x), kwargs
+
+
+def _range_arguments(case: Case, device: str):
+    """Histograms of case.shape[0] tensors: a bell, rectified ones, one with outliers, none."""
+    rows, bins = case.shape
+    x = torch.randn(rows, 20000, generator=case.generator()) * torch.arange(1, rows + 1)[:, None]
+    x[1::4] = x[1::4].relu()
+    x[2::4, ::5000] *= 5
+    x[3::4] = torch.nan
+    counts = torch.zeros(rows, bins, dtype=torch.int64, device=device)
+    state = counts, torch.zeros(rows, device=device), counts[:, 0].clone()
+    bp.functional.observe_histogram_(*state, x.to(device), axis=0)
+    return state[:2], dict(case.attributes)
+
+
 BUILD: dict[str, Callable[[Case, str], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "fake_quant": _quantizer_arguments,
     "fake_quant_lsq": _quantizer_arguments,
@@ -176,6 +202,9 @@ BUILD: dict[str, Callable[[Case, str], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "qparams": _qparams_arguments,
     "pack_bits": _pack_arguments,
     "unpack_bits": _unpack_arguments,
+    "observe_histogram_": _observe_arguments,
+    "histogram_range": _range_arguments,
+    "mse_range": _plain_arguments,
 }
 
 DIFFERENTIABLE = (
@@ -319,8 +348,39 @@ def _other_cases() -> list[Case]:
     return rows
 
 
-CASES = _fake_quant_cases() + _act_cases() + _lsq_cases() + _other_cases()
-FLOAT_INPUT = [c for c in CASES if c.op not in ("qparams", "pack_bits", "unpack_bits")]
+def _calibration_cases() -> list[Case]:
+    shape = (3, 4, 5, 6)
+    rows = []
+    for op, attributes in (("observe_histogram_", {}), ("mse_range", {**S4, "steps": 30})):
+        rows += [
+            Case(op, shape, attributes),
+            Case(op, shape, {"axis": 1, **attributes}),
+            Case(op, shape, {"axis": -1, **attributes}),
+            Case(op, shape, {"axis": 1, **attributes}, layout="channels_last"),
+            Case(op, shape, {"axis": 0, **attributes}, layout="transposed"),
+            Case(op, (3, 5000), {"axis": 0, **attributes}),
+            Case(op, (40000,), attributes),
+            Case(op, (0, 3), {"axis": 1, **attributes}),
+        ]
+    rows.append(Case("mse_range", (7, 90), {**S8, "axis": 0}))
+    rows.append(Case("mse_range", (7, 90), {**U8, "axis": 0, "symmetric": False}))
+    for method in ("percentile", "mse", "entropy"):
+        for grid, symmetric in ((S8, True), (U8, False), (S4, True), (U8, True), (S4, False)):
+            attributes = {**grid, "method": method, "symmetric": symmetric}
+            rows.append(Case("histogram_range", (5, 1024), attributes))
+    rows.append(Case("histogram_range", (2, 4096), {**S8, "method": "mse", "symmetric": True}))
+    return rows
+
+
+CASES = (
+    _fake_quant_cases() + _act_cases() + _lsq_cases() + _other_cases() + _calibration_cases()
+)
+MUTATING = ("observe_histogram_",)
+FLOAT_INPUT = [
+    c
+    for c in CASES
+    if c.op not in ("qparams", "pack_bits", "unpack_bits", "histogram_range", *MUTATING)
+]
 WITH_GRADIENT = [c for c in CASES if c.op in DIFFERENTIABLE]
 
 

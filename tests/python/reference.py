@@ -188,3 +188,78 @@ def histogram(x: Tensor, low: float, high: float, bins: int) -> Tensor:
     x = x[~x.isnan()]
     place = ((x - low) * bins / (high - low)).floor().clamp(0, bins - 1).to(torch.int64)
     return torch.bincount(place, minlength=bins)
+
+
+def symmetric_histogram(x: Tensor, limit: float, bins: int) -> Tensor:
+    """Counts over [-limit, limit], bins closed on the side away from 0; 0 counts as positive."""
+    x = x.double().flatten()
+    x = x[x.isfinite()]
+    place = (x.abs() * (bins // 2) / limit).ceil().clamp(min=1).to(torch.int64)
+    return torch.bincount(
+        torch.where(x < 0, bins // 2 - place, bins // 2 - 1 + place), minlength=bins
+    )
+
+
+def outermost(counts: Tensor, symmetric: bool) -> tuple[int, int]:
+    """How many bins on either side of 0 hold every count."""
+    half, filled = len(counts) // 2, counts.nonzero().flatten().tolist()
+    down, up = max(half - filled[0], 0), max(filled[-1] + 1 - half, 0)
+    return (max(down, up),) * 2 if symmetric else (down, up)
+
+
+def percentile_span(counts: Tensor, percentile: float, symmetric: bool) -> tuple[int, int]:
+    """The smallest span that leaves out no more than it may, by trying each."""
+    half, total = len(counts) // 2, int(counts.sum())
+    left_out = 1 - percentile / 100
+    cut = min(int(left_out * total), total - 1)
+    kept = lambda d, u: int(counts[half - d : half + u].sum())  # noqa: E731
+    if symmetric:
+        return next((m, m) for m in range(half + 1) if total - kept(m, m) <= cut)
+    down, up = outermost(counts, False)
+    side = int(left_out / 2 * total)
+    below, above = (side, side) if down and up else (cut, 0) if down else (0, cut)
+    under = lambda d: int(counts[: half - d].sum())  # noqa: E731
+    over = lambda u: int(counts[half + u :].sum())  # noqa: E731
+    return (
+        next(d for d in range(half + 1) if under(d) <= below),
+        next(u for u in range(half + 1) if over(u) <= above),
+    )
+
+
+def candidate_spans(counts: Tensor, symmetric: bool) -> list[tuple[int, int]]:
+    down, up = outermost(counts, symmetric)
+    n = min(max(down, up), 1024)
+    return [(-(-down * k // n), -(-up * k // n)) for k in range(1, n + 1)]
+
+
+def squared_error(x: Tensor, low: float, high: float, qmin: int, qmax: int, symmetric: bool):
+    """Of each x, quantized with the range [low, high]."""
+    scale, zero_point = qparams(low, high, qmin, qmax, symmetric)
+    code = ((x.double() / scale).round() + zero_point).clamp(qmin, qmax)
+    return (x.double() - (code - zero_point) * scale) ** 2
+
+
+def histogram_error(counts: Tensor, limit: float, span, qmin: int, qmax: int, symmetric: bool):
+    """The expected squared error, in units of limit**2."""
+    bins = len(counts)
+    width = limit / (bins // 2)
+    centres = (torch.arange(bins) - bins // 2 + 0.5) * width
+    error = squared_error(centres, -span[0] * width, span[1] * width, qmin, qmax, symmetric)
+    return float((counts * error).sum() / counts.sum() / limit**2)
+
+
+def histogram_divergence(counts: Tensor, span, qmin: int, qmax: int, symmetric: bool) -> float:
+    """The Kullback-Leibler divergence that the entropy method compares, bin by bin."""
+    half, levels = len(counts) // 2, qmax - qmin + 1
+    down, up = (0 if symmetric and qmin >= 0 else span[0]), span[1]
+    inside = counts[half - down : half + up].double()
+    p = inside.clone()
+    p[0] += counts[: half - down].sum()
+    p[-1] += counts[half + up :].sum()
+    levels = min(levels, len(p))
+    level = torch.arange(len(p)) * levels // len(p)
+    mass = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, inside)
+    filled = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, (p > 0).double())
+    q = torch.where(p > 0, (mass / filled.clamp(min=1))[level], 0.0)
+    p, q = p / p.sum(), q / q.sum()
+    return float(torch.where(p > 0, p * (p / q).log(), 0.0).sum())

@@ -32,6 +32,9 @@ def states(**changes):
     }
     return tuple((right | changes).values())
 
+COUNTS, ZERO = torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+LIMIT = torch.zeros(1)
+RANGE = {**GRID, "method": "mse", "symmetric": True}
 
 WRONG = [
     # which op, arguments, keyword arguments, message
@@ -131,6 +134,34 @@ WRONG = [
     (F.minmax_histogram, (X, ONE, ONE), {"bins": 0}, "minmax_histogram: bins must be in [1, 1048576], got 0"),
     (F.minmax_histogram, (X, ONE.double(), ONE), {}, "minmax_histogram: low must be float32, got Double"),
     (F.minmax_histogram, (X, torch.ones(2), ONE), {}, "minmax_histogram: low must have 1 element"),
+    (F.observe_histogram_, (COUNTS, LIMIT, ZERO, X.int()), {}, "observe_histogram_: x must be float32, float16 or bfloat16, got Int"),
+    (F.observe_histogram_, (COUNTS, LIMIT, ZERO, X), {"axis": 2}, "observe_histogram_: axis must be in [-2, 1] for x with 2 dimensions, got 2"),
+    (F.observe_histogram_, (COUNTS.int(), LIMIT, ZERO, X), {}, "observe_histogram_: counts must be int64, got Int"),
+    (F.observe_histogram_, (COUNTS, LIMIT.double(), ZERO, X), {}, "observe_histogram_: limit must be float32, got Double"),
+    (F.observe_histogram_, (COUNTS, LIMIT, LIMIT, X), {}, "observe_histogram_: skipped must be int64, got Float"),
+    (F.observe_histogram_, (COUNTS, LIMIT, ZERO.to("meta"), X), {}, "observe_histogram_: skipped must be on cpu like x, got meta"),
+    (F.observe_histogram_, (COUNTS, LIMIT, ZERO, X), {"axis": 0}, "observe_histogram_: counts must have shape [4, bins] (channels of x along axis), got [1, 64]"),
+    (F.observe_histogram_, (COUNTS[0], LIMIT, ZERO, X), {}, "observe_histogram_: counts must have shape [1, bins], got [64]"),
+    (F.observe_histogram_, (COUNTS, torch.zeros(2), ZERO, X), {}, "observe_histogram_: limit must have shape [1], got [2]"),
+    (F.observe_histogram_, (COUNTS, LIMIT, ZERO[0], X), {}, "observe_histogram_: skipped must have shape [1], got []"),
+    (F.observe_histogram_, (COUNTS[:, :48].clone(), LIMIT, ZERO, X), {}, "observe_histogram_: bins of counts must be a power of two in [64, 65536], got 48"),
+    (F.observe_histogram_, (torch.zeros(64, 4, dtype=torch.int64).t(), torch.zeros(4), ZERO.expand(4).clone(), X), {"axis": 0}, "observe_histogram_: counts must be contiguous, got strides [1, 4]"),
+    (F.observe_histogram_, (COUNTS, LIMIT + 3, ZERO, X), {}, "observe_histogram_: limit must be 0 or a power of two, got 3 at index 0"),
+    (F.observe_histogram_, (COUNTS, LIMIT * math.nan, ZERO, X), {}, "observe_histogram_: limit must be 0 or a power of two, got nan at index 0"),
+    (F.histogram_range, (COUNTS.int(), LIMIT), RANGE, "histogram_range: counts must be int64, got Int"),
+    (F.histogram_range, (COUNTS, ZERO), RANGE, "histogram_range: limit must be float32, got Long"),
+    (F.histogram_range, (COUNTS, LIMIT.to("meta")), RANGE, "histogram_range: limit must be on cpu like counts, got meta"),
+    (F.histogram_range, (COUNTS[0], LIMIT), RANGE, "histogram_range: counts must have shape [n, bins], got [64]"),
+    (F.histogram_range, (COUNTS, torch.zeros(2)), RANGE, "histogram_range: limit must have shape [1], got [2]"),
+    (F.histogram_range, (COUNTS[:, :63], LIMIT), RANGE, "histogram_range: bins of counts must be a power of two in [64, 65536], got 63"),
+    (F.histogram_range, (COUNTS, LIMIT), {**RANGE, "percentile": 0.0}, "histogram_range: percentile must be in (0, 100], got 0"),
+    (F.histogram_range, (COUNTS, LIMIT), {**RANGE, "method": "best"}, "histogram_range: method must be one of 'percentile', 'mse', 'entropy', got 'best'"),
+    (F.histogram_range, (COUNTS, LIMIT), {**RANGE, "quant_max": -9}, "histogram_range: quant_min must be below quant_max, got -8 and -9"),
+    (F.histogram_range, (COUNTS, LIMIT), {**RANGE, "quant_max": 0}, "histogram_range: quant_max must be positive with symmetric=True, got 0"),
+    (F.mse_range, (X.double(),), GRID, "mse_range: x must be float32, float16 or bfloat16, got Double"),
+    (F.mse_range, (X,), {**GRID, "axis": 3}, "mse_range: axis must be in [-2, 1] for x with 2 dimensions, got 3"),
+    (F.mse_range, (X,), {**GRID, "steps": 0}, "mse_range: steps must be in [1, 4096], got 0"),
+    (F.mse_range, (X,), {"quant_min": -1, "quant_max": 0}, "mse_range: quant_max must be positive with symmetric=True, got 0"),
     (F.pack_bits, (X.byte(),), {"bits": 3}, "pack_bits: bits must be 1, 2 or 4, got 3"),
     (F.pack_bits, (X,), {"bits": 4}, "pack_bits: codes must be int8 (signed) or uint8, got Float"),
     (F.pack_bits, (torch.tensor(1, dtype=torch.uint8),), {"bits": 4}, "pack_bits: codes must have at least one dimension"),

@@ -13,6 +13,7 @@ from cases import (
     CASES,
     DTYPES,
     FLOAT_INPUT,
+    MUTATING,
     TOLERANCE,
     WITH_GRADIENT,
     Case,
@@ -103,10 +104,11 @@ def expected_value(case: Case):
     raise NotImplementedError(case.op)
 
 
+CALIBRATION = ("observe_histogram_", "histogram_range", "mse_range")
 WITH_REFERENCE = [
     c
     for c in CASES
-    if c.op not in ("minmax", "minmax_histogram", "qparams", "unpack_bits")
+    if c.op not in ("minmax", "minmax_histogram", "qparams", "unpack_bits", *CALIBRATION)
     and c.attributes.get("rounding") not in ("stochastic",)
     and not (c.op == "fake_float" and "rounding" in c.attributes)
 ]
@@ -188,6 +190,101 @@ def test_unpack(case):
     packed = packed.clone()
     packed[..., -1] &= (1 << (8 - spare)) - 1
     assert torch.equal(used, packed)
+
+
+def channel_rows(x, axis):
+    return x.flatten()[None] if axis is None else x.movedim(axis, 0).reshape(x.shape[axis], -1)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op == "observe_histogram_"], ids=by_id)
+def test_observe_histogram(case):
+    (counts, limit, skipped, x), kwargs = case.arguments()
+    state = counts, limit, skipped
+    versions = [t._version for t in state]
+    bp.functional.observe_histogram_(*state, x, **kwargs)
+    assert [t._version for t in state] == [v + 1 for v in versions]
+    small = channel_rows(case.x() * 0.1, kwargs.get("axis"))
+    for row, batches in enumerate(zip(small, channel_rows(x, kwargs.get("axis")), strict=True)):
+        both = torch.cat(batches).double()
+        finite = both[both.isfinite()].abs()
+        if len(finite) == 0:
+            assert limit[row] == 0 and counts[row].sum() == 0
+            continue
+        assert limit[row] == 2.0 ** math.ceil(math.log2(finite.max().item()))
+        expected = reference.symmetric_histogram(both, limit[row].item(), counts.shape[1])
+        assert torch.equal(counts[row], expected)
+        assert skipped[row] == int(not both.isfinite().all())
+
+
+def test_observe_histogram_in_inference_mode_and_with_a_gradient():
+    """What autograd must not be asked: inference tensors have no version, x may need a gradient."""
+    x = torch.randn(50)
+    new = lambda: (  # noqa: E731
+        torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+    )  # fmt: skip
+    expected = bp.functional.observe_histogram_(*new(), x)
+    with torch.inference_mode():
+        inference = new()
+        got = bp.functional.observe_histogram_(*inference, x.clone())
+    assert all(map(torch.equal, got, expected))
+    bp.functional.observe_histogram_(*inference, x)
+    assert torch.equal(inference[0], 2 * expected[0])
+    assert all(
+        map(torch.equal, bp.functional.observe_histogram_(*new(), x.requires_grad_()), expected)
+    )
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op == "histogram_range"], ids=by_id)
+def test_histogram_range(case):
+    (counts, limit), kwargs = case.arguments()
+    low, high = bp.functional.histogram_range(counts, limit, **kwargs)
+    grid = kwargs["quant_min"], kwargs["quant_max"], kwargs["symmetric"]
+    half = counts.shape[1] // 2
+    for row, c, a, b in zip(counts, limit.tolist(), low.tolist(), high.tolist(), strict=True):
+        if row.sum() == 0:
+            assert (a, b) == (math.inf, -math.inf)
+            continue
+        span = round(-a / c * half), round(b / c * half)
+        assert (a, b) == (-span[0] * c / half, span[1] * c / half)
+        if kwargs["method"] == "percentile":
+            assert span == reference.percentile_span(row, 99.99, kwargs["symmetric"])
+            continue
+        spans = reference.candidate_spans(row, kwargs["symmetric"])
+        assert span in spans
+        if kwargs["method"] == "mse":
+            cost = lambda s, row=row, c=c: reference.histogram_error(row, c, s, *grid)  # noqa: E731
+            slack = 1e-5 * cost(span)
+        else:
+            wide = [s for s in spans[:-1] if sum(s) >= grid[1] - grid[0] + 1]
+            if grid[2] and grid[0] >= 0:
+                wide = [s for s in spans[:-1] if s[1] >= grid[1] - grid[0] + 1]
+            spans = [*wide, spans[-1]]
+            assert span in spans
+            cost = lambda s, row=row: reference.histogram_divergence(row, s, *grid)  # noqa: E731
+            slack = 1e-6
+        assert cost(span) <= min(map(cost, spans)) + slack
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op == "mse_range"], ids=by_id)
+def test_mse_range(case):
+    (x,), kwargs = case.arguments()
+    low, high = bp.functional.mse_range(x, **kwargs)
+    axis, steps = kwargs.get("axis"), kwargs.get("steps", 100)
+    grid = kwargs["quant_min"], kwargs["quant_max"], kwargs.get("symmetric", True)
+    for row, a, b in zip(
+        channel_rows(x, axis), low.reshape(-1).tolist(), high.reshape(-1).tolist(), strict=True
+    ):
+        if row.numel() == 0:
+            assert (a, b) == (math.inf, -math.inf)
+            continue
+        least, most = row.min().item(), row.max().item()
+        costs = [
+            reference.squared_error(row, least * k / steps, most * k / steps, *grid).sum()
+            for k in range(1, steps + 1)
+        ]
+        k = round(b / most * steps)
+        assert (a, b) == pytest.approx((least * k / steps, most * k / steps), rel=1e-6)
+        assert costs[k - 1] <= min(costs) * (1 + 1e-5)
 
 
 # Gradients ------------------------------------------------------------------------------------
@@ -391,6 +488,8 @@ def test_compiles_whole(case):
         differentiable_inputs(case) if case.op in DIFFERENTIABLE_OPS else (*case.arguments(), [])
     )
     expected = as_tuple(getattr(bp.functional, case.op)(*args, **kwargs))
+    if case.op in MUTATING:
+        args, kwargs = case.arguments()
     got = as_tuple(compiled(case, "aot_eager")(*args, **kwargs))
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b) and a.stride() == b.stride()
@@ -415,6 +514,8 @@ def test_inductor(case):
         differentiable_inputs(case) if case.op in DIFFERENTIABLE_OPS else (*case.arguments(), [])
     )
     expected = as_tuple(getattr(bp.functional, case.op)(*args, **kwargs))
+    if case.op in MUTATING:
+        args, kwargs = case.arguments()
     got = as_tuple(compiled(case, "inductor")(*args, **kwargs))
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)

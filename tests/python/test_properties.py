@@ -142,6 +142,85 @@ def test_minmax_is_aminmax(x, data):
     )
 
 
+def histograms(bins, *batches):
+    state = torch.zeros(1, bins, dtype=torch.int64), torch.zeros(1), torch.zeros(1).long()
+    for batch in batches:
+        F.observe_histogram_(*state, batch)
+    return state
+
+
+all_floats = st.lists(st.floats(width=32), min_size=1, max_size=60)
+
+
+@hypothesis.given(all_floats, st.sampled_from([64, 512]), st.data())
+def test_splitting_a_batch_does_not_change_its_histogram(values, bins, data):
+    x = torch.tensor(values)
+    counts, limit, _ = histograms(bins, x)
+    cuts = data.draw(st.lists(st.integers(0, len(values)), max_size=4).map(sorted))
+    parts = [x[a:b] for a, b in zip([0, *cuts], [*cuts, len(values)], strict=True)]
+    got_counts, got_limit, skipped = histograms(bins, *data.draw(st.permutations(parts)))
+    assert torch.equal(got_counts, counts) and torch.equal(got_limit, limit)
+    assert counts.sum() == x.isfinite().sum()
+    assert skipped == sum(not part.isfinite().all() for part in parts)
+
+
+@hypothesis.given(tensors(), grids(), st.booleans())
+def test_percentile_of_all_is_the_outermost_bins(x, grid, symmetric):
+    hypothesis.assume(grid["quant_max"] > 0)
+    counts, limit, _ = histograms(256, x)
+    low, high = F.histogram_range(
+        counts, limit, method="percentile", percentile=100.0, symmetric=symmetric, **grid
+    )
+    edges = torch.linspace(-1, 1, 257) * limit
+    filled = counts[0].nonzero().flatten()
+    least, most = edges[filled[0]].clamp(max=0), edges[filled[-1] + 1].clamp(min=0)
+    if symmetric:
+        most = torch.maximum(-least, most)
+        least = -most
+    assert low == least and high == most
+    assert low <= x.min() and x.max() <= high
+
+
+def total_error(x, low, high, symmetric, grid):
+    s, z = F.qparams(low, high, symmetric=symmetric, **grid)
+    return (F.fake_quant(x, s, z, **grid).double() - x.double()).square().sum().item()
+
+
+@hypothesis.given(tensors(), grids(), st.booleans())
+def test_mse_range_is_never_worse_than_minmax(x, grid, symmetric):
+    hypothesis.assume(grid["quant_max"] > 0)
+    low, high = F.mse_range(x, symmetric=symmetric, **grid)
+    whole = total_error(x, *F.minmax(x), symmetric, grid)
+    # the sums that were compared are float32, and so is what cancels in x - fake_quant(x)
+    slack = 1e-5 * whole + 1e-12 * x.double().square().sum().item()
+    assert total_error(x, low, high, symmetric, grid) <= whole + slack
+
+
+@hypothesis.given(tensors(), grids(), st.booleans())
+def test_mse_of_a_histogram_is_never_worse_than_its_whole_range(x, grid, symmetric):
+    hypothesis.assume(grid["quant_max"] > 0)
+    counts, limit, _ = histograms(256, x)
+    ranges = [
+        F.histogram_range(
+            counts, limit, method=method, percentile=100.0, symmetric=symmetric, **grid
+        )
+        for method in ("mse", "percentile")
+    ]
+    centres = (torch.arange(256) - 127.5) * limit / 128
+    values = centres.repeat_interleave(counts[0])
+    chosen, whole = (total_error(values, *r, symmetric, grid) for r in ranges)
+    assert chosen <= whole * (1 + 1e-5) + 1e-12 * values.double().square().sum().item()
+
+
+@hypothesis.given(tensors(), st.sampled_from(["percentile", "mse", "entropy"]), st.booleans())
+def test_histogram_range_lies_in_the_limit_and_holds_zero(x, method, symmetric):
+    counts, limit, _ = histograms(512, x)
+    grid = {"quant_min": -8, "quant_max": 7, "symmetric": symmetric}
+    low, high = F.histogram_range(counts, limit, method=method, **grid)
+    assert -limit <= low <= 0 <= high <= limit and low < high
+    assert not symmetric or low == -high
+
+
 @hypothesis.given(tensors(), st.integers(0, 2**62), st.integers(0, 2**62))
 def test_stochastic_rounding_is_one_of_both_neighbours_and_repeats(x, seed, step):
     grid = {"quant_min": -100, "quant_max": 100, "rounding": "stochastic"}

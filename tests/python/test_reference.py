@@ -1,5 +1,7 @@
 """The oracle itself: values worked out by hand, and torch's own ops."""
 
+import math
+
 import bitpare as bp
 import pytest
 import reference
@@ -95,3 +97,30 @@ def test_pack_bits_by_hand():
 def test_histogram_by_hand():
     x = torch.tensor([-9.0, 0.1, 0.6, 0.9, 9.0, float("nan")])
     assert reference.histogram(x, 0.0, 1.0, 2).tolist() == [2, 3]
+
+
+def test_symmetric_histogram_by_hand():
+    x = torch.tensor([0.0, 0.1, 0.5, 0.51, -0.5, -0.51, 1.0, -1.0, float("inf")])
+    assert reference.symmetric_histogram(x, 1.0, 4).tolist() == [2, 1, 3, 2]
+
+
+def test_spans_by_hand():
+    counts = torch.tensor([0, 0, 1, 9, 80, 9, 0, 1])
+    assert reference.outermost(counts, False) == (2, 4)
+    assert reference.outermost(counts, True) == (4, 4)
+    assert reference.percentile_span(counts, 100, False) == (2, 4)
+    assert reference.percentile_span(counts, 98, False) == (1, 2)
+    assert reference.percentile_span(counts, 98, True) == (2, 2)
+    assert reference.candidate_spans(counts, False) == [(1, 1), (1, 2), (2, 3), (2, 4)]
+
+
+def test_histogram_costs_by_hand():
+    counts = torch.tensor([0, 0, 1, 3])  # centres 0.25 and 0.75 of a limit of 1
+    # levels 0 and 1: 0.25 becomes 0, 0.75 becomes 1
+    assert reference.histogram_error(counts, 1.0, (2, 2), -1, 1, True) == pytest.approx(0.0625)
+    # one level for both bins: P = (1/4, 3/4), Q = (1/2, 1/2)
+    divergence = reference.histogram_divergence(counts, (2, 2), -1, 0, False)
+    expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert divergence == pytest.approx(expected)
+    # the outer bin folded into the inner one, which alone is left
+    assert reference.histogram_divergence(counts, (1, 1), -1, 0, False) == pytest.approx(0.0)

@@ -130,6 +130,18 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int64_t kFewPieces = 8;
 
+// finish(channel, sums) for each channel, once its pieces are there.
+template <class Rule, int kTerms, class Finish>
+void finish(const OnCuda& cuda, const ReduceLayout& layout, float* partial, Finish f) {
+  if (math::pieces_of(layout) <= kFewPieces) {
+    launch(finish_few_pieces<Rule, kTerms, Finish>, blocks_for(layout.channels, kThreads), kThreads,
+           cuda.stream, layout, partial, f);
+  } else {
+    launch(finish_channels<Rule, kTerms, Finish>, layout.channels, kThreads, cuda.stream, layout,
+           partial, f);
+  }
+}
+
 template <class Rule, int kTerms, class Finish, class Out, class F, class... In>
 void reduce(const OnCuda& cuda, const Quantizer& q, const ReduceLayout& layout, float* partial,
             Finish finish, F f, Out* y, const In*... x) {
@@ -142,13 +154,7 @@ void reduce(const OnCuda& cuda, const Quantizer& q, const ReduceLayout& layout, 
     launch(reduce_rows<Rule, kTerms, Out, F, In...>, blocks_for(tasks * kWarp, kThreads), kThreads,
            cuda.stream, q, layout, partial, f, y, x...);
   }
-  if (math::pieces_of(layout) <= kFewPieces) {
-    launch(finish_few_pieces<Rule, kTerms, Finish>, blocks_for(layout.channels, kThreads), kThreads,
-           cuda.stream, layout, partial, finish);
-  } else {
-    launch(finish_channels<Rule, kTerms, Finish>, layout.channels, kThreads, cuda.stream, layout,
-           partial, finish);
-  }
+  bitpare::finish<Rule, kTerms>(cuda, layout, partial, finish);
 }
 
 }  // namespace

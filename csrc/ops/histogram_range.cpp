@@ -1,0 +1,108 @@
+#include "kernels/histogram_range.h"
+
+#include "ops/call.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr const char* kOp = "histogram_range";
+
+using Range = std::tuple<Tensor, Tensor>;
+
+void check(const Tensor& counts, const Tensor& limit, double percentile, int64_t quant_min,
+           int64_t quant_max, bool symmetric) {
+  TORCH_CHECK(counts.scalar_type() == at::kLong, kOp, ": counts must be int64, got ",
+              counts.scalar_type());
+  TORCH_CHECK(limit.scalar_type() == at::kFloat, kOp, ": limit must be float32, got ",
+              limit.scalar_type());
+  TORCH_CHECK(limit.device() == counts.device(), kOp, ": limit must be on ", counts.device(),
+              " like counts, got ", limit.device());
+  TORCH_CHECK(counts.dim() == 2, kOp, ": counts must have shape [n, bins], got ",
+              counts.sym_sizes());
+  TORCH_CHECK(limit.dim() == 1 && limit.sym_size(0) == counts.sym_size(0), kOp,
+              ": limit must have shape [", counts.sym_size(0), "], got ", limit.sym_sizes());
+  int64_t bins = counts.size(1);
+  TORCH_CHECK(bins >= kLeastBins && bins <= kMostBins && (bins & (bins - 1)) == 0, kOp,
+              ": bins of counts must be a power of two in [", kLeastBins, ", ", kMostBins,
+              "], got ", bins);
+  TORCH_CHECK(percentile > 0 && percentile <= 100, kOp, ": percentile must be in (0, 100], got ",
+              percentile);
+  check_grid(kOp, quant_min, quant_max);
+  TORCH_CHECK(!symmetric || quant_max > 0, kOp,
+              ": quant_max must be positive with symmetric=True, got ", quant_max);
+}
+
+RangeMethod parse_method(c10::string_view name) {
+  return static_cast<RangeMethod>(
+      parse_name(kOp, "method", name, {"percentile", "mse", "entropy"}));
+}
+
+// What a method keeps of a histogram while it chooses.
+struct Scratch {
+  Scratch(const Tensor& counts, HistogramRange* args) {
+    bool by_error = args->method == RangeMethod::mse;
+    bool by_entropy = args->method == RangeMethod::entropy;
+    int64_t sums = args->n * (args->bins + 1);
+    below = at::empty({sums}, counts.options());
+    share = at::empty({by_error ? counts.numel() : 0}, counts.options().dtype(at::kFloat));
+    filled = at::empty({by_entropy ? sums : 0}, counts.options().dtype(at::kInt));
+    weight = at::empty({by_entropy ? sums : 0}, counts.options().dtype(at::kDouble));
+    bool priced = by_error || by_entropy;
+    cost = at::empty({priced ? args->n * args->candidates : 0}, share.options());
+    args->below = below.data_ptr<int64_t>();
+    args->share = by_error ? share.data_ptr<float>() : nullptr;
+    args->filled = by_entropy ? filled.data_ptr<int32_t>() : nullptr;
+    args->weight = by_entropy ? weight.data_ptr<double>() : nullptr;
+    args->cost = priced ? cost.data_ptr<float>() : nullptr;
+  }
+  Tensor below, share, filled, weight, cost;
+};
+
+template <class Device>
+Range body(const Tensor& counts, const Tensor& limit, c10::string_view method, double percentile,
+           int64_t quant_min, int64_t quant_max, bool symmetric) {
+  Device::require(kOp, counts);
+  check(counts, limit, percentile, quant_min, quant_max, symmetric);
+  Tensor bins = counts.contiguous(), limits = limit.contiguous();
+  Tensor low = at::empty_like(limits), high = at::empty_like(limits);
+  HistogramRange args = {};
+  args.counts = bins.const_data_ptr<int64_t>();
+  args.limit = limits.const_data_ptr<float>();
+  args.low = low.data_ptr<float>();
+  args.high = high.data_ptr<float>();
+  args.n = bins.size(0);
+  args.bins = static_cast<int32_t>(bins.size(1));
+  args.method = parse_method(method);
+  args.left_out = 1.0 - percentile / 100.0;
+  args.rule = {static_cast<float>(quant_min), static_cast<float>(quant_max), symmetric, false};
+  args.candidates = std::min(args.bins / 2, math::kMostCandidates);
+  Scratch scratch(bins, &args);
+  Device::run(counts, [&](const auto& where) { bitpare::histogram_range(args, where); });
+  return {low, high};
+}
+
+Range meta(const Tensor& counts, const Tensor& limit, c10::string_view method, double percentile,
+           int64_t quant_min, int64_t quant_max, bool symmetric) {
+  check(counts, limit, percentile, quant_min, quant_max, symmetric);
+  parse_method(method);
+  auto format = at::MemoryFormat::Contiguous;
+  return {at::empty_like(limit, limit.options(), format),
+          at::empty_like(limit, limit.options(), format)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def(
+      "histogram_range(Tensor counts, Tensor limit, *, str method, float percentile=99.99, "
+      "int quant_min, int quant_max, bool symmetric) -> (Tensor low, Tensor high)",
+      tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("histogram_range", body<Cpu>); }
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("histogram_range", body<Cuda>); }
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("histogram_range", meta); }
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("histogram_range", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace bitpare::ops

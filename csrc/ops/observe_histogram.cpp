@@ -1,0 +1,122 @@
+#include "kernels/observe_histogram.h"
+
+#include "ops/call.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr const char* kOp = "observe_histogram_";
+
+using Signature = void(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
+                       std::optional<int64_t> axis);
+
+void check_state(const char* name, const Tensor& state, at::ScalarType type, const Tensor& x) {
+  TORCH_CHECK(state.scalar_type() == type, kOp, ": ", name, " must be ",
+              type == at::kLong ? "int64" : "float32", ", got ", state.scalar_type());
+  TORCH_CHECK(state.device() == x.device(), kOp, ": ", name, " must be on ", x.device(),
+              " like x, got ", state.device());
+  TORCH_CHECK(state.is_contiguous(), kOp, ": ", name, " must be contiguous, got strides ",
+              state.sym_strides());
+}
+
+void check(const Tensor& counts, const Tensor& limit, const Tensor& skipped, const Tensor& x,
+           std::optional<int64_t> axis) {
+  check_input(kOp, x);
+  check_granularity(kOp, x, {axis, std::nullopt});
+  check_state("counts", counts, at::kLong, x);
+  check_state("limit", limit, at::kFloat, x);
+  check_state("skipped", skipped, at::kLong, x);
+  c10::SymInt n = axis ? x.sym_size(*axis) : c10::SymInt(1);
+  TORCH_CHECK(counts.dim() == 2 && counts.sym_size(0) == n, kOp, ": counts must have shape [", n,
+              ", bins]", axis ? " (channels of x along axis)" : "", ", got ", counts.sym_sizes());
+  for (auto [name, state] : {std::pair("limit", &limit), std::pair("skipped", &skipped)}) {
+    TORCH_CHECK(state->dim() == 1 && state->sym_size(0) == n, kOp, ": ", name, " must have shape [",
+                n, "], got ", state->sym_sizes());
+  }
+  int64_t bins = counts.size(1);
+  TORCH_CHECK(bins >= kLeastBins && bins <= kMostBins && (bins & (bins - 1)) == 0, kOp,
+              ": bins of counts must be a power of two in [", kLeastBins, ", ", kMostBins,
+              "], got ", bins);
+}
+
+void check_limits(const Tensor& limit) {
+  const float* values = limit.const_data_ptr<float>();
+  for (int64_t i = 0; i < limit.numel(); ++i) {
+    float v = values[i];
+    bool fits = v >= math::kLeastPower && v <= math::kMostPower && math::power_of_two_over(v) == v;
+    TORCH_CHECK(v == 0.0f || fits, kOp, ": limit must be 0 or a power of two, got ", v,
+                " at index ", i);
+  }
+}
+
+// Threads share channels that are fewer than they are, as long as bins are few beside the values.
+int64_t slots_for(const ReduceLayout& l, int64_t n, int64_t bins) {
+  int64_t threads = at::get_num_threads();
+  if (l.channels == 0 || l.channels >= threads) return 1;
+  return std::clamp<int64_t>(n / (8 * l.channels * bins), 1, threads);
+}
+
+template <class Device>
+void body(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
+          std::optional<int64_t> axis) {
+  Device::require(kOp, x);
+  check(counts, limit, skipped, x, axis);
+  if (Device::kSeesValues) check_limits(limit);
+  Granularity granularity = {axis, std::nullopt};
+  at::MemoryFormat format = format_of(x, granularity);
+  ReduceLayout layout = layout_of(x, granularity, format);
+  Tensor source = x.contiguous(format);
+  Tensor partial =
+      at::empty({kLargestTerms * math::pieces_of(layout) * layout.channels}, limit.options());
+  ObserveHistogram args = {};
+  args.x = source.const_data_ptr();
+  args.dtype = dtype_of(kOp, x);
+  args.layout = layout;
+  args.counts = counts.data_ptr<int64_t>();
+  args.limit = limit.data_ptr<float>();
+  args.skipped = skipped.data_ptr<int64_t>();
+  args.bins = static_cast<int32_t>(counts.size(1));
+  args.partial = partial.data_ptr<float>();
+  args.slots = Device::kSeesValues ? slots_for(layout, x.numel(), args.bins) : 1;
+  Tensor shares = at::empty({(args.slots - 1) * counts.numel()}, counts.options());
+  Tensor largest = at::empty({Device::kSeesValues ? 0 : layout.channels}, limit.options());
+  args.shares = shares.data_ptr<int64_t>();
+  args.largest = largest.data_ptr<float>();
+  Device::run(x, [&](const auto& where) { bitpare::observe_histogram(args, where); });
+}
+
+// What autograd is to know: the three have other values now.
+void bump(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
+          std::optional<int64_t> axis) {
+  static auto op = find_op<Signature>("bitpare::observe_histogram_");
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    op.call(counts, limit, skipped, x, axis);
+  }
+  for (Tensor* state : {&counts, &limit, &skipped}) {
+    if (!state->is_inference()) torch::autograd::impl::bump_version(*state);
+  }
+}
+
+void meta(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
+          std::optional<int64_t> axis) {
+  check(counts, limit, skipped, x, axis);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def(
+      "observe_histogram_(Tensor(a!) counts, Tensor(b!) limit, Tensor(c!) skipped, Tensor x, *, "
+      "int? axis=None) -> ()",
+      tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("observe_histogram_", body<Cpu>); }
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("observe_histogram_", body<Cuda>); }
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("observe_histogram_", meta); }
+TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("observe_histogram_", bump); }
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("observe_histogram_", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace bitpare::ops
