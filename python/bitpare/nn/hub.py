@@ -45,11 +45,14 @@ class Hub:
 
     def begin(self, model: nn.Module, args: Any) -> None:
         members = self.members(model)
+        if torch.compiler.is_compiling():  # a graph knows best when to quantize each weight
+            if model.training:
+                members.merge()
+            return
         recomputing = torch._C._current_graph_task_id() != -1  # activation checkpointing
         if model.training and not recomputing:
             members.merge()
-        if not torch.compiler.is_compiling():
-            members.quantize_weights()
+        members.quantize_weights()
 
     def end(self, model: nn.Module, args: Any, result: Any) -> None:
         if self._members is not None:

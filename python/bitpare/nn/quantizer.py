@@ -61,9 +61,9 @@ class Quantizer(nn.Module):
         self.calibrating = self.bypass = False
         self.observing = self.quantizing = True
         self.loads = 0  # how often a state was loaded
-        # The BatchNorm that quantizes in this one's stead, and the modules that then see the
-        # result early: where one has hooks, nothing is fused.
-        self.head: tuple[nn.Module, ...] = ()
+        # Where the BatchNorm before may quantize in this one's stead: it says so at each call.
+        self.follows_norm = self.done = False
+        # The modules that then see the result early: where one has hooks, nothing is fused.
         self.watched: tuple[nn.Module, ...] = ()
         values = [grid.quant_min, grid.quant_max, 1, 1, 0]
         self.register_buffer("control", torch.tensor(values, dtype=torch.int32))
@@ -75,7 +75,8 @@ class Quantizer(nn.Module):
         activation: str = "none",
         plain: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        if self.head and self.fuses():
+        if self.done:
+            self.done = False
             return x
         if self.bypass or self.calibrating or not self.fast:
             value = x if other is None else x + other
@@ -281,6 +282,7 @@ class RangeQuantizer(Quantizer):
         """The quantized value of activation(bn(x)), in one op."""
         if not self.calibrated:
             self._start_with_norm(x, bn, activation)
+        self.done = self.follows_norm
         return _ops.bn_act_fake_quant(  # type: ignore[no-any-return]
             x,
             bn.weight,
@@ -291,7 +293,7 @@ class RangeQuantizer(Quantizer):
             self.scale,
             self.zero_point,
             self.control,
-            self.pending if bn.training else None,
+            self.pending if self.training else None,
             activation=activation,
             training=bn.training,
             momentum=bn.momentum,

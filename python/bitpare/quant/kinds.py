@@ -42,7 +42,7 @@ _POOL_MODULES = (
 _COMPUTE_MODULES = (
     nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.Bilinear, nn.MultiheadAttention,
 )  # fmt: skip
-_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _NONNEGATIVE = {"sigmoid", "hardsigmoid", "softplus"}
 
 _NAMES = {

@@ -302,8 +302,7 @@ class _Builder:
             return
         norm.bp_tail = (quantizer, site.activation)
         quantizer.watched = (norm,) if site.layer in (None, norm) else (norm, site.layer)
-        if site.layer is not norm:
-            quantizer.head = (norm,)
+        quantizer.follows_norm = site.layer is not norm
 
     def _place_input(self, module: nn.Module) -> None:
         """A layer with nothing traced around it: its input is quantized by itself."""

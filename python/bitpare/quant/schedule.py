@@ -209,8 +209,7 @@ def reestimate_bn(
             if hasattr(m, "bp_tail"):
                 m.bp_tail, m.bp_frozen = None, False
         for batch in _progress(loader, batches, False):
-            with _heads_off(inner):
-                _run(inner, batch, forward, None, device)
+            _run(inner, batch, forward, None, device)
             for m in norms:
                 sums[m][0] += m.running_mean
                 sums[m][1] += m.running_var
@@ -229,21 +228,3 @@ def reestimate_bn(
             m.running_var.copy_(variance)
             m.num_batches_tracked.copy_(counts[m])
     return model
-
-
-class _heads_off:
-    """BatchNorm works by itself for a while."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.found = [m for m in model.modules() if isinstance(m, Quantizer) and m.head]
-
-    def __enter__(self) -> None:
-        self.heads = [q.head for q in self.found]
-        for q in self.found:
-            q.head = ()
-
-    def __exit__(self, *_: object) -> None:
-        for q, head in zip(self.found, self.heads, strict=True):
-            q.head = head
-
-

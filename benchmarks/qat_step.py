@@ -1,0 +1,129 @@
+"""One training step, quantization-aware against float: time and peak memory.
+
+    python benchmarks/qat_step.py [--models mobilenet_v2@32x32 ...] [--rounds 15]
+
+The float model is timed contiguous and channels_last; ratios are to the faster of the two, all
+taking turns in one process. The quantized model is bp.prepare of the unmodified torchvision model,
+in training with observers on. A step is forward, loss, backward and SGD with momentum.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import timing
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "qat-step-cpu.json"
+MODELS = (
+    "mobilenet_v2@32x32",
+    "mobilenet_v2@16x96",
+    "resnet18@32x32",
+    "resnet18@16x96",
+    "mobilenet_v3_small@32x32",
+    "mobilenet_v3_small@16x96",
+    "mobilenet_v3_large@32x32",
+    "mobilenet_v3_large@16x96",
+)
+
+
+def build(name: str, kind: str):
+    """A step function of one kind: float, float channels_last, or quantized channels_last."""
+    import bitpare as bp
+    import torch
+    import torch.nn.functional as F
+    import torchvision
+
+    model_name, shape = name.split("@")
+    batch, size = (int(n) for n in shape.split("x"))
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, model_name)(num_classes=10)
+    x, y = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
+    if kind != "float":
+        x = x.contiguous(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
+    if kind == "bitpare":
+        model = bp.prepare(model, example_inputs=(x,))
+        bp.calibrate(model, [x])
+        parameters = bp.param_groups(model, weight_decay=4e-5)
+    else:
+        parameters = model.parameters()
+    model.train()
+    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def peak_memory(name: str, kind: str) -> float:
+    """MiB that a fresh process needs for steps beyond what it needs before them."""
+    code = (
+        "import sys, resource; sys.path.insert(0, sys.argv[1]); import qat_step\n"
+        "step = qat_step.build(sys.argv[2], sys.argv[3])\n"
+        "import ctypes; ctypes.CDLL(None).malloc_trim(0)\n"
+        "import gc; gc.collect()\n"
+        "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
+        "before = rss()\n"
+        "for _ in range(3): step()\n"
+        "peak = [l for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
+        "print((int(peak.split()[1]) * 1024 - before) / 2**20)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment["MALLOC_ARENA_MAX"] = "1"
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    command = [sys.executable, "-c", code, str(pathlib.Path(__file__).parent), name, kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def measure(name: str, rounds: int) -> dict:
+    kinds = ("float", "channels_last", "bitpare")
+    steps = {kind: build(name, kind) for kind in kinds}
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    times = timing.interleave(steps, rounds=rounds, slice_s=0.05)
+    best = min(times["float"].median, times["channels_last"].median)
+    del steps
+    memory = {kind: peak_memory(name, kind) for kind in kinds}
+    least = min(memory["float"], memory["channels_last"])
+    return {
+        "model": name,
+        "seconds": {kind: vars(t) for kind, t in times.items()},
+        "ratio": times["bitpare"].median / best,
+        "peak_mib": memory,
+        "memory_ratio": memory["bitpare"] / least,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    options = parser.parse_args()
+    timing.keep_freed_memory()
+    rows = []
+    for name in options.models:
+        row = measure(name, options.rounds)
+        rows.append(row)
+        ms = {kind: f"{t['median'] * 1e3:.1f}" for kind, t in row["seconds"].items()}
+        print(
+            f"{name:26s} float {ms['float']} / {ms['channels_last']} ms, quantized "
+            f"{ms['bitpare']} ms: {row['ratio']:.2f} of the faster; memory "
+            f"{row['peak_mib']['bitpare']:.0f} MiB, {row['memory_ratio']:.2f}",
+            flush=True,
+        )
+    if options.save:
+        RESULTS.write_text(json.dumps({"machine": timing.machine(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the examples and the accuracy tests share: data that needs no download, and networks."""

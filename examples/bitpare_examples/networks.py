@@ -1,0 +1,72 @@
+"""Networks of the examples, without a line about quantization."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LeNet(nn.Module):
+    """LeNet for 8x8 digits."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.fc1 = nn.Linear(128, 84)
+        self.fc2 = nn.Linear(84, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(self.fc1(torch.flatten(x, 1)))
+        return self.fc2(x)
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, projection (Sandler et al. 2018)."""
+
+    def __init__(self, channels: int, out: int, stride: int, expand: int) -> None:
+        super().__init__()
+        hidden = channels * expand
+        self.residual = stride == 1 and channels == out
+        layers: list[nn.Module] = []
+        if expand > 1:
+            layers += [*_conv(channels, hidden, 1), nn.ReLU6(inplace=True)]
+        layers += [*_conv(hidden, hidden, 3, stride, hidden), nn.ReLU6(inplace=True)]
+        self.conv = nn.Sequential(*layers, *_conv(hidden, out, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2, `width` times as wide (Sandler et al. 2018, table 2)."""
+
+    SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+                (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip
+
+    def __init__(self, classes: int = 10, width: float = 1.0) -> None:
+        super().__init__()
+
+        def scaled(channels: int) -> int:
+            return max(8, int(channels * width + 4) // 8 * 8)
+
+        channels = scaled(32)
+        layers: list[nn.Module] = [nn.Sequential(*_conv(3, channels, 3, 2), nn.ReLU6(inplace=True))]
+        for expand, out, repeats, stride in self.SETTINGS:
+            for i in range(repeats):
+                step = stride if i == 0 else 1
+                layers.append(InvertedResidual(channels, scaled(out), step, expand))
+                channels = scaled(out)
+        last = max(640, scaled(1280))
+        layers.append(nn.Sequential(*_conv(channels, last, 1), nn.ReLU6(inplace=True)))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(last, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean([2, 3]))
