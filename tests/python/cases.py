@@ -167,7 +167,8 @@ def _observe_arguments(case: Case, device: str):
     bins, x = kwargs.pop("bins", 256), case.x(device)
     n = x.shape[kwargs["axis"]] if "axis" in kwargs else 1
     counts = torch.zeros(n, bins, dtype=torch.int64, device=device)
-    state = counts, torch.zeros(n, device=device), counts[:, 0].clone()
+    skipped = torch.zeros(n, dtype=torch.int64, device=device)
+    state = counts, torch.zeros(n, device=device), skipped
     bp.functional.observe_histogram_(*state, x * 0.1, **kwargs)
     if x.numel():
         x[(-1,) * x.dim()] = torch.inf
@@ -182,7 +183,8 @@ def _range_arguments(case: Case, device: str):
     x[2::4, ::5000] *= 5
     x[3::4] = torch.nan
     counts = torch.zeros(rows, bins, dtype=torch.int64, device=device)
-    state = counts, torch.zeros(rows, device=device), counts[:, 0].clone()
+    skipped = torch.zeros(rows, dtype=torch.int64, device=device)
+    state = counts, torch.zeros(rows, device=device), skipped
     bp.functional.observe_histogram_(*state, x.to(device), axis=0)
     return state[:2], dict(case.attributes)
 

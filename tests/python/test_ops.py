@@ -642,6 +642,38 @@ def test_cuda_graph(op):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
+def test_cuda_graph_of_calibration(method):
+    """Observing and choosing a range in one graph: neither looks at anything on the host."""
+    x = torch.randn(64, 3, 9, 9, device="cuda")
+    grid = {"quant_min": -8, "quant_max": 7, "symmetric": True}
+
+    def new_state():
+        counts = torch.zeros(3, 256, dtype=torch.int64, device="cuda")
+        return counts, torch.zeros(3, device="cuda"), torch.zeros_like(counts[:, 0].contiguous())
+
+    def step(state):
+        bp.functional.observe_histogram_(*state, x, axis=1)
+        mse = bp.functional.mse_range(x, quant_min=-8, quant_max=7, axis=1)
+        return *bp.functional.histogram_range(*state[:2], method=method, **grid), *mse
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step(new_state())
+    torch.cuda.synchronize()
+    state, expected_state = new_state(), new_state()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step(state)
+    for spread in (1.0, 30.0):  # the second replay widens the histograms
+        x.copy_(torch.randn_like(x) * spread)
+        graph.replay()
+        expected = step(expected_state)
+        assert all(map(torch.equal, state, expected_state))
+        assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.cuda
 def test_cuda_bad_scale_is_nan():
     for bad in (0.0, -1.0, math.nan, math.inf):
         scale = torch.tensor(bad, device="cuda")

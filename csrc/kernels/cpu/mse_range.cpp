@@ -75,15 +75,23 @@ void price_columns(const MseRange& args, int64_t piece, int64_t first, const Cod
   }
 }
 
-void choose(const MseRange& args, int64_t channel) {
+// Channels first .. last - 1, a line of sums at a time.
+void choose(const MseRange& args, int64_t first, int64_t last) {
+  constexpr int64_t kLine = 16;
   int64_t pieces = math::pieces_of(args.layout), channels = args.layout.channels;
-  math::Choice best = {__builtin_inff(), 0};
-  for (int64_t k = 1; k <= args.steps; ++k) {
-    float* sums = args.partial + (k - 1) * pieces * channels + channel;
-    float cost = math::fold_pairs<math::Sum>(0, sums, pieces, channels);
-    best = math::better_of(best, math::priced(cost, k));
+  for (int64_t line = first; line < last; line += kLine) {
+    int64_t count = at_most(last - line, kLine);
+    math::Choice best[kLine];
+    for (int64_t c = 0; c < count; ++c) best[c] = {__builtin_inff(), 0};
+    for (int64_t k = 1; k <= args.steps; ++k) {
+      float* sums = args.partial + (k - 1) * pieces * channels + line;
+      for (int64_t c = 0; c < count; ++c) {
+        float cost = math::fold_pairs<math::Sum>(0, sums + c, pieces, channels);
+        best[c] = math::better_of(best[c], math::priced(cost, k));
+      }
+    }
+    for (int64_t c = 0; c < count; ++c) math::narrow_range(args, line + c, best[c]);
   }
-  math::narrow_range(args, channel, best);
 }
 
 // Tasks of a hundred candidates are worth a thread sooner than those of one.
@@ -122,9 +130,7 @@ void mse_range(const MseRange& args, const OnCpu<BITPARE_ISA>& cpu) {
     }
   });
   parallel(cpu.parallel_for, l.channels, grain_of(args, math::pieces_of(l)),
-           [&](int64_t first, int64_t last) {
-             for (int64_t c = first; c < last; ++c) choose(args, c);
-           });
+           [&](int64_t first, int64_t last) { choose(args, first, last); });
 }
 
 }  // namespace bitpare
