@@ -6,6 +6,7 @@ TORCH ?= 2.11.0
 NEWEST_TORCH ?= 2.15.0
 VENV ?= .venv
 BUILD ?= build/package
+REQUIREMENTS ?= tools/requirements.txt tools/requirements-models.txt
 PY := $(VENV)/bin/python
 # nproc, as long as each job has 3 GiB
 JOBS := $(shell python3 -c "import os; f = [int(l.split()[1]) >> 20 for l in open('/proc/meminfo') if l.startswith('MemAvailable')][0]; print(max(1, min(os.cpu_count(), f // 3)))" 2>/dev/null || echo 2)
@@ -13,7 +14,7 @@ CMAKE := $(VENV)/bin/cmake
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 build:
-	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt
+	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS)
 	@BITPARE_BUILD_DIR=$(abspath $(BUILD)) $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@$(PY) -m bitpare doctor --brief
 
@@ -27,7 +28,7 @@ test: cpp-tests
 
 # The newest torch: the build, the ops and every case.
 test-newest:
-	@$(MAKE) --no-print-directory build TORCH=$(NEWEST_TORCH) VENV=.venv-newest BUILD=build/newest
+	@$(MAKE) --no-print-directory build TORCH=$(NEWEST_TORCH) VENV=.venv-newest BUILD=build/newest REQUIREMENTS=tools/requirements.txt
 	.venv-newest/bin/python -m pytest -q tests/python/test_ops.py
 
 demo: build
@@ -38,12 +39,12 @@ bench: build
 	$(PY) benchmarks/tables.py
 
 format:
-	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt tools/requirements-lint.txt
+	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS) tools/requirements-lint.txt
 	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu)$$')
 	$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .
 
 lint: build
-	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt tools/requirements-lint.txt
+	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS) tools/requirements-lint.txt
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu)$$')
 	$(VENV)/bin/ruff format -q --check . && $(VENV)/bin/ruff check -q .
 	$(VENV)/bin/mypy
@@ -51,7 +52,7 @@ lint: build
 	ls csrc/kernels/cpu/*.cpp csrc/ops/*.cpp csrc/module.cpp | xargs -P $(JOBS) -n 3 $(VENV)/bin/clang-tidy -quiet -p $(BUILD) --extra-arg=-fno-openmp
 
 asan:
-	@bash tools/setup.sh $(VENV) $(TORCH) tools/requirements.txt
+	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS)
 	@bash tools/asan.sh $(VENV) build/asan $(JOBS)
 
 docs: build

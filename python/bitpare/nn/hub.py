@@ -86,8 +86,8 @@ class _Members:
         self.drop_weights()
         groups: dict[bool, list[tuple[Any, RangeQuantizer]]] = {}
         for module, q in self.weights:
-            if q.bypass or q.calibrating:
-                continue
+            if q.bypass or q.calibrating or hasattr(module.weight, "_local_tensor"):
+                continue  # a sharded weight is whole only in its own layer's forward
             groups.setdefault(q.spec.power_of_two, []).append((module, q))
         for members in groups.values():
             found = quantize_weights([m.weight for m, _ in members], [q for _, q in members])

@@ -1,0 +1,97 @@
+"""Accuracy after quantization-aware training, as float accuracy less a margin: real digits and
+composed ones, fixed seeds, means over runs where one run is too noisy."""
+
+import copy
+import pathlib
+import sys
+
+import bitpare as bp
+import pytest
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
+
+from bitpare_examples.data import composed_digits, digits
+from bitpare_examples.networks import LeNet, MobileNetV2
+from bitpare_examples.training import accuracy, train
+
+pytestmark = pytest.mark.slow
+SEEDS = range(5)
+
+
+def finetuned(model, config, data, *, epochs, lr, seed, batch=64, weight_decay=1e-4):
+    """Test accuracy of a prepared copy after some epochs."""
+    x, y, test_x, test_y = data
+    torch.manual_seed(seed)
+    qat = bp.prepare(model.eval(), config, example_inputs=(x[:8],))
+    bp.calibrate(qat, [x[i : i + 128] for i in range(0, 1024, 128)])
+    groups = bp.param_groups(qat, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    steps = epochs * (len(y) // batch)
+    bp.QatSchedule(qat, total_steps=steps, freeze_bn=0.8, freeze_ranges=0.9).attach(optimizer)
+    train(qat, x, y, optimizer, epochs, batch=batch, seed=seed)
+    return accuracy(qat, test_x, test_y)
+
+
+@pytest.fixture(scope="module")
+def lenets():
+    found = []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        data, model = digits(seed), LeNet()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+        train(model, *data[:2], optimizer, 30, seed=seed)
+        found.append((model, data, accuracy(model, *data[2:])))
+    return found
+
+
+LENET = {  # config, epochs, learning rate, points below float that are allowed
+    "W8A8": (bp.QConfig.int8(), 5, 0.01, 0.2),
+    "W4A4": (bp.QConfig.int4(), 15, 0.02, 0.3),
+    "W2A2": (bp.QConfig.int2(), 30, 0.02, 0.6),
+    "W1A4": (bp.QConfig.binary_weights(), 30, 0.02, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", LENET)
+def test_lenet_on_digits(lenets, name):
+    config, epochs, lr, margin = LENET[name]
+    float_mean = sum(a for _, _, a in lenets) / len(lenets)
+    runs = [
+        finetuned(copy.deepcopy(model), config, data, epochs=epochs, lr=lr, seed=seed)
+        for seed, (model, data, _) in enumerate(lenets)
+    ]
+    mean = sum(runs) / len(runs)
+    print(f"{name}: {mean:.2f}, float {float_mean:.2f}")
+    assert float_mean > 97
+    assert mean >= float_mean - margin, (runs, [a for _, _, a in lenets])
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    torch.manual_seed(0)
+    data = composed_digits()
+    model = MobileNetV2(width=0.5).to(memory_format=torch.channels_last)
+    data = tuple(t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=4e-5)
+    train(model, *data[:2], optimizer, 8)
+    return model, data, accuracy(model, *data[2:])
+
+
+MOBILENET = {
+    "W8A8": (bp.QConfig.int8(), 0.3),
+    "W4A8": (
+        bp.QConfig(weight=bp.QSpec(bits=4, learn="lsq"), activation=bp.QSpec(bits=8), first_last=8),
+        1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOBILENET)
+def test_mobilenet_on_composed_digits(mobilenet, name):
+    model, data, float_accuracy = mobilenet
+    config, margin = MOBILENET[name]
+    found = finetuned(model, config, data, epochs=2, lr=0.02, seed=0, weight_decay=4e-5)
+    print(f"{name}: {found:.2f}, float {float_accuracy:.2f}")
+    assert float_accuracy > 85
+    assert found >= float_accuracy - margin
