@@ -287,6 +287,45 @@ def weights_of_a_model(device: str) -> Iterator[Row]:
     )  # fmt: skip
 
 
+def batch_norms(device: str) -> Iterator[Row]:
+    """Forward and backward of BatchNorm and ReLU6: fused with fake_quant, as three torch ops, and
+    in float, in place as torchvision has it."""
+    scale, zero = torch.tensor(6 / 255, device=device), torch.tensor(-128, dtype=torch.int32)
+    zero = zero.to(device)
+    control = torch.tensor([-128, 127, 1, 1, 0], dtype=torch.int32, device=device)
+    pending = torch.zeros(2, 1, device=device)
+    shapes = [(32, 96, 16, 16), (32, 24, 8, 8), (32, 192, 8, 8), (16, 144, 24, 24),
+              (16, 64, 48, 48), (32, 960, 1, 1)]  # fmt: skip
+    for layout, name in ((torch.channels_last, "NHWC"), (torch.contiguous_format, "NCHW")):
+        for shape in shapes:
+            c = shape[1]
+            x = torch.randn(shape, device=device).contiguous(memory_format=layout).requires_grad_()
+            dy = torch.randn(shape, device=device).contiguous(memory_format=layout)
+            weight, bias = (torch.rand(c, device=device).add(0.5).requires_grad_() for _ in "wb")
+            mean, var = torch.zeros(c, device=device), torch.ones(c, device=device)
+            count = torch.tensor(0, device=device)
+            mine = lambda x, w, b, m=mean, v=var, n=count: F.bn_act_fake_quant(
+                x, w, b, m, v, n, scale, zero, control, pending, activation="relu6", training=True
+            )
+
+            def plain(x, w, b, m=mean, v=var, n=count):
+                n.add_(1)
+                y = torch.nn.functional.batch_norm(x, m, v, w, b, True)
+                return torch.nn.functional.relu6(y, inplace=True)
+
+            def theirs(x, w, b, plain=plain):
+                y = plain(x, w, b)
+                return torch.fake_quantize_per_tensor_affine(y, scale, zero, -128, 127)
+
+            inputs = [x, weight, bias]
+            yield Row(
+                "bn_act_fake_quant", "both, autograd", f"{name} {list(shape)}", torch.float32,
+                element_bytes(x.numel(), torch.float32, 6, 2, 3),
+                {"bitpare": both(mine, inputs, dy), "torch": both(theirs, inputs, dy),
+                 "float": both(plain, inputs, dy)}, x,
+            )  # fmt: skip
+
+
 def others(device: str) -> Iterator[Row]:
     n = 2**20
     x = torch.randn(n, device=device)
@@ -369,6 +408,7 @@ def main() -> None:
         per_channel,
         with_autograd,
         lsq_backward,
+        batch_norms,
         observed,
         ranges_of_a_model,
         weights_of_a_model,

@@ -9,6 +9,7 @@
 //
 // Where neighbours in memory belong to different sums (channels innermost), a chunk is
 // kSumRows rows, added in ascending order, channel by channel; the chunks are added in pairs.
+// math/bn_act_fake_quant.h merges rows of few channels first.
 #pragma once
 #include "math/value.h"
 

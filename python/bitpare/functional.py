@@ -407,6 +407,66 @@ def update_ranges_(
     )
 
 
+def bn_act_fake_quant(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    control: Tensor,
+    pending: Tensor | None,
+    *,
+    activation: str = "none",
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """BatchNorm, an activation and `fake_quant` of a tensor in training, in one op.
+
+    ``y = fake_quant(activation((x - mean) / sqrt(var + eps) * weight + bias))``
+
+    ``activation`` is none, relu or relu6; ``x`` has shape ``[N, C, ...]``. ``control`` is an int32
+    tensor of quant_min, quant_max, observe, quantize and freeze, read where ``x`` is. With
+    ``training`` and without freeze, mean and var are those of ``x`` and move ``running_mean``,
+    ``running_var`` (unbiased) and ``num_batches_tracked``; else they are the running ones. With
+    observe, ``pending`` (float32 of the least and the most, or None; (inf, -inf) at first) takes in the
+    activation's range; without quantize the activation passes as it is. Gradients go to ``x``,
+    ``weight`` and ``bias``, 0 from where a value was clamped.
+
+    >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
+    >>> mean, var, count = torch.zeros(2), torch.ones(2), torch.tensor(0)
+    >>> control = torch.tensor([-128, 127, 1, 1, 0], dtype=torch.int32)
+    >>> pending = torch.tensor([[torch.inf], [-torch.inf]])
+    >>> bn_act_fake_quant(
+    ...     x, None, None, mean, var, count, torch.tensor(0.25), None, control, pending,
+    ...     activation="relu", training=True, eps=0.0,
+    ... )
+    tensor([[0., 0.],
+            [1., 1.]])
+    >>> mean, count, pending.flatten()
+    (tensor([0.2000, 2.0000]), tensor(1), tensor([0., 1.]))
+    """
+    return _ops.bn_act_fake_quant(
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        scale,
+        zero_point,
+        control,
+        pending,
+        activation=activation,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+    )
+
+
 def minmax(x: Tensor, *, axis: int | None = None) -> tuple[Tensor, Tensor]:
     """The smallest and largest value, of the tensor or of each index of ``axis``, as float32.
 

@@ -1,5 +1,6 @@
 // The CUDA kernels, run on the CPU by cuda_on_host.h, against the CPU kernels bit for bit, with the
 // threads of a block in three orders.
+#include "bn_family.h"
 #include "families.h"
 #include "on_cuda.h"
 
@@ -143,6 +144,24 @@ TEST(OnHost, MinMax) {
       return run_minmax<T>(c, test_values(c.n(), 13), bins, 1, where);
     });
   }
+}
+
+template <class T>
+void compare_bn(const std::vector<BnCase>& cases) {
+  for (const BnCase& c : cases) {
+    auto x = bn_values(c), dy = finite_values(c.n(), 26);
+    auto expected = run_bn<T>(c, x, dy, kCpu);
+    on_cuda([&](const OnCuda& cuda, const std::string& order) {
+      expect_same(run_bn<T>(c, x, dy, cuda), expected, order + c.name());
+    });
+  }
+}
+
+TEST(OnHost, BnActFakeQuant) {
+  for_each_type([]<class T>(T) { compare_bn<T>(bn_layouts()); });
+  compare_bn<float>(bn_modes());
+  // More sums than a block has threads, so that its runs are longer than one.
+  compare_bn<float>({{{17000, 2, 1}}, {{300, 2, 3}}});
 }
 
 TEST(OnHost, PackBits) {

@@ -2,6 +2,7 @@
 dtype, layout and device tests and the benchmarks all read this table."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -129,6 +130,20 @@ def _plain_arguments(case: Case, device: str):
     return (case.x(device),), dict(case.attributes)
 
 
+def _bn_arguments(case: Case, device: str):
+    """x; weight, bias, running mean and variance, count; scale, zero point, control, pending."""
+    scale, zero_point = case.quantizer(device)
+    attributes = {"observe": 1, "quantize": 1, "freeze": 0, "affine": True, **case.attributes}
+    names = ("quant_min", "quant_max", "observe", "quantize", "freeze")
+    control = torch.tensor([attributes.pop(name) for name in names], dtype=torch.int32)
+    weight, bias, mean, log_var = torch.randn(4, case.shape[1], generator=case.generator())
+    affine = (weight, bias) if attributes.pop("affine") else (None, None)
+    state = (*affine, mean, log_var.exp(), torch.tensor(3))
+    pending = torch.tensor([[math.inf], [-math.inf]])
+    args = (*state, scale, zero_point, control, pending)
+    return (case.x(device), *(a if a is None else a.to(device) for a in args)), attributes
+
+
 def _dequantize_arguments(case: Case, device: str):
     scale, zero_point = case.quantizer(device)
     kwargs = {k: v for k, v in case.attributes.items() if k not in ("quant_min", "quant_max")}
@@ -193,6 +208,7 @@ BUILD: dict[str, Callable[[Case, str], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "fake_quant": _quantizer_arguments,
     "fake_quant_lsq": _quantizer_arguments,
     "act_fake_quant": _act_arguments,
+    "bn_act_fake_quant": _bn_arguments,
     "quantize": _quantizer_arguments,
     "dequantize": _dequantize_arguments,
     "binarize": _scaled_arguments,
@@ -216,6 +232,7 @@ DIFFERENTIABLE = (
     "binarize",
     "ternarize",
     "fake_float",
+    "bn_act_fake_quant",
 )
 
 S8 = {"quant_min": -128, "quant_max": 127}
@@ -289,6 +306,31 @@ def _lsq_cases() -> list[Case]:
         for axis in (0, 1, -1):
             rows.append(
                 Case("fake_quant_lsq", shape, {**S4, "axis": axis}, "learned", layout=layout)
+            )
+    return rows
+
+
+def _bn_cases() -> list[Case]:
+    shape, train = (3, 4, 5, 6), {**S8, "training": True}
+    rows = [
+        Case("bn_act_fake_quant", (30, 7), {**train, "activation": "relu"}, "integer"),
+        Case("bn_act_fake_quant", (5, 24, 9), {**train, "activation": "relu6"}, "integer"),
+        Case("bn_act_fake_quant", (2, 3, 2, 5, 6), {**train, "activation": "relu"}),
+        Case("bn_act_fake_quant", (2, 1, 40, 40), {**train, "activation": "relu"}),
+        Case("bn_act_fake_quant", (0, 4, 3, 3), train),
+        Case("bn_act_fake_quant", (1, 4, 1, 1), {**train, "training": False}),
+        Case("bn_act_fake_quant", shape, {**train, "affine": False}),
+        Case("bn_act_fake_quant", shape, {**train, **S4}, "integer"),
+        Case("bn_act_fake_quant", shape, {**train, "momentum": 0.3, "eps": 0.1}),
+    ]
+    for activation in ("none", "relu", "relu6"):
+        both = {**train, **U8, "activation": activation}
+        for layout in ("contiguous", "channels_last", "transposed", "sliced"):
+            rows.append(Case("bn_act_fake_quant", shape, both, "integer", layout=layout))
+        for change in ({"training": False}, {"freeze": 1}, {"quantize": 0}, {"observe": 0}):
+            changed = {**both, **change}
+            rows.append(
+                Case("bn_act_fake_quant", shape, changed, "integer", layout="channels_last")
             )
     return rows
 
@@ -376,6 +418,7 @@ def _calibration_cases() -> list[Case]:
 
 CASES = (
     _fake_quant_cases() + _act_cases() + _lsq_cases() + _other_cases() + _calibration_cases()
+    + _bn_cases()
 )
 MUTATING = ("observe_histogram_",)
 FLOAT_INPUT = [
@@ -394,8 +437,9 @@ def differentiable_inputs(case: Case, device: str = "cpu"):
     if case.op == "act_fake_quant" and rest[0] is not None:
         rest[0] = rest[0].clone().requires_grad_()
         learned.append(rest[0])
-    if case.op in ("fake_quant_lsq", "binarize", "ternarize"):
-        for i, value in enumerate(rest):
+    if case.op in ("fake_quant_lsq", "binarize", "ternarize", "bn_act_fake_quant"):
+        parameters = rest[:2] if case.op == "bn_act_fake_quant" else rest
+        for i, value in enumerate(parameters):
             if isinstance(value, Tensor) and value.is_floating_point():
                 rest[i] = value.clone().requires_grad_()
                 learned.append(rest[i])

@@ -105,6 +105,59 @@ def lsq_gradients(q: Quantized, dy, scale, zero_point, axis, group, grad_scale):
     return torch.where(q.inside, dy, 0.0), ds, dz
 
 
+class BnActFakeQuant:
+    """One call of bn_act_fake_quant, taken apart."""
+
+    def __init__(
+        self, x, weight, bias, running_mean, running_var, count, scale, zero_point, control,
+        pending, activation="none", training=True, momentum=0.1, eps=1e-5,
+    ):  # fmt: skip
+        low, high, self.observe, self.quantize, freeze = control.tolist()
+        self.of_batch = training and not freeze
+        self.axes = [d for d in range(x.dim()) if d != 1]
+        self.shape = [-1 if d == 1 else 1 for d in range(x.dim())]
+        self.n = x.numel() // max(x.shape[1], 1)
+        mean, var = running_mean.double(), running_var.double()
+        self.running_mean, self.running_var = mean, var
+        if self.of_batch and self.n > 0:
+            batch_var, batch_mean = torch.var_mean(x.double(), self.axes, correction=0)
+            self.running_mean = (1 - momentum) * mean + momentum * batch_mean
+            unbiased = batch_var * self.n / (self.n - 1)
+            self.running_var = (1 - momentum) * var + momentum * unbiased
+            mean, var = batch_mean, batch_var
+        self.std = (var + eps).sqrt()
+        self.weight = torch.ones_like(mean) if weight is None else weight.double()
+        offset = torch.zeros_like(mean) if bias is None else bias.double()
+        self.normal = (x.double() - self.spread(mean)) / self.spread(self.std)
+        self.v = self.normal * self.spread(self.weight) + self.spread(offset)
+        limits = {"none": (-math.inf, math.inf), "relu": (0, math.inf), "relu6": (0, 6)}
+        least, most = limits[activation]
+        self.activated = self.v.clamp(least, most)
+        self.active = (self.v > least) & (self.v < most)
+        self.q = Quantized(self.activated, scale, zero_point, low, high, None, None)
+        self.value = self.q.value if self.quantize else self.activated
+        self.inside = self.active & (self.q.inside | (self.quantize == 0))
+
+    def spread(self, of_channels):
+        return of_channels.reshape(self.shape)
+
+    def near_tie(self):
+        """v carries the rounding of a few more operations than x."""
+        if not self.quantize:
+            return torch.zeros_like(self.v, dtype=torch.bool)
+        distance = (self.q.position - 0.5) - torch.round(self.q.position - 0.5)
+        return distance.abs() < 4e-6 * (1 + self.q.position.abs())
+
+    def gradients(self, dy):
+        """dx, dweight, dbias."""
+        dv = torch.where(self.inside, dy.double(), 0.0)
+        dbias, dweight = dv.sum(self.axes), (dv * self.normal).sum(self.axes)
+        if self.of_batch:
+            mean = dbias / max(self.n, 1), dweight / max(self.n, 1)
+            dv = dv - self.spread(mean[0]) - self.normal * self.spread(mean[1])
+        return dv * self.spread(self.weight / self.std), dweight, dbias
+
+
 def levels(x: Tensor, kind: str, threshold: Tensor | None = None) -> Tensor:
     x = x.double()
     if kind == "sign":

@@ -36,6 +36,21 @@ COUNTS, ZERO = torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1, dtype=torch
 LIMIT = torch.zeros(1)
 RANGE = {**GRID, "method": "mse", "symmetric": True}
 
+
+def bn(x=X, **changed):
+    """Arguments of bn_act_fake_quant that are right but for what is changed."""
+    c = x.shape[1] if x.dim() > 1 else 6
+    right = {
+        "weight": torch.ones(c), "bias": torch.zeros(c), "running_mean": torch.zeros(c),
+        "running_var": torch.ones(c), "num_batches_tracked": torch.tensor(0), "scale": ONE,
+        "zero_point": None, "control": torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32),
+        "pending": torch.zeros(2, 1),
+    }  # fmt: skip
+    return (x, *{**right, **changed}.values())
+
+
+TRAIN = {"training": True}
+
 WRONG = [
     # which op, arguments, keyword arguments, message
     (F.fake_quant, (X.double(), ONE), GRID, "fake_quant: x must be float32, float16 or bfloat16, got Double"),
@@ -87,6 +102,23 @@ WRONG = [
     (F.fake_quant_lsq, (X, torch.tensor(math.nan)), GRID, "fake_quant_lsq: scale must be finite, got nan at index 0"),
     (F.fake_quant_lsq, (X, torch.ones(5)), {**GRID, "axis": 0}, "fake_quant_lsq: scale must have 4 elements (channels of x along axis 0), got 5"),
     (F.fake_quant_lsq, (X, ONE), {**GRID, "grad_scale": math.inf}, "fake_quant_lsq: grad_scale must be finite, got inf"),
+    (F.bn_act_fake_quant, bn(X.double()), TRAIN, "bn_act_fake_quant: x must be float32, float16 or bfloat16, got Double"),
+    (F.bn_act_fake_quant, bn(X[0]), TRAIN, "bn_act_fake_quant: x must have at least 2 dimensions, got shape [6]"),
+    (F.bn_act_fake_quant, bn(X[:1]), TRAIN, "bn_act_fake_quant: x must have more than 1 value per channel in training, got shape [1, 6]"),
+    (F.bn_act_fake_quant, bn(X[:1, :, None]), TRAIN, "bn_act_fake_quant: x must have more than 1 value per channel in training, got shape [1, 6, 1]"),
+    (F.bn_act_fake_quant, bn(weight=torch.ones(5)), TRAIN, "bn_act_fake_quant: weight must have 6 elements (channels of x along axis 1), got 5"),
+    (F.bn_act_fake_quant, bn(bias=torch.ones(6).half()), TRAIN, "bn_act_fake_quant: bias must be Float, got Half"),
+    (F.bn_act_fake_quant, bn(running_mean=torch.ones(12)[::2]), TRAIN, "bn_act_fake_quant: running_mean must be contiguous, since it is written, got strides [2]"),
+    (F.bn_act_fake_quant, bn(running_var=torch.ones(6, device="meta")), TRAIN, "bn_act_fake_quant: running_var must be on cpu like x, got meta"),
+    (F.bn_act_fake_quant, bn(num_batches_tracked=ONE), TRAIN, "bn_act_fake_quant: num_batches_tracked must be Long, got Float"),
+    (F.bn_act_fake_quant, bn(scale=torch.ones(6)), TRAIN, "bn_act_fake_quant: scale must have 1 element"),
+    (F.bn_act_fake_quant, bn(scale=-ONE), TRAIN, "bn_act_fake_quant: scale must be positive and finite, got -1 at index 0"),
+    (F.bn_act_fake_quant, bn(zero_point=ONE), TRAIN, "bn_act_fake_quant: zero_point must be Int, got Float"),
+    (F.bn_act_fake_quant, bn(zero_point=torch.tensor(9, dtype=torch.int32)), TRAIN, "bn_act_fake_quant: zero_point must be in [-8, 7], got 9 at index 0"),
+    (F.bn_act_fake_quant, bn(control=torch.zeros(4, dtype=torch.int32)), TRAIN, "bn_act_fake_quant: control must have 5 elements (quant_min, quant_max, observe, quantize, freeze), got 4"),
+    (F.bn_act_fake_quant, bn(control=torch.tensor([7, -8, 1, 1, 0], dtype=torch.int32)), TRAIN, "bn_act_fake_quant: quant_min must be below quant_max, got 7 and -8"),
+    (F.bn_act_fake_quant, bn(pending=torch.zeros(3)), TRAIN, "bn_act_fake_quant: pending must have 2 elements (least and most), got 3"),
+    (F.bn_act_fake_quant, bn(), {**TRAIN, "activation": "gelu"}, "bn_act_fake_quant: activation must be one of 'none', 'relu', 'relu6', got 'gelu'"),
     (F.binarize, (X,), {"levels": "two"}, "binarize: levels must be one of 'sign', 'zero_one', 'minus_one_zero', got 'two'"),
     (F.binarize, (X, ONE), {"estimator": "ewgs"}, "binarize: estimator must be one of 'ste', 'identity', got 'ewgs'"),
     (F.binarize, (X, torch.ones(2)), {"axis": 0}, "binarize: scale must have 4 elements (channels of x along axis 0), got 2"),

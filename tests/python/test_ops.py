@@ -71,6 +71,9 @@ def expected_value(case: Case):
         v, activation = activated(case)
         off = case.attributes.get("quantize") == 0
         return (reference.ACTIVATE[activation](v), None) if off else (q.value, q.near_tie())
+    if case.op == "bn_act_fake_quant":
+        expected = reference.BnActFakeQuant(*args, **kwargs)
+        return expected.value, expected.near_tie()
     if case.op == "quantize":
         q = quantized(case)
         return q.code, q.near_tie()
@@ -334,6 +337,14 @@ def test_gradient_is_the_reference(case):
         assert ((got[1].double() - ds).abs() <= bound).all()
         if case.zero_point == "learned":
             assert ((got[2].double() - dz).abs() <= bound * args[1].max().item()).all()
+    elif case.op == "bn_act_fake_quant":
+        expected = reference.BnActFakeQuant(*args, **kwargs)
+        # What the results are rounded from: each is a difference or a sum of such terms.
+        terms = torch.where(expected.inside, dy.double(), 0.0).abs()
+        sums = (terms * expected.normal.abs()).sum(expected.axes), terms.sum(expected.axes)
+        slope = (expected.weight / expected.std).abs() * max(dy.abs().flatten().tolist(), default=0)
+        for a, b, of in zip(got, expected.gradients(dy), (slope, *sums), strict=len(got) == 3):
+            assert_close(a, b, case, scale=2 * of.max().item())
     elif case.op == "fake_float":
         *_, below, top = reference.float_values(kwargs["exponent_bits"], kwargs["mantissa_bits"])
         scale = torch.ones(()) if args[1] is None else args[1]
@@ -451,7 +462,14 @@ PRIVATE = [
     ("_binarize_gradient", (_DY, _X, _SCALE, None, 0, True, 1, None, _LAST)),
     ("_mean_magnitude", (_X, _SCALE, 1, None)),
     ("_fake_float", (_X, _SCALE, 4, 3, 1, None, 0, None, True, _LAST)),
-]
+    ("_bn_act_fake_quant", (_X, _SCALE, _ZERO, _ZERO.clone(), _SCALE.clone(), torch.tensor(0),
+                            torch.tensor(0.1), None, _CONTROL, torch.zeros(2, 1), 2, True, 0.1,
+                            1e-5, True, _LAST)),
+    ("_bn_act_fake_quant", (_X, None, None, _ZERO.clone(), _SCALE.clone(), None,
+                            torch.tensor(0.1), torch.tensor(3, dtype=torch.int32), _CONTROL,
+                            torch.zeros(2, 1), 0, False, 0.1, 1e-5, False, _LAST)),
+    ("_bn_act_fake_quant_gradient", (_DY, _X, _SCALE, _BITS, torch.ones(7), _LAST)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name, args", PRIVATE, ids=[name for name, _ in PRIVATE])

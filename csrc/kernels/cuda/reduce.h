@@ -79,15 +79,13 @@ struct FoldRoom {
   float at[kTerms][kThreads];
 };
 
-// finish(channel, sums) with each term folded over its pieces. A block takes one channel: each
-// thread folds a run of pieces whose length is a power of two, which is a subtree of the whole;
-// the block then folds the runs.
-template <class Rule, int kTerms, class Finish>
-__global__ void __launch_bounds__(kThreads)
-    finish_channels(ReduceLayout layout, float* partial, Finish finish) {
-  BITPARE_SHARED(FoldRoom<kTerms>, room);
-  int64_t pieces = math::pieces_of(layout), channels = layout.channels;
-  int64_t channel = blockIdx.x, run = 1;
+// One channel's terms folded over its pieces by a block, into sums in its first thread: each thread
+// folds a run of pieces whose length is a power of two, which is a subtree of the whole; the block
+// then folds the runs.
+template <class Rule, int kTerms>
+__device__ inline void fold_channel(FoldRoom<kTerms>& room, int64_t pieces, int64_t channels,
+                                    int64_t channel, float* partial, float* sums) {
+  int64_t run = 1;
   while (run * kThreads < pieces) run *= 2;
   int64_t first = threadIdx.x * run;
   int64_t count = first < pieces ? (first + run < pieces ? run : pieces - first) : 0;
@@ -106,11 +104,18 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
   }
-  if (threadIdx.x == 0) {
-    float sums[kTerms];
-    for (int t = 0; t < kTerms; ++t) sums[t] = room.at[t][0];
-    finish(channel, sums);
-  }
+  for (int t = 0; t < kTerms; ++t) sums[t] = room.at[t][0];
+}
+
+// finish(channel, sums) with each term folded over its pieces. A block takes one channel.
+template <class Rule, int kTerms, class Finish>
+__global__ void __launch_bounds__(kThreads)
+    finish_channels(ReduceLayout layout, float* partial, Finish finish) {
+  BITPARE_SHARED(FoldRoom<kTerms>, room);
+  float sums[kTerms];
+  fold_channel<Rule, kTerms>(room, math::pieces_of(layout), layout.channels, blockIdx.x, partial,
+                             sums);
+  if (threadIdx.x == 0) finish(blockIdx.x, sums);
 }
 
 // The same where there are few pieces, as of weights and groups: a thread takes one channel.

@@ -1,0 +1,293 @@
+#include "kernels/bn_act_fake_quant.h"
+
+#include "kernels/cpu/channel_sums.h"
+
+namespace bitpare {
+namespace {
+
+// What the batch's statistics are made of.
+template <class T>
+struct ShiftedTerms {
+  const T* x;
+
+  template <bool kWhole>
+  [[gnu::always_inline]] void add(int64_t at, int64_t count, Vec shift, Vec* sums) const {
+    Vec d;
+    if constexpr (kWhole) {
+      d = load(x + at) - shift;
+    } else {
+      d = load_some(x + at, count) - shift;
+      d = lane_numbers() < static_cast<int32_t>(count) ? d : Vec{};
+    }
+    sums[0] += d;
+    sums[1] += d * d;
+  }
+};
+
+// The bits of `count` elements from `at` on.
+BITPARE_INLINE uint64_t bits_from(const uint64_t* words, int64_t at, int64_t count) {
+  uint64_t from = static_cast<uint64_t>(at), shift = from % 64;
+  uint64_t bits = words[from / 64] >> shift;
+  if (shift + static_cast<uint64_t>(count) <= 64) return bits;
+  return bits | words[from / 64 + 1] << (64 - shift);
+}
+
+// What the gradients of weight and bias, and through the statistics, are made of.
+template <class T>
+struct GradientTerms {
+  const T* dy;
+  const T* x;
+  const uint64_t* inside;
+
+  template <bool kWhole>
+  [[gnu::always_inline]] void add(int64_t at, int64_t count, Vec mean, Vec* sums) const {
+    uint64_t bits = bits_from(inside, at, count);
+    if constexpr (kWhole) {
+      Vec dv = keep(load(dy + at), bits);
+      sums[0] += dv;
+      sums[1] += dv * (load(x + at) - mean);
+    } else {
+      Vec dv = keep(load_some(dy + at, count), bits);
+      Vec product = dv * (load_some(x + at, count) - mean);
+      VecInt there = lane_numbers() < static_cast<int32_t>(count);
+      sums[0] += there ? dv : Vec{};
+      sums[1] += there ? product : Vec{};
+    }
+  }
+};
+
+// The least, the most, and NaN once one was seen.
+struct Range {
+  Vec terms[3];
+  Range() {
+    for (int t = 0; t < 3; ++t) terms[t] = math::MinMax::identity<Vec>(t);
+  }
+  [[gnu::always_inline]] void add(Vec v) {
+    for (int t = 0; t < 3; ++t) terms[t] = math::MinMax::combine<Vec>(t, terms[t], v);
+  }
+  // Folded into three floats.
+  void add_to(float* into) const {
+    for (int t = 0; t < 3; ++t) {
+      for (int l = 0; l < kWidth; ++l) {
+        into[t] = math::MinMax::combine<float>(t, into[t], terms[t][l]);
+      }
+    }
+  }
+};
+
+enum Table { kSlope, kOffset, kMean, kTilt };
+
+// One tile of y = activated(slope * x + offset): x in, y and one bit out. The range is that of v,
+// which the caller activates.
+template <bool kActive, bool kQuantize, bool kObserve, class T>
+void activate_tile(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& tables,
+                   const math::ActivationGrid<Vec>& grid, int64_t tile, float* range) {
+  int64_t end = t.end(tile);
+  const T* x = static_cast<const T*>(args.x);
+  T* y = static_cast<T*>(args.y);
+  uint64_t* inside = args.inside;
+  Range seen;
+  for_each_channel_block<2>(
+      t, tables, t.begin(tile), end, [&](int64_t i, const auto& at) [[gnu::always_inline]] {
+        uint64_t word = 0;
+        auto normalized = [&](Vec v, int64_t k) [[gnu::always_inline]] {
+          return at.get(kSlope, k) * v + at.get(kOffset, k);
+        };
+        if (end - i >= kBlock) {
+#pragma GCC unroll 4
+          for (int64_t k = 0; k < kVectors; ++k) {
+            Vec v = normalized(load(x + i + k * kWidth), k);
+            if constexpr (kObserve) seen.add(v);
+            auto a = math::activated<kActive, kQuantize>(v, grid);
+            store(y + i + k * kWidth, a.y);
+            word |= equal_bits(a.rounded, a.code) << (k * kWidth);
+          }
+        } else {
+          for (int64_t k = 0; i + k * kWidth < end; ++k) {
+            int64_t from = i + k * kWidth, count = at_most(end - from, kWidth);
+            Vec v = normalized(load_some(x + from, count), k);
+            VecInt there = lane_numbers() < static_cast<int32_t>(count);
+            if constexpr (kObserve) seen.add(there ? v : math::splat<Vec>(v[0]));
+            auto a = math::activated<kActive, kQuantize>(v, grid);
+            store_some(y + from, a.y, count);
+            word |= equal_bits(a.rounded, a.code) << (k * kWidth);
+          }
+          word &= ~0ull >> (kBlock - (end - i));
+        }
+        if (inside) inside[i / kBlock] = word;
+      });
+  if constexpr (kObserve) seen.add_to(range);
+}
+
+// Calls f.template operator()<kActive, kQuantize, kObserve>().
+template <class F>
+void with_modes(Activation activation, const Control& control, F f) {
+  auto with_active = [&]<bool kActive>() {
+    if (!control.quantize) return f.template operator()<kActive, false, true>();
+    if (control.observe) return f.template operator()<kActive, true, true>();
+    f.template operator()<kActive, true, false>();
+  };
+  if (activation == Activation::none) return with_active.template operator()<false>();
+  with_active.template operator()<true>();
+}
+
+BITPARE_INLINE math::ActivationGrid<Vec> splat_grid(const math::ActivationGrid<float>& g) {
+  using math::splat;
+  return {splat_affine(g.affine), splat<Vec>(g.low),  splat<Vec>(g.high),
+          splat<Vec>(g.least),    splat<Vec>(g.most), g.positive};
+}
+
+// The tables of slope and offset, and the statistics, of channels begin .. end - 1.
+template <bool kOfBatch>
+void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& tables,
+               int64_t begin, int64_t end, const float* sums, const float* squares) {
+  int64_t count = t.layout.outer * t.layout.inner, channels = t.layout.channels;
+  for (int64_t c = begin; c < end; ++c) {
+    math::Moments m = {args.running_mean[c], args.running_var[c]};
+    if constexpr (kOfBatch) {
+      m = math::moments_of(tables.at(kMean)[c], sums[c - begin], squares[c - begin], count);
+      args.running_mean[c] = math::running(args.running_mean[c], m.mean, args.momentum);
+      args.running_var[c] =
+          math::running(args.running_var[c], math::unbiased(m.variance, count), args.momentum);
+    }
+    auto n = math::normalization(m, args.weight ? args.weight[c] : 1.0f,
+                                 args.bias ? args.bias[c] : 0.0f, args.eps);
+    tables.at(kSlope)[c] = n.slope;
+    tables.at(kOffset)[c] = n.offset;
+    args.statistics[c] = n.mean;
+    args.statistics[channels + c] = n.inverse_std;
+  }
+}
+
+}  // namespace
+
+// x in for the batch's statistics; x in again, in the opposite order, y and bits out.
+template <>
+void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
+  Tiles t(args.layout);
+  Control control = *args.control;
+  if (!args.pending) control.observe = 0;
+  bool of_batch = args.training && !control.freeze;
+  float* partial = args.scratch;
+  ChannelTables tables = {partial + bn_sums(args.layout), bn_room(args.layout),
+                          bn_period(args.layout), t.layout.channels};
+  float* ranges = tables.at(kBnTables);
+  Quantizer q = args.quantizer;
+  q.quant_min = static_cast<float>(control.quant_min);
+  q.quant_max = static_cast<float>(control.quant_max);
+  args.statistics[2 * t.layout.channels] = of_batch ? 1.0f : 0.0f;
+  auto scalar_grid = math::activation_grid(q, args.activation);
+  with_type(args.dtype, [&]<class T>(T*) {
+    auto x = static_cast<const T*>(args.x);
+    if (of_batch) {
+      float* shift = tables.at(kMean);
+      for (int64_t c = 0; c < t.layout.channels; ++c) shift[c] = math::widen(x[c * t.layout.inner]);
+      for (int64_t j = t.layout.channels; j < tables.room; ++j)
+        shift[j] = shift[j - t.layout.channels];
+      sum_channels(cpu.parallel_for, t, ShiftedTerms<T>{x}, shift, partial,
+                   [&](int64_t begin, int64_t end, const float* sums, const float* squares) {
+                     normalize<true>(args, t, tables, begin, end, sums, squares);
+                   });
+      if (args.num_batches_tracked) ++*args.num_batches_tracked;
+    } else {
+      normalize<false>(args, t, tables, 0, t.layout.channels, nullptr, nullptr);
+    }
+    tables.repeat(2);
+    with_modes(args.activation, control, [&]<bool kActive, bool kQuantize, bool kObserve>() {
+      parallel(cpu.parallel_for, t.count, t.grain, [&](int64_t first, int64_t last) {
+        math::ActivationGrid<Vec> grid = splat_grid(scalar_grid);
+        for (int64_t tile = last - 1; tile >= first; --tile) {
+          float* range = ranges + 3 * tile;
+          for (int k = 0; k < 3; ++k) range[k] = math::MinMax::identity<float>(k);
+          activate_tile<kActive, kQuantize, kObserve, T>(args, t, tables, grid, tile, range);
+        }
+      });
+    });
+  });
+  if (!control.observe) return;
+  float* all = ranges;
+  for (int64_t tile = 1; tile < t.count; ++tile) {
+    for (int k = 0; k < 3; ++k)
+      all[k] = math::MinMax::combine<float>(k, all[k], ranges[3 * tile + k]);
+  }
+  for (int k = 0; k < 2; ++k) all[k] = math::clamp(all[k], scalar_grid.least, scalar_grid.most);
+  math::fold_pending(args.pending, args.pending + 1, all);
+}
+
+namespace {
+
+// One tile of dx: dy, x and one bit in.
+template <bool kOfBatch, class T>
+void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const ChannelTables& tables,
+                   int64_t tile) {
+  int64_t end = t.end(tile);
+  auto dy = static_cast<const T*>(args.dy), x = static_cast<const T*>(args.x);
+  T* dx = static_cast<T*>(args.dx);
+  for_each_channel_block<kBnTables>(
+      t, tables, t.begin(tile), end, [&](int64_t i, const auto& at) [[gnu::always_inline]] {
+        uint64_t word = args.inside[i / kBlock];
+        auto gradient = [&](Vec g, Vec v, int64_t k) [[gnu::always_inline]] {
+          return math::normalized_gradient<kOfBatch>(keep(g, word >> (k * kWidth)), v,
+                                                     at.get(kMean, k), at.get(kSlope, k),
+                                                     at.get(kTilt, k), at.get(kOffset, k));
+        };
+        if (end - i >= kBlock) {
+#pragma GCC unroll 4
+          for (int64_t k = 0; k < kVectors; ++k) {
+            int64_t from = i + k * kWidth;
+            store(dx + from, gradient(load(dy + from), load(x + from), k));
+          }
+        } else {
+          for (int64_t k = 0; i + k * kWidth < end; ++k) {
+            int64_t from = i + k * kWidth, count = at_most(end - from, kWidth);
+            Vec result = gradient(load_some(dy + from, count), load_some(x + from, count), k);
+            store_some(dx + from, result, count);
+          }
+        }
+      });
+}
+
+}  // namespace
+
+// dy, x and bits in for the sums; again, in the opposite order, dx out.
+template <>
+void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
+  Tiles t(args.layout);
+  int64_t channels = t.layout.channels, count = t.layout.outer * t.layout.inner;
+  const float* inverse_std = args.statistics + channels;
+  bool of_batch = args.statistics[2 * channels] != 0.0f;
+  ChannelTables tables = {args.scratch + bn_sums(args.layout), bn_room(args.layout),
+                          bn_period(args.layout), channels};
+  float* mean = tables.at(kMean);
+  for (int64_t c = 0; c < channels; ++c) mean[c] = args.statistics[c];
+  for (int64_t j = channels; j < tables.room; ++j) mean[j] = mean[j - channels];
+  with_type(args.dtype, [&]<class T>(T*) {
+    GradientTerms<T> terms = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
+                              args.inside};
+    sum_channels(cpu.parallel_for, t, terms, mean, args.scratch,
+                 [&](int64_t begin, int64_t end, const float* sums, const float* products) {
+                   for (int64_t c = begin; c < end; ++c) {
+                     auto g = math::normalization_gradient(sums[c - begin], products[c - begin],
+                                                           args.weight ? args.weight[c] : 1.0f,
+                                                           inverse_std[c], count);
+                     tables.at(kSlope)[c] = g.slope;
+                     tables.at(kTilt)[c] = g.tilt;
+                     tables.at(kOffset)[c] = g.offset;
+                     args.weight_gradient[c] = g.weight;
+                     args.bias_gradient[c] = g.bias;
+                   }
+                 });
+    tables.repeat(kBnTables);
+    parallel(cpu.parallel_for, t.count, t.grain, [&](int64_t first, int64_t last) {
+      for (int64_t tile = last - 1; tile >= first; --tile) {
+        if (of_batch) {
+          gradient_tile<true, T>(args, t, tables, tile);
+        } else {
+          gradient_tile<false, T>(args, t, tables, tile);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace bitpare

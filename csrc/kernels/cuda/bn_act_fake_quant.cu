@@ -1,0 +1,346 @@
+#include "kernels/bn_act_fake_quant.h"
+#include "kernels/cuda/reduce.h"
+
+namespace bitpare {
+namespace {
+
+static_assert(kPerBlock == kBnPart, "a block has room for its range");
+
+__device__ inline bool of_batch(const BnActFakeQuant& args) {
+  return args.training && !args.control->freeze;
+}
+
+// What the batch's statistics are made of, and what is done with them.
+template <class T>
+struct Statistics {
+  BnActFakeQuant args;
+  float* tables;
+
+  __device__ bool wanted() const { return of_batch(args); }
+  __device__ float shift(int64_t channel) const {
+    return to_float(static_cast<const T*>(args.x)[channel * args.layout.inner]);
+  }
+  __device__ float offset(int64_t channel) const { return shift(channel); }
+  __device__ void add(int64_t at, float shift, float* sums) const {
+    float d = to_float(static_cast<const T*>(args.x)[at]) - shift;
+    sums[0] += d;
+    sums[1] += d * d;
+  }
+
+  // sums: null where the running statistics are used.
+  __device__ void finish(int64_t c, const float* sums) const {
+    int64_t count = args.layout.outer * args.layout.inner, channels = args.layout.channels;
+    math::Moments m = {args.running_mean[c], args.running_var[c]};
+    if (sums) {
+      m = math::moments_of(shift(c), sums[0], sums[1], count);
+      args.running_mean[c] = math::running(args.running_mean[c], m.mean, args.momentum);
+      args.running_var[c] =
+          math::running(args.running_var[c], math::unbiased(m.variance, count), args.momentum);
+    }
+    auto n = math::normalization(m, args.weight ? args.weight[c] : 1.0f,
+                                 args.bias ? args.bias[c] : 0.0f, args.eps);
+    tables[c] = n.slope;
+    tables[channels + c] = n.offset;
+    args.statistics[c] = n.mean;
+    args.statistics[channels + c] = n.inverse_std;
+    if (c > 0) return;
+    args.statistics[2 * channels] = sums ? 1.0f : 0.0f;
+    if (sums && args.num_batches_tracked) ++*args.num_batches_tracked;
+  }
+};
+
+__device__ inline bool is_inside(const uint64_t* words, int64_t i) {
+  return reinterpret_cast<const uint8_t*>(words)[i / 8] >> (i % 8) & 1;
+}
+
+// The same of the gradients.
+template <class T>
+struct Gradients {
+  BnActFakeQuantGradient args;
+  float* tables;
+
+  __device__ bool wanted() const { return true; }
+  __device__ float offset(int64_t channel) const { return args.statistics[channel]; }
+  __device__ void add(int64_t at, float mean, float* sums) const {
+    float dy = to_float(static_cast<const T*>(args.dy)[at]);
+    float dv = is_inside(args.inside, at) ? dy : 0.0f;
+    sums[0] += dv;
+    sums[1] += dv * (to_float(static_cast<const T*>(args.x)[at]) - mean);
+  }
+  __device__ void finish(int64_t c, const float* sums) const {
+    int64_t count = args.layout.outer * args.layout.inner, channels = args.layout.channels;
+    auto g = math::normalization_gradient(sums[0], sums[1], args.weight ? args.weight[c] : 1.0f,
+                                          args.statistics[channels + c], count);
+    tables[c] = g.slope;
+    tables[channels + c] = g.tilt;
+    tables[2 * channels + c] = g.offset;
+    args.weight_gradient[c] = g.weight;
+    args.bias_gradient[c] = g.bias;
+  }
+};
+
+// A thread takes one sum of one channel: neighbours read neighbours.
+template <class Terms>
+__global__ void __launch_bounds__(kThreads)
+    sum_columns(ReduceLayout layout, float* partial, Terms terms) {
+  if (!terms.wanted()) return;
+  int64_t channels = layout.channels, all = math::channel_sums(layout);
+  int64_t task = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (task >= all * channels) return;
+  int64_t merged = math::merged_rows(channels), number = task / channels, channel = task % channels;
+  int64_t row = number / merged * (merged * kSumRows) + number % merged;
+  int64_t end = row + merged * kSumRows < layout.outer ? row + merged * kSumRows : layout.outer;
+  float offset = terms.offset(channel), sums[2] = {};
+#pragma unroll 8
+  for (; row < end; row += merged) terms.add(row * channels + channel, offset, sums);
+  for (int t = 0; t < 2; ++t) partial[t * all * channels + task] = sums[t];
+}
+
+// A warp takes one chunk of one row: 32 neighbours at a time, each thread one lane.
+template <class Terms>
+__global__ void __launch_bounds__(kThreads)
+    sum_rows(ReduceLayout layout, float* partial, Terms terms) {
+  if (!terms.wanted()) return;
+  int64_t chunks = math::chunks_per_row(layout), all = math::channel_sums(layout);
+  int64_t task = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / kWarp;
+  if (task >= all * layout.channels) return;
+  int64_t row = task / chunks, chunk = task % chunks, channel = row % layout.channels;
+  int64_t begin = row * layout.inner + chunk * kSumChunk, left = layout.inner - chunk * kSumChunk;
+  int64_t count = left < kSumChunk ? left : kSumChunk;
+  float offset = terms.offset(channel), sums[2] = {};
+#pragma unroll 8
+  for (int64_t j = threadIdx.x % kWarp; j < count; j += kWarp) terms.add(begin + j, offset, sums);
+  for (int t = 0; t < 2; ++t) {
+    for (int half = kWarp / 2; half > 0; half /= 2) {
+      sums[t] += __shfl_xor_sync(0xffffffffu, sums[t], half);
+    }
+    int64_t number = row / layout.channels * chunks + chunk;
+    if (threadIdx.x % kWarp == 0) {
+      partial[(t * all + number) * layout.channels + channel] = sums[t];
+    }
+  }
+}
+
+// A block takes one channel.
+template <class Terms>
+__global__ void __launch_bounds__(kThreads)
+    finish_sums(ReduceLayout layout, float* partial, Terms terms) {
+  BITPARE_SHARED(FoldRoom<2>, room);
+  float sums[2];
+  bool wanted = terms.wanted();
+  if (wanted) {
+    fold_channel<math::Sum, 2>(room, math::channel_sums(layout), layout.channels, blockIdx.x,
+                               partial, sums);
+  }
+  if (threadIdx.x == 0) terms.finish(blockIdx.x, wanted ? sums : nullptr);
+}
+
+// The same where a channel has few sums: a thread takes one channel.
+template <class Terms>
+__global__ void __launch_bounds__(kThreads)
+    finish_few_sums(ReduceLayout layout, float* partial, Terms terms) {
+  int64_t channel = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  int64_t count = math::channel_sums(layout), channels = layout.channels;
+  if (channel >= channels) return;
+  float sums[2];
+  bool wanted = terms.wanted();
+  for (int t = 0; t < 2 && wanted; ++t) {
+    sums[t] =
+        math::fold_pairs<math::Sum>(t, partial + t * count * channels + channel, count, channels);
+  }
+  terms.finish(channel, wanted ? sums : nullptr);
+}
+
+// What a thread that walks neighbouring elements knows of their channel.
+struct Walk {
+  int64_t channel, offset;
+
+  __device__ Walk(const ReduceLayout& l, int64_t first, int64_t n) {
+    if (n <= 0x7fffffff) {  // a division of 32 bits costs a quarter of one of 64
+      uint32_t i = static_cast<uint32_t>(first), row = i / static_cast<uint32_t>(l.inner);
+      offset = i - row * static_cast<uint32_t>(l.inner);
+      channel = row % static_cast<uint32_t>(l.channels);
+    } else {
+      offset = first % l.inner;
+      channel = first / l.inner % l.channels;
+    }
+  }
+  __device__ void next(const ReduceLayout& l) {
+    if (++offset < l.inner) return;
+    offset = 0;
+    if (++channel == l.channels) channel = 0;
+  }
+};
+
+struct RangeRoom {
+  float at[3][kThreads];
+};
+
+// The range of a block's threads, in its first.
+__device__ inline void fold_range(RangeRoom& room, float* terms) {
+  for (int t = 0; t < 3; ++t) room.at[t][threadIdx.x] = terms[t];
+  __syncthreads();
+  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) {
+      for (int t = 0; t < 3; ++t) {
+        float* mine = &room.at[t][threadIdx.x];
+        *mine = math::MinMax::combine<float>(t, *mine, mine[half]);
+      }
+    }
+    __syncthreads();
+  }
+  for (int t = 0; t < 3; ++t) terms[t] = room.at[t][0];
+}
+
+// y and one byte of bits for each thread's eight neighbours; the range of a block's v.
+template <bool kActive, bool kQuantize, class T>
+__device__ void activate(const BnActFakeQuant& args, const math::ActivationGrid<float>& grid,
+                         const float* tables, int64_t n, float* range) {
+  int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
+  uint8_t* bits = reinterpret_cast<uint8_t*>(args.inside);
+  if (first >= n) {
+    if (bits && first < (n + 63) / 64 * 64) bits[first / 8] = 0;
+    return;
+  }
+  float in[kPerThread], out[kPerThread];
+  load_pack(static_cast<const T*>(args.x), first, n, in);
+  Walk walk(args.layout, first, n);
+  uint32_t inside = 0;
+#pragma unroll
+  for (int e = 0; e < kPerThread; ++e) {
+    float v = tables[walk.channel] * in[e] + tables[args.layout.channels + walk.channel];
+    auto a = math::activated<kActive, kQuantize>(v, grid);
+    out[e] = a.y;
+    if (first + e < n) {
+      inside |= static_cast<uint32_t>(a.rounded == a.code) << e;
+      for (int t = 0; t < 3; ++t) range[t] = math::MinMax::combine<float>(t, range[t], v);
+    }
+    walk.next(args.layout);
+  }
+  store_pack(static_cast<T*>(args.y), first, n, out);
+  if (bits) bits[first / 8] = static_cast<uint8_t>(inside);
+}
+
+__device__ inline math::ActivationGrid<float> grid_of(const BnActFakeQuant& args) {
+  Quantizer q = args.quantizer;
+  q.quant_min = static_cast<float>(args.control->quant_min);
+  q.quant_max = static_cast<float>(args.control->quant_max);
+  return math::activation_grid(q, args.activation);
+}
+
+template <bool kActive, class T>
+__global__ void __launch_bounds__(kThreads)
+    activate_kernel(BnActFakeQuant args, const float* tables, int64_t n, float* ranges) {
+  BITPARE_SHARED(RangeRoom, room);
+  auto grid = grid_of(args);
+  float range[3];
+  for (int t = 0; t < 3; ++t) range[t] = math::MinMax::identity<float>(t);
+  if (args.control->quantize) {
+    activate<kActive, true, T>(args, grid, tables, n, range);
+  } else {
+    activate<kActive, false, T>(args, grid, tables, n, range);
+  }
+  if (!args.pending || !args.control->observe) return;
+  fold_range(room, range);
+  if (threadIdx.x > 0) return;
+  for (int t = 0; t < 3; ++t) ranges[3 * blockIdx.x + t] = range[t];
+}
+
+// One block: the ranges of all blocks into the pending one.
+__global__ void __launch_bounds__(kThreads)
+    observe_kernel(BnActFakeQuant args, int64_t blocks, const float* ranges) {
+  BITPARE_SHARED(RangeRoom, room);
+  if (!args.pending || !args.control->observe) return;
+  float range[3];
+  for (int t = 0; t < 3; ++t) range[t] = math::MinMax::identity<float>(t);
+  for (int64_t b = threadIdx.x; b < blocks; b += kThreads) {
+    for (int t = 0; t < 3; ++t)
+      range[t] = math::MinMax::combine<float>(t, range[t], ranges[3 * b + t]);
+  }
+  fold_range(room, range);
+  if (threadIdx.x > 0) return;
+  auto grid = grid_of(args);
+  for (int t = 0; t < 2; ++t) range[t] = math::clamp(range[t], grid.least, grid.most);
+  math::fold_pending(args.pending, args.pending + 1, range);
+}
+
+// dx for each thread's eight neighbours.
+template <bool kOfBatch, class T>
+__device__ void pass_gradient(const BnActFakeQuantGradient& args, const float* tables, int64_t n) {
+  int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
+  if (first >= n) return;
+  int64_t channels = args.layout.channels;
+  float dy[kPerThread], x[kPerThread], out[kPerThread];
+  load_pack(static_cast<const T*>(args.dy), first, n, dy);
+  load_pack(static_cast<const T*>(args.x), first, n, x);
+  uint32_t inside = reinterpret_cast<const uint8_t*>(args.inside)[first / 8];
+  Walk walk(args.layout, first, n);
+#pragma unroll
+  for (int e = 0; e < kPerThread; ++e) {
+    int64_t c = walk.channel;
+    out[e] = math::normalized_gradient<kOfBatch>(inside >> e & 1 ? dy[e] : 0.0f, x[e],
+                                                 args.statistics[c], tables[c],
+                                                 tables[channels + c], tables[2 * channels + c]);
+    walk.next(args.layout);
+  }
+  store_pack(static_cast<T*>(args.dx), first, n, out);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    gradient_kernel(BnActFakeQuantGradient args, const float* tables, int64_t n) {
+  if (args.statistics[2 * args.layout.channels] != 0.0f) {
+    pass_gradient<true, T>(args, tables, n);
+  } else {
+    pass_gradient<false, T>(args, tables, n);
+  }
+}
+
+template <class Terms>
+void sum_channels(const OnCuda& cuda, const ReduceLayout& layout, float* partial,
+                  const Terms& terms) {
+  int64_t tasks = math::channel_sums(layout) * layout.channels;
+  if (math::channels_innermost(layout)) {
+    launch(sum_columns<Terms>, blocks_for(tasks, kThreads), kThreads, cuda.stream, layout, partial,
+           terms);
+  } else {
+    launch(sum_rows<Terms>, blocks_for(tasks * kWarp, kThreads), kThreads, cuda.stream, layout,
+           partial, terms);
+  }
+  if (math::channel_sums(layout) <= kFewPieces) {
+    launch(finish_few_sums<Terms>, blocks_for(layout.channels, kThreads), kThreads, cuda.stream,
+           layout, partial, terms);
+  } else {
+    launch(finish_sums<Terms>, layout.channels, kThreads, cuda.stream, layout, partial, terms);
+  }
+}
+
+}  // namespace
+
+// x in for the statistics, nothing where they are not wanted; x in again, y and bits out.
+void bn_act_fake_quant(const BnActFakeQuant& args, const OnCuda& cuda) {
+  const ReduceLayout& l = args.layout;
+  int64_t n = l.outer * l.channels * l.inner, blocks = blocks_for(n, kPerBlock);
+  float* tables = args.scratch + bn_sums(l);
+  float* ranges = tables + kBnTables * bn_room(l);
+  with_type(args.dtype, [&]<class T>(T*) {
+    sum_channels(cuda, l, args.scratch, Statistics<T>{args, tables});
+    auto kernel =
+        args.activation == Activation::none ? activate_kernel<false, T> : activate_kernel<true, T>;
+    launch(kernel, blocks, kThreads, cuda.stream, args, tables, n, ranges);
+  });
+  launch(observe_kernel, 1, kThreads, cuda.stream, args, blocks, ranges);
+}
+
+// dy, x and bits in for the sums; again, dx out.
+void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCuda& cuda) {
+  const ReduceLayout& l = args.layout;
+  int64_t n = l.outer * l.channels * l.inner;
+  float* tables = args.scratch + bn_sums(l);
+  with_type(args.dtype, [&]<class T>(T*) {
+    sum_channels(cuda, l, args.scratch, Gradients<T>{args, tables});
+    launch(gradient_kernel<T>, blocks_for(n, kPerBlock), kThreads, cuda.stream, args, tables, n);
+  });
+}
+
+}  // namespace bitpare

@@ -1,0 +1,292 @@
+#include "kernels/bn_act_fake_quant.h"
+
+#include <functional>
+
+#include "ops/call.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr const char* kOp = "bn_act_fake_quant";
+
+using Results = std::tuple<Tensor, Tensor, Tensor>;
+using ForwardSignature = Results(const Tensor& x, const OptionalTensor& weight,
+                                 const OptionalTensor& bias, const Tensor& running_mean,
+                                 const Tensor& running_var,
+                                 const OptionalTensor& num_batches_tracked, const Tensor& scale,
+                                 const OptionalTensor& zero_point, const Tensor& control,
+                                 const OptionalTensor& pending, int64_t activation, bool training,
+                                 double momentum, double eps, bool save_inside,
+                                 at::MemoryFormat memory_format);
+using GradientSignature = Results(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
+                                  const Tensor& inside, const Tensor& statistics,
+                                  at::MemoryFormat memory_format);
+
+template <class... Args>
+Results call_forward(const Args&... args) {
+  static auto op = find_op<ForwardSignature>("bitpare::_bn_act_fake_quant");
+  return op.call(args...);
+}
+
+// One channel is one row, whatever dimensions it has.
+ReduceLayout layout_in(const Tensor& x, at::MemoryFormat format) {
+  ReduceLayout l = layout_of(x, {1, std::nullopt}, format);
+  return l.channels == 1 ? ReduceLayout{1, 1, l.outer * l.inner} : l;
+}
+
+Tensor new_statistics(const Tensor& x) {
+  auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
+  return at::empty_symint({2 * x.sym_size(1) + 1}, options);
+}
+
+const float* floats_of(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
+
+OptionalTensor dense(const OptionalTensor& t) {
+  return t ? OptionalTensor(t->contiguous()) : std::nullopt;
+}
+
+// Scale and zero point, whose values matter only where the control says to quantize.
+template <class Device>
+QuantizerTensors quantizer_in(const Tensor& scale, const OptionalTensor& zero_point,
+                              const Control* control) {
+  if constexpr (Device::kSeesValues) {
+    if (control->quantize) check_grid(kOp, control->quant_min, control->quant_max);
+    return quantizer_of(kOp, scale, zero_point, control->quant_min, control->quant_max, {}, false,
+                        control->quantize);
+  }
+  return quantizer_of(kOp, scale, zero_point, 0, 0, {}, false, false);
+}
+
+template <class Device>
+Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                const Tensor& running_mean, const Tensor& running_var,
+                const OptionalTensor& num_batches_tracked, const Tensor& scale,
+                const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
+                int64_t activation, bool training, double momentum, double eps, bool save_inside,
+                at::MemoryFormat format) {
+  Device::require(kOp, x);
+  Tensor source = x.contiguous(format), y = at::empty_like(source);
+  Tensor inside = new_bits(source, save_inside), statistics = new_statistics(x);
+  if (x.numel() == 0) return {y, inside, statistics.zero_()};
+  OptionalTensor dense_weight = dense(weight), dense_bias = dense(bias);
+  Tensor dense_control = control.contiguous();
+  auto flags = static_cast<const Control*>(dense_control.const_data_ptr());
+  auto q = quantizer_in<Device>(scale, zero_point, flags);
+  BnActFakeQuant args = {};
+  args.layout = layout_in(x, format);
+  Tensor scratch = at::empty({bn_scratch(args.layout)}, statistics.options());
+  args.x = source.const_data_ptr();
+  args.y = y.data_ptr();
+  args.inside = save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr;
+  args.dtype = dtype_of(kOp, x);
+  args.weight = floats_of(dense_weight);
+  args.bias = floats_of(dense_bias);
+  args.running_mean = running_mean.data_ptr<float>();
+  args.running_var = running_var.data_ptr<float>();
+  if (num_batches_tracked) args.num_batches_tracked = num_batches_tracked->data_ptr<int64_t>();
+  args.quantizer = q.quantizer;
+  args.control = flags;
+  args.pending = pending ? pending->data_ptr<float>() : nullptr;
+  args.statistics = statistics.data_ptr<float>();
+  args.scratch = scratch.data_ptr<float>();
+  args.activation = static_cast<Activation>(activation);
+  args.training = training;
+  args.momentum = momentum;
+  args.eps = eps;
+  Device::run(x, [&](const auto& where) { bitpare::bn_act_fake_quant(args, where); });
+  return {y, inside, statistics};
+}
+
+Results forward_meta(const Tensor& x, const OptionalTensor&, const OptionalTensor&, const Tensor&,
+                     const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
+                     const Tensor&, const OptionalTensor&, int64_t, bool, double, double, bool save_inside,
+                     at::MemoryFormat format) {
+  return {at::empty_like(x, x.options(), format), new_bits(x, save_inside), new_statistics(x)};
+}
+
+// Tells autograd what changed: a user may have kept it for a backward pass.
+Results bump_versions(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                      const Tensor& running_mean, const Tensor& running_var,
+                      const OptionalTensor& num_batches_tracked, const Tensor& scale,
+                      const OptionalTensor& zero_point, const Tensor& control,
+                      const OptionalTensor& pending, int64_t activation, bool training, double momentum,
+                      double eps, bool save_inside, at::MemoryFormat format) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  auto results = call_forward(x, weight, bias, running_mean, running_var, num_batches_tracked,
+                              scale, zero_point, control, pending, activation, training, momentum,
+                              eps, save_inside, format);
+  auto bump = [](const Tensor& t) { t.unsafeGetTensorImpl()->bump_version(); };
+  if (pending) bump(*pending);
+  if (!training) return results;
+  bump(running_mean);
+  bump(running_var);
+  if (num_batches_tracked) bump(*num_batches_tracked);
+  return results;
+}
+
+Tensor new_channels(const Tensor& x) {
+  auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
+  return at::empty_symint({x.sym_size(1)}, options);
+}
+
+template <class Device>
+Results gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
+                 const Tensor& inside, const Tensor& statistics, at::MemoryFormat format) {
+  Device::require(kOp, x);
+  Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
+  Tensor dx = at::empty_like(source), dweight = new_channels(x), dbias = new_channels(x);
+  if (x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
+  OptionalTensor dense_weight = dense(weight);
+  ReduceLayout layout = layout_in(x, format);
+  Tensor scratch = at::empty({bn_scratch(layout)}, statistics.options());
+  BnActFakeQuantGradient args = {dy_source.const_data_ptr(),
+                                 source.const_data_ptr(),
+                                 dx.data_ptr(),
+                                 static_cast<const uint64_t*>(inside.const_data_ptr()),
+                                 dtype_of(kOp, x),
+                                 layout,
+                                 floats_of(dense_weight),
+                                 statistics.const_data_ptr<float>(),
+                                 dweight.data_ptr<float>(),
+                                 dbias.data_ptr<float>(),
+                                 scratch.data_ptr<float>()};
+  Device::run(x, [&](const auto& where) { bn_act_fake_quant_gradient(args, where); });
+  return {dx, dweight, dbias};
+}
+
+Results gradient_meta(const Tensor&, const Tensor& x, const OptionalTensor&, const Tensor&,
+                      const Tensor&, at::MemoryFormat format) {
+  return {at::empty_like(x, x.options(), format), new_channels(x), new_channels(x)};
+}
+
+void check_values(const Tensor& x, const char* name, const Tensor& t, at::ScalarType type,
+                  const c10::SymInt& count, const char* of, bool written) {
+  TORCH_CHECK(t.scalar_type() == type, kOp, ": ", name, " must be ", c10::toString(type), ", got ",
+              t.scalar_type());
+  TORCH_CHECK(t.device() == x.device(), kOp, ": ", name, " must be on ", x.device(),
+              " like x, got ", t.device());
+  TORCH_CHECK(t.sym_numel() == count, kOp, ": ", name, " must have ", count, " elements (", of,
+              "), got ", t.sym_numel());
+  TORCH_CHECK(!written || t.is_contiguous(), kOp, ": ", name,
+              " must be contiguous, since it is written, got strides ", t.sym_strides());
+}
+
+Activation check(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                 const Tensor& running_mean, const Tensor& running_var,
+                 const OptionalTensor& num_batches_tracked, const Tensor& scale,
+                 const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
+                 c10::string_view activation, bool training) {
+  check_input(kOp, x);
+  TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ", x.sym_sizes());
+  const char* channels = "channels of x along axis 1";
+  c10::SymInt c = x.sym_size(1);
+  if (weight) check_values(x, "weight", *weight, at::kFloat, c, channels, false);
+  if (bias) check_values(x, "bias", *bias, at::kFloat, c, channels, false);
+  check_values(x, "running_mean", running_mean, at::kFloat, c, channels, true);
+  check_values(x, "running_var", running_var, at::kFloat, c, channels, true);
+  if (num_batches_tracked) {
+    check_values(x, "num_batches_tracked", *num_batches_tracked, at::kLong, 1, "a count", true);
+  }
+  check_scale(kOp, x, scale, {});
+  if (zero_point) check_values(x, "zero_point", *zero_point, at::kInt, 1, "one for x", false);
+  check_values(x, "control", control, at::kInt, kControlSize,
+               "quant_min, quant_max, observe, quantize, freeze", false);
+  if (pending) check_values(x, "pending", *pending, at::kFloat, 2, "least and most", true);
+  TORCH_CHECK(!training || x.sym_numel() != c || c == 0, kOp,
+              ": x must have more than 1 value per channel in training, got shape ", x.sym_sizes());
+  return static_cast<Activation>(
+      parse_name(kOp, "activation", activation, {"none", "relu", "relu6"}));
+}
+
+struct Differentiable : torch::autograd::Function<Differentiable> {
+  static constexpr bool is_traceable = true;
+
+  // run() -> the results of _bn_act_fake_quant, below autograd.
+  static Tensor forward(AutogradContext* context, const Tensor& x, const OptionalTensor& weight,
+                        const OptionalTensor& bias, at::MemoryFormat format,
+                        const std::function<Results()>& run) {
+    at::AutoDispatchBelowAutograd below;
+    auto [y, inside, statistics] = run();
+    context->save_for_backward({x, weight.value_or(Tensor()), inside, statistics});
+    context->saved_data["format"] = static_cast<int64_t>(format);
+    context->saved_data["bias"] = bias.has_value();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& dy) {
+    BelowAutogradUnlessRecording guard;
+    static auto op = find_op<GradientSignature>("bitpare::_bn_act_fake_quant_gradient");
+    auto saved = context->get_saved_variables();
+    OptionalTensor weight;
+    if (saved[1].defined()) weight = saved[1];
+    auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
+    auto [dx, dweight, dbias] = op.call(dy[0], saved[0], weight, saved[2], saved[3], format);
+    bool bias = context->saved_data["bias"].toBool();
+    return {dx, weight ? dweight : Tensor(), bias ? dbias : Tensor(), Tensor(), Tensor()};
+  }
+};
+
+template <bool kAutograd>
+Tensor public_op(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                 const Tensor& running_mean, const Tensor& running_var,
+                 const OptionalTensor& num_batches_tracked, const Tensor& scale,
+                 const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
+                 c10::string_view activation, bool training, double momentum, double eps) {
+  auto act = check(x, weight, bias, running_mean, running_var, num_batches_tracked, scale,
+                   zero_point, control, pending, activation, training);
+  at::MemoryFormat format = format_of(x, {});
+  bool differentiable = kAutograd && (needs_gradient(x) || (weight && needs_gradient(*weight)) ||
+                                      (bias && needs_gradient(*bias)));
+  auto run = [&] {
+    return call_forward(x, weight, bias, running_mean, running_var, num_batches_tracked, scale,
+                        zero_point, control, pending, static_cast<int64_t>(act), training, momentum,
+                        eps, differentiable, format);
+  };
+  if (differentiable) return Differentiable::apply(x, weight, bias, format, run);
+  at::AutoDispatchBelowAutograd below;
+  return std::get<0>(run());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def(
+      "bn_act_fake_quant(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
+      "Tensor(b!) running_var, Tensor(c!)? num_batches_tracked, Tensor scale, Tensor? zero_point, "
+      "Tensor control, Tensor(d!)? pending, *, str activation='none', bool training, "
+      "float momentum=0.1, float eps=1e-5) -> Tensor",
+      tags());
+  m.def(
+      "_bn_act_fake_quant(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
+      "Tensor(b!) running_var, Tensor(c!)? num_batches_tracked, Tensor scale, Tensor? zero_point, "
+      "Tensor control, Tensor(d!)? pending, int activation, bool training, float momentum, "
+      "float eps, bool save_inside, MemoryFormat memory_format) -> (Tensor, Tensor, Tensor)",
+      tags());
+  m.def(
+      "_bn_act_fake_quant_gradient(Tensor dy, Tensor x, Tensor? weight, Tensor inside, "
+      "Tensor statistics, MemoryFormat memory_format) -> (Tensor, Tensor, Tensor)",
+      tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
+  m.impl("_bn_act_fake_quant", forward<Cpu>);
+  m.impl("_bn_act_fake_quant_gradient", gradient<Cpu>);
+}
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
+  m.impl("_bn_act_fake_quant", forward<Cuda>);
+  m.impl("_bn_act_fake_quant_gradient", gradient<Cuda>);
+}
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
+  m.impl("_bn_act_fake_quant", forward_meta);
+  m.impl("_bn_act_fake_quant_gradient", gradient_meta);
+}
+TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
+  m.impl("bn_act_fake_quant", public_op<false>);
+}
+TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("_bn_act_fake_quant", bump_versions); }
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("bn_act_fake_quant", public_op<true>);
+  m.impl("_bn_act_fake_quant", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_bn_act_fake_quant_gradient", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace bitpare::ops
