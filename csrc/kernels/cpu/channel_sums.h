@@ -174,8 +174,8 @@ void sum_channels(ParallelFor parallel_for, const Tiles& t, const Terms& terms, 
   int64_t channels = t.layout.channels, sums = t.columns ? t.count : t.sums;
   int64_t stride = t.columns ? t.elements / kSumRows : channels;
   int64_t blocks = (channels + kBlockOfChannels - 1) / kBlockOfChannels;
-  // What a channel costs beside its sums is worth as many of them.
-  int64_t grain = kGrain / (kBlockOfChannels * (2 * sums + 64)) + 1;
+  // What a channel costs beside its sums is worth a few of them.
+  int64_t grain = kGrain / (kBlockOfChannels * (2 * sums + 8)) + 1;
   parallel(parallel_for, blocks, grain, [&](int64_t first, int64_t last) {
     int64_t begin = first * kBlockOfChannels, end = at_most(last * kBlockOfChannels, channels);
     float* all = partial + begin;
