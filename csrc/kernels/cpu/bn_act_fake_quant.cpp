@@ -10,6 +10,8 @@ template <class T>
 struct ShiftedTerms {
   const T* x;
 
+  [[gnu::always_inline]] void fetch(int64_t at) const { __builtin_prefetch(x + at, 0, 2); }
+
   template <bool kWhole>
   [[gnu::always_inline]] void add(int64_t at, int64_t count, Vec shift, Vec* sums) const {
     Vec d;
@@ -38,6 +40,11 @@ struct GradientTerms {
   const T* dy;
   const T* x;
   const uint64_t* inside;
+
+  [[gnu::always_inline]] void fetch(int64_t at) const {
+    __builtin_prefetch(dy + at, 0, 2);
+    __builtin_prefetch(x + at, 0, 2);
+  }
 
   template <bool kWhole>
   [[gnu::always_inline]] void add(int64_t at, int64_t count, Vec mean, Vec* sums) const {
@@ -68,9 +75,9 @@ struct Range {
   // Folded into three floats.
   void add_to(float* into) const {
     for (int t = 0; t < 3; ++t) {
-      for (int l = 0; l < kWidth; ++l) {
-        into[t] = math::MinMax::combine<float>(t, into[t], terms[t][l]);
-      }
+      float lanes[kWidth];
+      store(lanes, terms[t]);
+      for (float lane : lanes) into[t] = math::MinMax::combine<float>(t, into[t], lane);
     }
   }
 };
@@ -87,35 +94,35 @@ void activate_tile(const BnActFakeQuant& args, const Tiles& t, const ChannelTabl
   T* y = static_cast<T*>(args.y);
   uint64_t* inside = args.inside;
   Range seen;
-  for_each_channel_block<2>(
-      t, tables, t.begin(tile), end, [&](int64_t i, const auto& at) [[gnu::always_inline]] {
-        uint64_t word = 0;
-        auto normalized = [&](Vec v, int64_t k) [[gnu::always_inline]] {
-          return at.get(kSlope, k) * v + at.get(kOffset, k);
-        };
-        if (end - i >= kBlock) {
+  auto activate = [&]<bool kWhole>(int64_t i, const auto& at) [[gnu::always_inline]] {
+    uint64_t word = 0;
+    auto normalized = [&](Vec v, int64_t k) [[gnu::always_inline]] {
+      return at.get(kSlope, k) * v + at.get(kOffset, k);
+    };
+    if constexpr (kWhole) {
 #pragma GCC unroll 4
-          for (int64_t k = 0; k < kVectors; ++k) {
-            Vec v = normalized(load(x + i + k * kWidth), k);
-            if constexpr (kObserve) seen.add(v);
-            auto a = math::activated<kActive, kQuantize>(v, grid);
-            store(y + i + k * kWidth, a.y);
-            word |= equal_bits(a.rounded, a.code) << (k * kWidth);
-          }
-        } else {
-          for (int64_t k = 0; i + k * kWidth < end; ++k) {
-            int64_t from = i + k * kWidth, count = at_most(end - from, kWidth);
-            Vec v = normalized(load_some(x + from, count), k);
-            VecInt there = lane_numbers() < static_cast<int32_t>(count);
-            if constexpr (kObserve) seen.add(there ? v : math::splat<Vec>(v[0]));
-            auto a = math::activated<kActive, kQuantize>(v, grid);
-            store_some(y + from, a.y, count);
-            word |= equal_bits(a.rounded, a.code) << (k * kWidth);
-          }
-          word &= ~0ull >> (kBlock - (end - i));
-        }
-        if (inside) inside[i / kBlock] = word;
-      });
+      for (int64_t k = 0; k < kVectors; ++k) {
+        Vec v = normalized(load(x + i + k * kWidth), k);
+        if constexpr (kObserve) seen.add(v);
+        auto a = math::activated<kActive, kQuantize>(v, grid);
+        store(y + i + k * kWidth, a.y);
+        word |= equal_bits(a.rounded, a.code) << (k * kWidth);
+      }
+    } else {
+      for (int64_t k = 0; i + k * kWidth < end; ++k) {
+        int64_t from = i + k * kWidth, count = at_most(end - from, kWidth);
+        Vec v = normalized(load_some(x + from, count), k);
+        VecInt there = lane_numbers() < static_cast<int32_t>(count);
+        if constexpr (kObserve) seen.add(there ? v : math::splat<Vec>(v[0]));
+        auto a = math::activated<kActive, kQuantize>(v, grid);
+        store_some(y + from, a.y, count);
+        word |= equal_bits(a.rounded, a.code) << (k * kWidth);
+      }
+      word &= ~0ull >> (kBlock - (end - i));
+    }
+    if (inside) inside[i / kBlock] = word;
+  };
+  for_each_channel_block<2>(t, tables, t.begin(tile), end, activate);
   if constexpr (kObserve) seen.add_to(range);
 }
 
@@ -137,25 +144,29 @@ BITPARE_INLINE math::ActivationGrid<Vec> splat_grid(const math::ActivationGrid<f
           splat<Vec>(g.least),    splat<Vec>(g.most), g.positive};
 }
 
-// The tables of slope and offset, and the statistics, of channels begin .. end - 1.
+// The tables of slope and offset, and the statistics, of channels begin .. end - 1. The compiler
+// makes vectors of double of it.
 template <bool kOfBatch>
 void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& tables,
                int64_t begin, int64_t end, const float* sums, const float* squares) {
   int64_t count = t.layout.outer * t.layout.inner, channels = t.layout.channels;
+  const float *shift = tables.at(kMean), *weight = args.weight, *bias = args.bias;
+  float *slope = tables.at(kSlope), *offset = tables.at(kOffset), *mean = args.statistics;
+  float *running_mean = args.running_mean, *running_var = args.running_var;
+  double momentum = args.momentum, eps = args.eps;
+#pragma GCC ivdep
   for (int64_t c = begin; c < end; ++c) {
-    math::Moments m = {args.running_mean[c], args.running_var[c]};
+    math::Moments m = {running_mean[c], running_var[c]};
     if constexpr (kOfBatch) {
-      m = math::moments_of(tables.at(kMean)[c], sums[c - begin], squares[c - begin], count);
-      args.running_mean[c] = math::running(args.running_mean[c], m.mean, args.momentum);
-      args.running_var[c] =
-          math::running(args.running_var[c], math::unbiased(m.variance, count), args.momentum);
+      m = math::moments_of(shift[c], sums[c - begin], squares[c - begin], count);
+      running_mean[c] = math::running(running_mean[c], m.mean, momentum);
+      running_var[c] = math::running(running_var[c], math::unbiased(m.variance, count), momentum);
     }
-    auto n = math::normalization(m, args.weight ? args.weight[c] : 1.0f,
-                                 args.bias ? args.bias[c] : 0.0f, args.eps);
-    tables.at(kSlope)[c] = n.slope;
-    tables.at(kOffset)[c] = n.offset;
-    args.statistics[c] = n.mean;
-    args.statistics[channels + c] = n.inverse_std;
+    auto n = math::normalization(m, weight ? weight[c] : 1.0f, bias ? bias[c] : 0.0f, eps);
+    slope[c] = n.slope;
+    offset[c] = n.offset;
+    mean[c] = n.mean;
+    mean[channels + c] = n.inverse_std;
   }
 }
 
@@ -223,28 +234,28 @@ void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const Cha
   int64_t end = t.end(tile);
   auto dy = static_cast<const T*>(args.dy), x = static_cast<const T*>(args.x);
   T* dx = static_cast<T*>(args.dx);
-  for_each_channel_block<kBnTables>(
-      t, tables, t.begin(tile), end, [&](int64_t i, const auto& at) [[gnu::always_inline]] {
-        uint64_t word = args.inside[i / kBlock];
-        auto gradient = [&](Vec g, Vec v, int64_t k) [[gnu::always_inline]] {
-          return math::normalized_gradient<kOfBatch>(keep(g, word >> (k * kWidth)), v,
-                                                     at.get(kMean, k), at.get(kSlope, k),
-                                                     at.get(kTilt, k), at.get(kOffset, k));
-        };
-        if (end - i >= kBlock) {
+  auto pass = [&]<bool kWhole>(int64_t i, const auto& at) [[gnu::always_inline]] {
+    uint64_t word = args.inside[i / kBlock];
+    auto gradient = [&](Vec g, Vec v, int64_t k) [[gnu::always_inline]] {
+      return math::normalized_gradient<kOfBatch>(keep(g, word >> (k * kWidth)), v, at.get(kMean, k),
+                                                 at.get(kSlope, k), at.get(kTilt, k),
+                                                 at.get(kOffset, k));
+    };
+    if constexpr (kWhole) {
 #pragma GCC unroll 4
-          for (int64_t k = 0; k < kVectors; ++k) {
-            int64_t from = i + k * kWidth;
-            store(dx + from, gradient(load(dy + from), load(x + from), k));
-          }
-        } else {
-          for (int64_t k = 0; i + k * kWidth < end; ++k) {
-            int64_t from = i + k * kWidth, count = at_most(end - from, kWidth);
-            Vec result = gradient(load_some(dy + from, count), load_some(x + from, count), k);
-            store_some(dx + from, result, count);
-          }
-        }
-      });
+      for (int64_t k = 0; k < kVectors; ++k) {
+        int64_t from = i + k * kWidth;
+        store(dx + from, gradient(load(dy + from), load(x + from), k));
+      }
+    } else {
+      for (int64_t k = 0; i + k * kWidth < end; ++k) {
+        int64_t from = i + k * kWidth, count = at_most(end - from, kWidth);
+        Vec result = gradient(load_some(dy + from, count), load_some(x + from, count), k);
+        store_some(dx + from, result, count);
+      }
+    }
+  };
+  for_each_channel_block<kBnTables>(t, tables, t.begin(tile), end, pass);
 }
 
 }  // namespace

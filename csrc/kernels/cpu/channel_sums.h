@@ -9,6 +9,9 @@
 namespace bitpare {
 namespace {
 
+// How many elements ahead memory is asked for.
+constexpr int64_t kAhead = 2048;
+
 // One layout cut into tiles of `elements` neighbours, a multiple of 64: each is `pieces` pieces of
 // wide rows where channels are innermost. `grain` tiles are worth a thread.
 struct Tiles {
@@ -37,15 +40,18 @@ struct Tiles {
   int64_t end(int64_t tile) const { return at_most((tile + 1) * elements, n); }
 };
 
-// Adds `rows` rows of `width` elements from x's element `at` on to width sums of each of two terms.
+// Adds kRows rows of `width` elements from element `at` on to width sums of each of two terms, and
+// asks for those `ahead`, since rows side by side hide from the hardware that memory is read
+// through.
 template <int kRows, class Terms>
-BITPARE_INLINE void add_rows(const Terms& terms, int64_t at, int64_t width, const float* offset,
-                             float* first, float* second) {
+BITPARE_INLINE void add_rows(const Terms& terms, int64_t at, int64_t width, int64_t ahead,
+                             const float* offset, float* first, float* second) {
   int64_t j = 0;
   for (; j + kWidth <= width; j += kWidth) {
     Vec sums[2] = {load(first + j), load(second + j)}, from = load(offset + j);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
+      terms.fetch(at + ahead + r * width + j);
       terms.template add<true>(at + r * width + j, kWidth, from, sums);
     }
     store(first + j, sums[0]);
@@ -81,16 +87,17 @@ void sum_columns(const Tiles& t, int64_t tile, const Terms& terms, const float* 
                  float* partial) {
   int64_t begin = t.begin(tile), end = t.end(tile), piece = kSumRows * t.width;
   int64_t stride = t.sums * t.layout.channels;
+  int64_t group = 4 * t.width, ahead = (kAhead + group - 1) / group * group;
   float* first = partial + begin / kSumRows;
   float* sums = first;
   for (int64_t at = begin; at < end; sums += t.width) {
     int64_t stop = at_most(at + piece, end);
     for (int64_t j = 0; j < t.width; ++j) sums[j] = sums[stride + j] = 0.0f;
-    for (; at + 4 * t.width <= stop; at += 4 * t.width) {
-      add_rows<4>(terms, at, t.width, offset, sums, sums + stride);
+    for (; at + group <= stop; at += group) {
+      add_rows<4>(terms, at, t.width, ahead, offset, sums, sums + stride);
     }
     for (; at < stop; at += t.width) {
-      add_rows<1>(terms, at, at_most(t.width, stop - at), offset, sums, sums + stride);
+      add_rows<1>(terms, at, at_most(t.width, stop - at), ahead, offset, sums, sums + stride);
     }
   }
   int64_t channels = t.layout.channels, rows = (sums - first) / channels;
@@ -167,8 +174,8 @@ void sum_channels(ParallelFor parallel_for, const Tiles& t, const Terms& terms, 
   int64_t channels = t.layout.channels, sums = t.columns ? t.count : t.sums;
   int64_t stride = t.columns ? t.elements / kSumRows : channels;
   int64_t blocks = (channels + kBlockOfChannels - 1) / kBlockOfChannels;
-  // What a channel costs beside its sums is worth as many of them.
-  int64_t grain = kGrain / (kBlockOfChannels * (2 * sums + 64)) + 1;
+  // What a channel costs beside its sums is worth a few of them.
+  int64_t grain = kGrain / (kBlockOfChannels * (2 * sums + 8)) + 1;
   parallel(parallel_for, blocks, grain, [&](int64_t first, int64_t last) {
     int64_t begin = first * kBlockOfChannels, end = at_most(last * kBlockOfChannels, channels);
     float* all = partial + begin;
@@ -212,54 +219,82 @@ struct OneOfTables {
   [[gnu::always_inline]] Vec get(int table, int64_t) const { return all[table]; }
 };
 
-// body(i, tables) for the blocks of 64 elements of [begin, end); begin is a multiple of 64, and of
-// a wide row's length where channels are innermost.
+// Where a walk over neighbouring elements stands, where a channel's lie side by side.
+template <int kTables>
+class ChannelWalk {
+ public:
+  ChannelWalk(const ReduceLayout& l, const ChannelTables& tables, int64_t at)
+      : tables_(tables),
+        inner_(l.inner),
+        channel_(at / l.inner % l.channels),
+        offset_(at % l.inner) {}
+
+  bool block_is_one() const { return offset_ + kBlock <= inner_; }
+
+  // The values of the next block, which is of one channel.
+  [[gnu::always_inline]] OneOfTables<kTables> one() {
+    OneOfTables<kTables> result;
+    for (int k = 0; k < kTables; ++k) result.all[k] = math::splat<Vec>(tables_.at(k)[channel_]);
+    advance(kBlock);
+    return result;
+  }
+
+  // Those of the next block, of several channels.
+  SpreadTables<kTables> several() {
+    for (int64_t p = 0; p < kBlock;) {
+      int64_t run = at_most(inner_ - offset_, kBlock - p);
+      for (int k = 0; k < kTables; ++k) {
+        // Whole vectors, past the end of the run: what follows overwrites it.
+        Vec value = math::splat<Vec>(tables_.at(k)[channel_]);
+        for (int64_t j = 0; j < run; j += kWidth) store(spread_ + k * kRoom + p + j, value);
+      }
+      p += run;
+      advance(run);
+    }
+    return {spread_, kRoom};
+  }
+
+ private:
+  [[gnu::always_inline]] void advance(int64_t by) {
+    offset_ += by;
+    if (offset_ < inner_) return;
+    offset_ = 0;
+    if (++channel_ == tables_.channels) channel_ = 0;
+  }
+
+  static constexpr int64_t kRoom = kBlock + kWidth;
+  ChannelTables tables_;
+  int64_t inner_, channel_, offset_;
+  float spread_[kTables * kRoom];
+};
+
+// body.operator()<kWhole>(i, tables) for the blocks of 64 elements of [begin, end), the last of
+// which may have fewer. begin is a multiple of 64, and of a wide row's length where channels are
+// innermost.
 template <int kTables, class Body>
 BITPARE_INLINE void for_each_channel_block(const Tiles& t, const ChannelTables& tables,
                                            int64_t begin, int64_t end, Body body) {
+  using Spread = SpreadTables<kTables>;
+  int64_t i = begin;
   if (t.columns) {
     int64_t p = 0;
-    for (int64_t i = begin; i < end; i += kBlock) {
-      body(i, SpreadTables<kTables>{tables.values + p, tables.room});
+    for (; i + kBlock <= end; i += kBlock) {
+      body.template operator()<true>(i, Spread{tables.values + p, tables.room});
       p += kBlock;
       if (p >= tables.period) p -= tables.period;
     }
+    if (i < end) body.template operator()<false>(i, Spread{tables.values + p, tables.room});
     return;
   }
-  int64_t inner = t.layout.inner, channel = begin / inner % tables.channels, offset = begin % inner;
-  auto next = [&]() [[gnu::always_inline]] {
-    if (++channel == tables.channels) channel = 0;
-  };
-  for (int64_t i = begin; i < end; i += kBlock) {
-    if (offset + kBlock <= inner) {
-      OneOfTables<kTables> one;
-      for (int k = 0; k < kTables; ++k) one.all[k] = math::splat<Vec>(tables.at(k)[channel]);
-      body(i, one);
-      offset += kBlock;
-      if (offset == inner) {
-        next();
-        offset = 0;
-      }
-      continue;
+  ChannelWalk<kTables> walk(t.layout, tables, begin);
+  for (; i + kBlock <= end; i += kBlock) {
+    if (walk.block_is_one()) {
+      body.template operator()<true>(i, walk.one());
+    } else {
+      body.template operator()<true>(i, walk.several());
     }
-    float spread[kTables * (kBlock + kWidth)];
-    for (int64_t p = 0; p < kBlock;) {
-      for (int k = 0; k < kTables; ++k) {
-        float* out = spread + k * (kBlock + kWidth);
-        Vec value = math::splat<Vec>(tables.at(k)[channel]);
-        int64_t run = at_most(inner - offset, kBlock - p);
-        for (int64_t j = 0; j < run; j += kWidth) store(out + p + j, value);
-      }
-      int64_t run = at_most(inner - offset, kBlock - p);
-      p += run;
-      offset += run;
-      if (offset == inner) {
-        next();
-        offset = 0;
-      }
-    }
-    body(i, SpreadTables<kTables>{spread, kBlock + kWidth});
   }
+  if (i < end) body.template operator()<false>(i, walk.several());
 }
 
 }  // namespace
