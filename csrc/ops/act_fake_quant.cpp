@@ -119,9 +119,9 @@ struct Masked : torch::autograd::Function<Masked> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    BelowAutogradUnlessRecording guard;
     auto& saved = context->saved_data;
     Tensor inside = context->get_saved_variables()[0];
+    BelowAutogradUnlessRecording guard;
     Tensor dx =
         straight_through(dy[0], inside, static_cast<at::MemoryFormat>(saved["format"].toInt()));
     return {saved["needs_x"].toBool() ? dx : Tensor(),
@@ -144,9 +144,9 @@ struct Shaped : torch::autograd::Function<Shaped> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    BelowAutogradUnlessRecording guard;
     static auto op = find_op<GradientSignature>("bitpare::_act_fake_quant_gradient");
     auto tensors = context->get_saved_variables();
+    BelowAutogradUnlessRecording guard;
     auto& saved = context->saved_data;
     Tensor dx = op.call(dy[0], tensors[0], tensors[1], saved["activation"].toInt(),
                         static_cast<at::MemoryFormat>(saved["format"].toInt()));

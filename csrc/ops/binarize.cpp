@@ -135,9 +135,9 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    BelowAutogradUnlessRecording guard;
     static auto op = find_op<GradientSignature>("bitpare::_binarize_gradient");
     auto tensors = context->get_saved_variables();
+    BelowAutogradUnlessRecording guard;
     auto& saved = context->saved_data;
     OptionalTensor threshold;
     if (tensors[2].defined()) threshold = tensors[2];

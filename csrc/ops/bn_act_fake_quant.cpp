@@ -214,9 +214,9 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    BelowAutogradUnlessRecording guard;
     static auto op = find_op<GradientSignature>("bitpare::_bn_act_fake_quant_gradient");
     auto saved = context->get_saved_variables();
+    BelowAutogradUnlessRecording guard;
     OptionalTensor weight;
     if (saved[1].defined()) weight = saved[1];
     auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());

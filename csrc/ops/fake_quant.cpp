@@ -127,9 +127,9 @@ struct Shaped : torch::autograd::Function<Shaped> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    BelowAutogradUnlessRecording guard;
     static auto op = find_op<GradientSignature>("bitpare::_fake_quant_gradient");
     auto tensors = context->get_saved_variables();
+    BelowAutogradUnlessRecording guard;
     auto& saved = context->saved_data;
     auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     Tensor dx =

@@ -165,8 +165,8 @@ struct Use : torch::autograd::Function<Use> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    BelowAutogradUnlessRecording guard;
     Tensor inside = context->get_saved_variables()[0];
+    BelowAutogradUnlessRecording guard;
     if (nothing_clipped(inside)) return {dy[0], Tensor(), Tensor()};
     auto saved = context->saved_data.find("format");
     auto format = saved == context->saved_data.end()

@@ -37,9 +37,9 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    BelowAutogradUnlessRecording guard;
     auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
     Tensor inside = context->get_saved_variables()[0];
+    BelowAutogradUnlessRecording guard;
     return {straight_through(dy[0], inside, format), Tensor(), Tensor()};
   }
 };

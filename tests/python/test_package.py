@@ -134,11 +134,13 @@ def test_no_torch_ao():
     assert not [p for p in sources if re.search(r"torch\.ao|torchao", p.read_text())]
 
 
-def test_readme_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("name", ["README.md", "docs/qat.md"])
+def test_code_in_the_docs_runs(name):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     assert blocks
+    scope: dict = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, name, "exec"), scope)
 
 
 def test_benchmark_tables_are_the_stored_results():
