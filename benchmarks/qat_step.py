@@ -47,10 +47,8 @@ def build(name: str, kind: str):
     if kind == "bitpare":
         model = bp.prepare(model, example_inputs=(x,))
         bp.calibrate(model, [x])
-        parameters = bp.param_groups(model, weight_decay=4e-5)
-    else:
-        parameters = model.parameters()
     model.train()
+    parameters = bp.param_groups(model, weight_decay=4e-5)
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
     def step() -> None:
@@ -89,7 +87,7 @@ def measure(name: str, rounds: int) -> dict:
     for step in steps.values():
         for _ in range(3):
             step()
-    times = timing.interleave(steps, rounds=rounds, slice_s=0.05)
+    times = timing.interleave(steps, rounds=rounds, slice_s=0.4)
     best = min(times["float"].median, times["channels_last"].median)
     del steps
     memory = {kind: peak_memory(name, kind) for kind in kinds}

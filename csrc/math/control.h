@@ -24,7 +24,8 @@ BITPARE_INLINE void fold_pending(float* least, float* most, const float* terms) 
   float low = limit_of(terms[0], terms[2]), high = limit_of(terms[1], terms[2]);
   float none = *least == *least ? 0.0f : *least;
   float odd = low == low ? none : low;
-  float below = MinMax::combine<float>(0, *least, low), above = MinMax::combine<float>(1, *most, high);
+  float below = MinMax::combine<float>(0, *least, low),
+        above = MinMax::combine<float>(1, *most, high);
   *least = odd == odd ? below : odd;
   *most = odd == odd ? above : odd;
 }

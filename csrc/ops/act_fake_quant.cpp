@@ -8,13 +8,10 @@ namespace {
 
 constexpr const char* kOp = "act_fake_quant";
 
-using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor& x, const OptionalTensor& other,
-                                                    const Tensor& scale,
-                                                    const OptionalTensor& zero_point,
-                                                    const Tensor& control,
-                                                    const OptionalTensor& pending,
-                                                    int64_t activation, bool save_inside,
-                                                    at::MemoryFormat memory_format);
+using ForwardSignature = std::tuple<Tensor, Tensor>(
+    const Tensor& x, const OptionalTensor& other, const Tensor& scale,
+    const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
+    int64_t activation, bool save_inside, at::MemoryFormat memory_format);
 using GradientSignature = Tensor(const Tensor& dy, const Tensor& x, const Tensor& inside,
                                  int64_t activation, at::MemoryFormat memory_format);
 
@@ -38,8 +35,8 @@ void check_values(const Tensor& scale, const OptionalTensor& zero_point, const T
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
                                    const Tensor& scale, const OptionalTensor& zero_point,
-                                   const Tensor& control, const OptionalTensor& pending, int64_t activation,
-                                   bool save_inside, at::MemoryFormat format) {
+                                   const Tensor& control, const OptionalTensor& pending,
+                                   int64_t activation, bool save_inside, at::MemoryFormat format) {
   Device::require(kOp, x);
   Tensor source = x.contiguous(format), added = other ? other->contiguous(format) : Tensor();
   Tensor y = at::empty_like(source), inside = new_bits(source, save_inside);
@@ -68,8 +65,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
 }
 
 std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor&, const Tensor&,
-                                        const OptionalTensor&, const Tensor&,
-                                        const OptionalTensor&, int64_t, bool save_inside, at::MemoryFormat format) {
+                                        const OptionalTensor&, const Tensor&, const OptionalTensor&,
+                                        int64_t, bool save_inside, at::MemoryFormat format) {
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
 }
 
@@ -167,8 +164,8 @@ void check_other(const Tensor& x, const Tensor& other, Activation activation) {
 }
 
 Arguments checked(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-                  const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
-                  c10::string_view activation) {
+                  const OptionalTensor& zero_point, const Tensor& control,
+                  const OptionalTensor& pending, c10::string_view activation) {
   check_input(kOp, x);
   auto parsed = static_cast<Activation>(parse_name(
       kOp, "activation", activation, {"none", "relu", "relu6", "hardswish", "hardsigmoid"}));
@@ -190,8 +187,8 @@ Tensor without_gradient(const Tensor& x, const OptionalTensor& other, const Tens
 }
 
 Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-                const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
-                c10::string_view activation) {
+                const OptionalTensor& zero_point, const Tensor& control,
+                const OptionalTensor& pending, c10::string_view activation) {
   if (pending) pending->unsafeGetTensorImpl()->bump_version();
   if (!needs_gradient(x) && !(other && needs_gradient(*other))) {
     at::AutoDispatchBelowADInplaceOrView below;
@@ -206,8 +203,8 @@ Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scal
 std::tuple<Tensor, Tensor> written(c10::DispatchKeySet keys, const Tensor& x,
                                    const OptionalTensor& other, const Tensor& scale,
                                    const OptionalTensor& zero_point, const Tensor& control,
-                                   const OptionalTensor& pending, int64_t activation, bool save_inside,
-                                   at::MemoryFormat format) {
+                                   const OptionalTensor& pending, int64_t activation,
+                                   bool save_inside, at::MemoryFormat format) {
   static auto op = find_op<ForwardSignature>("bitpare::_act_fake_quant");
   if (pending) pending->unsafeGetTensorImpl()->bump_version();
   return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, other, scale, zero_point,

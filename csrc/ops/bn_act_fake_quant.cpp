@@ -61,9 +61,9 @@ template <class Device>
 Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                 const Tensor& running_mean, const Tensor& running_var,
                 const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
-                int64_t activation, bool training, double momentum, double eps, bool save_inside,
-                at::MemoryFormat format) {
+                const OptionalTensor& zero_point, const Tensor& control,
+                const OptionalTensor& pending, int64_t activation, bool training, double momentum,
+                double eps, bool save_inside, at::MemoryFormat format) {
   Device::require(kOp, x);
   Tensor source = x.contiguous(format), y = at::empty_like(source);
   Tensor inside = new_bits(source, save_inside), statistics = new_statistics(x);
@@ -99,8 +99,8 @@ Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTen
 
 Results forward_meta(const Tensor& x, const OptionalTensor&, const OptionalTensor&, const Tensor&,
                      const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
-                     const Tensor&, const OptionalTensor&, int64_t, bool, double, double, bool save_inside,
-                     at::MemoryFormat format) {
+                     const Tensor&, const OptionalTensor&, int64_t, bool, double, double,
+                     bool save_inside, at::MemoryFormat format) {
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside), new_statistics(x)};
 }
 
@@ -109,8 +109,8 @@ Results bump_versions(const Tensor& x, const OptionalTensor& weight, const Optio
                       const Tensor& running_mean, const Tensor& running_var,
                       const OptionalTensor& num_batches_tracked, const Tensor& scale,
                       const OptionalTensor& zero_point, const Tensor& control,
-                      const OptionalTensor& pending, int64_t activation, bool training, double momentum,
-                      double eps, bool save_inside, at::MemoryFormat format) {
+                      const OptionalTensor& pending, int64_t activation, bool training,
+                      double momentum, double eps, bool save_inside, at::MemoryFormat format) {
   at::AutoDispatchBelowADInplaceOrView below;
   auto results = call_forward(x, weight, bias, running_mean, running_var, num_batches_tracked,
                               scale, zero_point, control, pending, activation, training, momentum,
@@ -174,8 +174,8 @@ void check_values(const Tensor& x, const char* name, const Tensor& t, at::Scalar
 Activation check(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                  const Tensor& running_mean, const Tensor& running_var,
                  const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                 const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
-                 c10::string_view activation, bool training) {
+                 const OptionalTensor& zero_point, const Tensor& control,
+                 const OptionalTensor& pending, c10::string_view activation, bool training) {
   check_input(kOp, x);
   TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ", x.sym_sizes());
   const char* channels = "channels of x along axis 1";
@@ -230,8 +230,9 @@ template <bool kAutograd>
 Tensor public_op(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                  const Tensor& running_mean, const Tensor& running_var,
                  const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                 const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
-                 c10::string_view activation, bool training, double momentum, double eps) {
+                 const OptionalTensor& zero_point, const Tensor& control,
+                 const OptionalTensor& pending, c10::string_view activation, bool training,
+                 double momentum, double eps) {
   auto act = check(x, weight, bias, running_mean, running_var, num_batches_tracked, scale,
                    zero_point, control, pending, activation, training);
   at::MemoryFormat format = format_of(x, {});

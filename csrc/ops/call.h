@@ -18,8 +18,8 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 }
 
 // For the body of a backward pass: unless a second derivative is asked for, the op it calls need
-// not pass through autograd, which costs a microsecond. Comes after get_saved_variables(), which may
-// run a forward pass again (activation checkpointing).
+// not pass through autograd, which costs a microsecond. Comes after get_saved_variables(), which
+// may run a forward pass again (activation checkpointing).
 class BelowAutogradUnlessRecording {
  public:
   BelowAutogradUnlessRecording() {

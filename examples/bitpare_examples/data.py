@@ -21,7 +21,9 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[train], y[train], x[test], y[test]
 
 
-def _placed(images: Tensor, size: int, generator: torch.Generator, scale: tuple[float, float]) -> Tensor:
+def _placed(
+    images: Tensor, size: int, generator: torch.Generator, scale: tuple[float, float]
+) -> Tensor:
     """Images turned, scaled and moved into a square of `size`, as a mask in 0 .. 1."""
     n = len(images)
 
@@ -44,7 +46,9 @@ def _placed(images: Tensor, size: int, generator: torch.Generator, scale: tuple[
     return F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
 
 
-def _compose(images: Tensor, labels: Tensor, count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+def _compose(
+    images: Tensor, labels: Tensor, count: int, size: int, seed: int
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     pick = torch.randint(len(images), (count,), generator=generator)
     mask = _placed(images[pick], size, generator, (0.5, 0.85))

@@ -22,8 +22,8 @@ from bitpare.quant.training import ema, param_groups  # noqa: E402
 __all__ = [
     "FLOAT",
     "QConfig",
-    "QatSchedule",
     "QSpec",
+    "QatSchedule",
     "Uncalibrated",
     "Unsupported",
     "__version__",

@@ -432,8 +432,8 @@ def bn_act_fake_quant(
     tensor of quant_min, quant_max, observe, quantize and freeze, read where ``x`` is. With
     ``training`` and without freeze, mean and var are those of ``x`` and move ``running_mean``,
     ``running_var`` (unbiased) and ``num_batches_tracked``; else they are the running ones. With
-    observe, ``pending`` (float32 of the least and the most, or None; (inf, -inf) at first) takes in the
-    activation's range; without quantize the activation passes as it is. Gradients go to ``x``,
+    observe, ``pending`` (float32 of the least and the most, (inf, -inf) at first, or None) takes in
+    the activation's range; without quantize the activation passes as it is. Gradients go to ``x``,
     ``weight`` and ``bias``, 0 from where a value was clamped.
 
     >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])

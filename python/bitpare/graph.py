@@ -186,7 +186,7 @@ def make_entry(owner: nn.Module, call: Call, numbers: bool) -> Entry:
         if p.kind is p.KEYWORD_ONLY and not keyword_only:
             entry.header += ", *"
             keyword_only = True
-        stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        stars = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         keyword_only = keyword_only or p.kind is p.VAR_POSITIONAL
         default = "" if p.default is p.empty else f"=_bitpare_defaults[{p.name!r}]"
         entry.header += f", {stars}{p.name}{default}"
@@ -282,9 +282,7 @@ class FlatTracer(_Tracer):
         self.events[name][run].append((kind, target))
         return name, run, len(self.events[name][run]) - 1
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
@@ -318,9 +316,7 @@ def _no_checkpointing() -> Iterator[None]:
         torch.utils.checkpoint.checkpoint = original
 
 
-def _run_tracer(
-    tracer: fx.Tracer, owner: nn.Module, entry: Entry, live: list[str]
-) -> fx.Graph:
+def _run_tracer(tracer: fx.Tracer, owner: nn.Module, entry: Entry, live: list[str]) -> fx.Graph:
     """The owner's graph; refuses a forward that leaves traces of another kind than the graph.
 
     Tensors made during the trace are constants: they become buffers of the owner, outside its
@@ -329,7 +325,9 @@ def _run_tracer(
     kind = type(owner)
     attributes, buffers = dict(owner.__dict__), dict(owner._buffers)
     python_random, torch_random = random.getstate(), torch.get_rng_state()
-    owner.__class__ = type(kind.__name__, (kind,), {ENTRY: _entry_function(owner, entry, tracer, live)})
+    owner.__class__ = type(
+        kind.__name__, (kind,), {ENTRY: _entry_function(owner, entry, tracer, live)}
+    )
     try:
         with _no_checkpointing():
             graph = tracer.trace(owner)
@@ -438,9 +436,7 @@ def trace_flat(root: nn.Module, call: Call, opaque: set[nn.Module]) -> FlatTrace
     tracer = FlatTracer(opaque)
     entry = make_entry(root, call, numbers=False)
     graph = _run_tracer(tracer, root, entry, [])
-    uses = Counter(
-        root.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"
-    )
+    uses = Counter(root.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module")
     trace = FlatTrace(graph, entry, tracer.events, uses)
     _note_values(root, trace)
     return trace
@@ -462,5 +458,7 @@ def _note_values(root: nn.Module, trace: FlatTrace) -> None:
         probe = copy.deepcopy(root)
         for name, value in trace.graph.bitpare_constants.items():  # type: ignore[attr-defined]
             setattr(probe, name, value)
-        values = _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, trace.entry.values)
+        values = _pytree.tree_map(
+            lambda v: v.clone() if isinstance(v, Tensor) else v, trace.entry.values
+        )
         _Shapes(probe, graph=trace.graph).run(*values)

@@ -2,8 +2,8 @@
 // math/ applied element by element, the reductions against the order that math/reduce.h fixes,
 // all bit for bit.
 #include "families.h"
-#include "kernels/dispatch.h"
 #include "fixed_order.h"
+#include "kernels/dispatch.h"
 #include "math/fake_quant_lsq.h"
 #include "math/philox.h"
 

@@ -417,7 +417,11 @@ def _calibration_cases() -> list[Case]:
 
 
 CASES = (
-    _fake_quant_cases() + _act_cases() + _lsq_cases() + _other_cases() + _calibration_cases()
+    _fake_quant_cases()
+    + _act_cases()
+    + _lsq_cases()
+    + _other_cases()
+    + _calibration_cases()
     + _bn_cases()
 )
 MUTATING = ("observe_histogram_",)

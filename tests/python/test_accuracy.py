@@ -72,7 +72,9 @@ def mobilenet():
     torch.manual_seed(0)
     data = composed_digits()
     model = MobileNetV2(width=0.5).to(memory_format=torch.channels_last)
-    data = tuple(t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in data)
+    data = tuple(
+        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in data
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=4e-5)
     train(model, *data[:2], optimizer, 8)
     return model, data, accuracy(model, *data[2:])

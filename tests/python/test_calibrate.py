@@ -155,8 +155,11 @@ def test_learned_scales_start_from_the_data():
     learned = [m for m in model.modules() if isinstance(m, Quantizer) and m.spec.learn == "lsq"]
     activation = next(m for m in learned if m.role == "activation")
     assert activation.calibrated and 0 < activation.scale.item() < 1
-    weight = next(m for m in model.modules() if isinstance(m, Quantizer) and m.role == "weight"
-                  and m.spec.learn == "lsq")
+    weight = next(
+        m
+        for m in model.modules()
+        if isinstance(m, Quantizer) and m.role == "weight" and m.spec.learn == "lsq"
+    )
     model.eval()(x)
     assert weight.calibrated
     layer = model.conv2 if weight.name == "conv2" else model.fc1
@@ -188,8 +191,9 @@ def test_bad_input():
     nan[0, 0, 0, 0] = math.nan
     with pytest.raises(bp.Uncalibrated, match="every batch had NaN or infinite values at input"):
         bp.calibrate(model, [nan])
-    assert not any(q.calibrated for q in model.modules()
-                   if isinstance(q, Quantizer) and q.role == "activation")
+    assert not any(
+        q.calibrated for q in model.modules() if isinstance(q, Quantizer) and q.role == "activation"
+    )
     with pytest.warns(UserWarning, match=r"left out at input \(1\)"):
         bp.calibrate(model, [x, nan])
     good = {k: v.clone() for k, v in model.state_dict().items()}

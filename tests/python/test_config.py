@@ -92,7 +92,7 @@ def test_round_trips(config):
 
 def test_predicates_cannot_be_written():
     config = bp.QConfig.int8().override(lambda name, module: True, weight=bp.FLOAT)
-    with pytest.raises(ValueError, match="predicate .* cannot be written"):
+    with pytest.raises(ValueError, match=r"predicate .* cannot be written"):
         config.to_dict()
 
 

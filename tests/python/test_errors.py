@@ -32,6 +32,7 @@ def states(**changes):
     }
     return tuple((right | changes).values())
 
+
 COUNTS, ZERO = torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 LIMIT = torch.zeros(1)
 RANGE = {**GRID, "method": "mse", "symmetric": True}

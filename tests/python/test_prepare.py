@@ -384,9 +384,9 @@ def test_bad_input():
         )
     with pytest.raises(bp.Unsupported, match="no layer that can be quantized"):
         bp.prepare(nn.Sequential(nn.Softmax(1)), example_inputs=(x,))
-    with pytest.raises(TypeError, match="config must be a bp.QConfig, got str"):
+    with pytest.raises(TypeError, match=r"config must be a bp\.QConfig, got str"):
         bp.prepare(model, "int8", example_inputs=(x,))
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         bp.prepare(lambda x: x, example_inputs=(x,))
     prepared = bp.prepare(model, example_inputs=(x,))
     with pytest.raises(ValueError, match="prepared already"):

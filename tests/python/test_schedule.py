@@ -28,10 +28,8 @@ def flags(model: nn.Module) -> set[tuple[int, ...]]:
 
 
 def test_phases():
-    model, x = prepared()
+    model, _ = prepared()
     schedule = bp.QatSchedule(model, total_steps=10, delay=0.2, freeze_ranges=0.6, freeze_bn=8)
-    float_y = networks.SmallMobileNet()
-    float_y.load_state_dict({k: v for k, v in model.state_dict().items() if "bp_" not in k})
     seen = []
     for _ in range(10):
         seen.append(flags(model))
@@ -71,7 +69,9 @@ def test_ramp_turns_quantizers_on_one_after_the_other():
     for _ in range(40):
         counts.append(sum(int(q.control[3]) for q in quantizers(model)))
         schedule.step()
-    assert counts[:10] == [0] * 10 and counts[10] > 0 and counts[30:] == [len(quantizers(model))] * 10
+    assert (
+        counts[:10] == [0] * 10 and counts[10] > 0 and counts[30:] == [len(quantizers(model))] * 10
+    )
     assert counts == sorted(counts) and len(set(counts)) > 15
 
 
@@ -93,7 +93,9 @@ def test_bits_are_annealed(learn):
 
 def test_the_state_is_a_function_of_the_step_alone():
     """Loading a step count gives what stepping there gives."""
-    options = dict(total_steps=20, delay=2, ramp=4, freeze_ranges=12, freeze_bn=15, bits={0: 8, 9: 4})
+    options = dict(
+        total_steps=20, delay=2, ramp=4, freeze_ranges=12, freeze_bn=15, bits={0: 8, 9: 4}
+    )
     stepped, _ = prepared()
     schedule = bp.QatSchedule(stepped, **options)
     for step in range(20):
@@ -129,7 +131,7 @@ class Skipping(torch.optim.Optimizer):
 
 
 def test_skipped_steps_do_not_count():
-    model, x = prepared()
+    model, _ = prepared()
     optimizer = Skipping(bp.param_groups(model))
     schedule = bp.QatSchedule(model, total_steps=10, freeze_ranges=2).attach(optimizer)
     for skipped in (False, True, True, False):

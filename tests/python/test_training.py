@@ -213,20 +213,9 @@ def test_compiled_models_are_found_inside():
     assert len(bp.param_groups(wrapped)) == 2
 
 
-class Checkpointed(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for part in self.inner.features:
-            x = checkpoint(part, x, use_reentrant=False)
-        return self.inner.classifier(x.mean([2, 3]))
-
-
 def test_activation_checkpointing_gives_the_same_gradients():
     """Parts recomputed in the backward pass see the same ranges and weights."""
-    x, target = data("mobilenet", 0)
+    x, _ = data("mobilenet", 0)
     for calibrated in (True, False):
         model = bp.prepare(networks.SmallMobileNet(), example_inputs=(x,)).train()
         if calibrated:
@@ -379,7 +368,9 @@ def test_sharding_works_or_is_refused_with_the_reason(tmp_path):
 
 
 def test_param_groups():
-    model = bp.prepare(networks.SmallMobileNet(), bp.QConfig.int4(), example_inputs=torch.randn(2, 3, 16, 16))
+    model = bp.prepare(
+        networks.SmallMobileNet(), bp.QConfig.int4(), example_inputs=torch.randn(2, 3, 16, 16)
+    )
     groups = bp.param_groups(model, weight_decay=0.1, scale_lr=0.001)
     names = {id(p): n for n, p in model.named_parameters()}
     decayed, plain, scales = ([names[id(p)] for p in g["params"]] for g in groups)

@@ -77,9 +77,8 @@ class _Members:
         live = [q for q in self.ranges if not (q.calibrating or q.bypass)]
         if not live:
             return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if torch.distributed.get_world_size() > 1:
-                _share([q.pending for q in live])
+        if _world_size() > 1:
+            _share([q.pending for q in live])
         update_ranges(live)
 
     def quantize_weights(self) -> None:
@@ -92,11 +91,16 @@ class _Members:
         for members in groups.values():
             found = quantize_weights([m.weight for m, _ in members], [q for _, q in members])
             for (_, q), cached in zip(members, found, strict=True):
-                q._cached = cached
+                q.passing.weight = cached
 
     def drop_weights(self) -> None:
         for _, q in self.weights:
-            q._cached = None
+            q.passing.weight = None
+
+
+def _world_size() -> int:
+    known = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if known else 1
 
 
 def _share(pending: list[Tensor]) -> None:

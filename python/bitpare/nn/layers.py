@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from bitpare.nn.quantizer import Quantizer, RangeQuantizer
 
+use_weight = torch.ops.bitpare.use_weight.default
+
 
 class _Layer:
     """What quantized layers share: quantizers of the weight, and of input and output where the
@@ -19,20 +21,31 @@ class _Layer:
     bp_output: Quantizer | None
     weight: Tensor
 
+    _modules: dict[str, Any]
+
     def quantized_weight(self) -> Tensor:
-        return self.weight if self.bp_weight is None else self.bp_weight(self.weight)
+        quantizer = self._modules["bp_weight"]
+        if quantizer is None:
+            return self.weight
+        if quantizer.passing.weight is not None:  # found for the whole model at once
+            return use_weight(self.weight, *quantizer.passing.weight)
+        return quantizer(self.weight)
 
     def _enter(self, x: Tensor) -> Tensor:
-        return x if self.bp_input is None else self.bp_input(x)
+        quantizer = self._modules["bp_input"]
+        return x if quantizer is None else quantizer(x)
 
     def _leave(self, y: Tensor) -> Tensor:
-        return y if self.bp_output is None else self.bp_output(y)
+        quantizer = self._modules["bp_output"]
+        return y if quantizer is None else quantizer(y)
 
 
 class _Convolution(_Layer):
-    def forward(self, input: Tensor) -> Tensor:
-        y = self._conv_forward(  # type: ignore[attr-defined]
-            self._enter(input), self.quantized_weight(), self.bias  # type: ignore[attr-defined]
+    def forward(self: Any, input: Tensor) -> Tensor:
+        y = self._conv_forward(
+            self._enter(input),
+            self.quantized_weight(),
+            self.bias,
         )
         return self._leave(y)
 
@@ -52,23 +65,29 @@ class QConv3d(_Convolution, nn.Conv3d):
 class _Transposed(_Layer):
     """The weight is [in, out / groups, ...]: its output channels lie along dimension 1."""
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.padding_mode != "zeros":  # type: ignore[attr-defined]
+    def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.padding_mode != "zeros":
             raise ValueError("Only `zeros` padding mode is supported for ConvTranspose")
         dims = self.weight.dim() - 2
-        padding = self._output_padding(  # type: ignore[attr-defined]
-            input, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation  # type: ignore[attr-defined]
+        padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            dims,
+            self.dilation,
         )
         run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
         y = run(
             self._enter(input),
             self.quantized_weight(),
-            self.bias,  # type: ignore[attr-defined]
-            self.stride,  # type: ignore[attr-defined]
-            self.padding,  # type: ignore[attr-defined]
+            self.bias,
+            self.stride,
+            self.padding,
             padding,
-            self.groups,  # type: ignore[attr-defined]
-            self.dilation,  # type: ignore[attr-defined]
+            self.groups,
+            self.dilation,
         )
         return self._leave(y)
 
@@ -108,19 +127,19 @@ class _BatchNorm:
     bp_tail: tuple[RangeQuantizer, str] | None
     bp_frozen: bool
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor) -> Tensor:
         if self.bp_tail is not None and self.bp_tail[0].fuses():
-            return self.bp_tail[0].batch_norm(input, self, self.bp_tail[1])  # type: ignore[arg-type]
-        if self.bp_frozen and self.training:  # type: ignore[attr-defined]
+            return self.bp_tail[0].batch_norm(input, self, self.bp_tail[1])
+        if self.bp_frozen and self.training:
             y = F.batch_norm(
                 input,
-                self.running_mean,  # type: ignore[attr-defined]
-                self.running_var,  # type: ignore[attr-defined]
-                self.weight,  # type: ignore[attr-defined]
-                self.bias,  # type: ignore[attr-defined]
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
                 False,
                 0.0,
-                self.eps,  # type: ignore[attr-defined]
+                self.eps,
             )
         else:
             y = super().forward(input)  # type: ignore[misc]

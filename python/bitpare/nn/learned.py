@@ -1,6 +1,7 @@
 """Quantizers whose scales are trained, or follow from the values without a range."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class LearnedQuantizer(Quantizer):
             self._start(x.detach())
         if not self.quantizing:
             return x
-        grid, spec = self.grid, self.spec
+        grid = self.grid
         if self.kind == "pact":
             return self._pact(x)
         zero_point = None
@@ -242,9 +243,7 @@ class DorefaQuantizer(Quantizer):
             return bpf.fake_quant(x, self.scale, quant_min=0, quant_max=top)
         bent = torch.tanh(x)
         unit = bent / (2 * bent.detach().abs().max().clamp(min=2.0**-40)) + 0.5
-        levels = bpf.fake_quant(
-            unit, self.scale, quant_min=0, quant_max=top, estimator="identity"
-        )
+        levels = bpf.fake_quant(unit, self.scale, quant_min=0, quant_max=top, estimator="identity")
         return 2 * levels - 1
 
     def _rescale(self, before: Grid) -> None:
@@ -307,7 +306,7 @@ class DynamicQuantizer(Quantizer):
         return super().integer_form() + " dynamic"
 
 
-def quantizer_class(spec: QSpec) -> type[Quantizer]:
+def quantizer_class(spec: QSpec) -> Callable[..., Quantizer]:
     """The kind of quantizer that a spec asks for."""
     from bitpare.nn.quantizer import RangeQuantizer
 

@@ -19,6 +19,10 @@ from bitpare.quant.grid import Grid
 from bitpare.quant.spec import QSpec
 
 _ops = torch.ops.bitpare
+_bn_act_fake_quant = _ops.bn_act_fake_quant.default
+_act_fake_quant = _ops.act_fake_quant.default
+_fake_quant_weights = _ops.fake_quant_weights.default
+_use_weight = _ops.use_weight.default
 OBSERVE, QUANTIZE, FREEZE = 2, 3, 4
 BINS = 2048
 
@@ -31,10 +35,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
     """A quantizer's state at some time."""
@@ -42,6 +42,23 @@ class Snapshot:
     values: dict[str, Tensor]
     grid: Grid
     bits: int
+
+
+class Passing:
+    """What lives from one call to the next within a forward. A module's own attributes cost ten
+    times as much to set.
+
+    done: the BatchNorm before has quantized already. weight: values and bits, found by the hub.
+    """
+
+    __slots__ = ("done", "weight")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.weight: tuple[Tensor, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Passing, ())
 
 
 class Quantizer(nn.Module):
@@ -61,8 +78,9 @@ class Quantizer(nn.Module):
         self.calibrating = self.bypass = False
         self.observing = self.quantizing = True
         self.loads = 0  # how often a state was loaded
-        # Where the BatchNorm before may quantize in this one's stead: it says so at each call.
-        self.follows_norm = self.done = False
+        self.passing = Passing()
+        # Whether the BatchNorm before may quantize in this one's stead: it says so at each call.
+        self.follows_norm = False
         # The modules that then see the result early: where one has hooks, nothing is fused.
         self.watched: tuple[nn.Module, ...] = ()
         values = [grid.quant_min, grid.quant_max, 1, 1, 0]
@@ -75,8 +93,8 @@ class Quantizer(nn.Module):
         activation: str = "none",
         plain: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        if self.done:
-            self.done = False
+        if self.passing.done:
+            self.passing.done = False
             return x
         if self.bypass or self.calibrating or not self.fast:
             value = x if other is None else x + other
@@ -212,7 +230,6 @@ class RangeQuantizer(Quantizer):
         self.scales, self.limit = scales, limit
         self.method = spec.range or ("minmax" if role == "weight" else "ema")
         self.calibrated = role == "weight"
-        self._cached: tuple[Tensor, Tensor] | None = None
         self.register_buffer("scale", torch.ones(scales))
         zero_point = None if grid.symmetric else torch.zeros(scales, dtype=torch.int32)
         self.register_buffer("zero_point", zero_point)
@@ -224,7 +241,10 @@ class RangeQuantizer(Quantizer):
         self.simple = simple and not spec.is_float and self.method in ("minmax", "ema")
         self.fast = self.simple and role == "activation" and scales == 1
         self.batched = (
-            self.simple and role == "weight" and grid.symmetric and grid.axis in (None, 0)
+            self.simple
+            and role == "weight"
+            and grid.symmetric
+            and grid.axis in (None, 0)
             and grid.group is None
         )
         self.histogram: tuple[Tensor, Tensor, Tensor] | None = None
@@ -264,36 +284,49 @@ class RangeQuantizer(Quantizer):
             value = ACTIVATIONS[activation](x if other is None else x + other)
             self._first_batch(value)
             self._require_known()
-        if other is not None and (other.shape != x.shape or other.dtype != x.dtype):
+        if other is not None and (
+            other.shape != x.shape
+            or other.dtype != x.dtype
+            or activation not in ("none", "relu", "relu6")
+        ):
             x, other = x + other, None
-        elif other is not None and activation not in ("none", "relu", "relu6"):
-            x, other = x + other, None
-        pending = self.pending if self.training else None
-        return _ops.act_fake_quant(  # type: ignore[no-any-return]
-            x, other, self.scale, self.zero_point, self.control, pending, activation=activation
+        mine = self._buffers
+        pending = mine["pending"] if self.training else None
+        return _act_fake_quant(
+            x,
+            other,
+            mine["scale"],
+            mine["zero_point"],
+            mine["control"],
+            pending,
+            activation=activation,
         )
 
     def fuses(self) -> bool:
-        return self.fast and not (self.calibrating or self.bypass) and not any(
-            _has_hooks(module) for module in self.watched
-        )
+        if not self.fast or self.calibrating or self.bypass:
+            return False
+        for module in self.watched:
+            if module._forward_hooks or module._forward_pre_hooks:
+                return False
+        return True
 
     def batch_norm(self, x: Tensor, bn: nn.modules.batchnorm._BatchNorm, activation: str) -> Tensor:
         """The quantized value of activation(bn(x)), in one op."""
         if not self.calibrated:
             self._start_with_norm(x, bn, activation)
-        self.done = self.follows_norm
-        return _ops.bn_act_fake_quant(  # type: ignore[no-any-return]
+        self.passing.done = self.follows_norm
+        mine, parameters, running = self._buffers, bn._parameters, bn._buffers
+        return _bn_act_fake_quant(
             x,
-            bn.weight,
-            bn.bias,
-            bn.running_mean,
-            bn.running_var,
-            bn.num_batches_tracked,
-            self.scale,
-            self.zero_point,
-            self.control,
-            self.pending if self.training else None,
+            parameters["weight"],
+            parameters["bias"],
+            running["running_mean"],
+            running["running_var"],
+            running["num_batches_tracked"],
+            mine["scale"],
+            mine["zero_point"],
+            mine["control"],
+            mine["pending"] if self.training else None,
             activation=activation,
             training=bn.training,
             momentum=bn.momentum,
@@ -308,9 +341,7 @@ class RangeQuantizer(Quantizer):
             with torch.no_grad():
                 mean = None if bn.training else bn.running_mean
                 variance = None if bn.training else bn.running_var
-                y = F.batch_norm(
-                    x, mean, variance, bn.weight, bn.bias, bn.training, 0.0, bn.eps
-                )
+                y = F.batch_norm(x, mean, variance, bn.weight, bn.bias, bn.training, 0.0, bn.eps)
                 self._first_batch(ACTIVATIONS[activation](y))
         self._require_known()
 
@@ -357,8 +388,8 @@ class RangeQuantizer(Quantizer):
         if self.batched:
             # The hub has done it for the whole model, except where a part is called by itself or
             # recomputed: the same ops in either case, as activation checkpointing demands.
-            value, inside = self._cached or quantize_weights([weight], [self])[0]
-            return _ops.use_weight(weight, value, inside)  # type: ignore[no-any-return]
+            value, inside = self.passing.weight or quantize_weights([weight], [self])[0]
+            return _use_weight(weight, value, inside)
         if self.observing and not isinstance(self.method, tuple):
             with torch.no_grad():
                 self._set_scale(*self._range_of(weight.detach()))
@@ -402,7 +433,9 @@ class RangeQuantizer(Quantizer):
             torch.zeros(self.scales, dtype=torch.int64, device=device),
         )
 
-    def _range_of_histogram(self, histogram: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _range_of_histogram(
+        self, histogram: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         assert isinstance(self.method, str)
         return bpf.histogram_range(
             histogram[0],
@@ -507,10 +540,10 @@ def quantize_weights(
 ) -> list[tuple[Tensor, Tensor]]:
     """Values and straight-through bits of weights whose quantizers are alike, in one op."""
     with torch.no_grad():
-        values, inside = _ops.fake_quant_weights(
-            [w.detach() for w in weights],
-            [q.scale for q in quantizers],
-            [q.control for q in quantizers],
+        values, inside = _fake_quant_weights(
+            weights,
+            [q._buffers["scale"] for q in quantizers],
+            [q._buffers["control"] for q in quantizers],
             power_of_two=quantizers[0].spec.power_of_two,
         )
     return list(zip(values, inside, strict=True))

@@ -17,7 +17,7 @@ _classes: dict[tuple[type, str], type] = {}
 
 def _rebuild(base: type, source: str) -> nn.Module:
     made = rewritten_class(base, source)
-    return made.__new__(made)  # type: ignore[no-any-return]
+    return made.__new__(made)  # type: ignore[call-overload,no-any-return]
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
@@ -52,8 +52,10 @@ def _hide_added(base: type) -> dict[str, Any]:
         items = list(_visible(self).items())
         if isinstance(index, slice):
             plain = nn.Sequential if issubclass(base, nn.Sequential) else nn.ModuleList
-            return plain(*(m for _, m in items[index])) if plain is nn.Sequential else plain(
-                m for _, m in items[index]
+            return (
+                plain(*(m for _, m in items[index]))
+                if plain is nn.Sequential
+                else plain(m for _, m in items[index])
             )
         return items[index][1]
 
@@ -61,7 +63,7 @@ def _hide_added(base: type) -> dict[str, Any]:
 
 
 def rewritten_class(base: type, source: str) -> type:
-    """The subclass of ``base`` with the functions of ``source``, which may call ``_bitpare_base``."""
+    """The subclass of ``base`` with the functions of ``source``; they know ``_bitpare_base``."""
     if (base, source) in _classes:
         return _classes[base, source]
     filename = f"<bitpare {base.__module__}.{base.__qualname__} {len(_classes)}>"
@@ -76,7 +78,9 @@ def rewritten_class(base: type, source: str) -> type:
     functions = {
         name: value
         for name, value in scope.items()
-        if name not in before and inspect.isfunction(value) and value.__code__.co_filename == filename
+        if name not in before
+        and inspect.isfunction(value)
+        and value.__code__.co_filename == filename
     }
     namespace: dict[str, Any] = {
         **functions,

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,9 +96,7 @@ def _run(
     if forward is not None:
         forward(model, batch)
         return
-    value = _pytree.tree_map(
-        lambda v: v.to(device) if isinstance(v, Tensor) else v, _first(batch)
-    )
+    value = _pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, _first(batch))
     for part in _parts(value, microbatch):
         model(part)
 
@@ -106,7 +104,7 @@ def _run(
 def _progress(loader: Iterable[Any], batches: int | None, show: bool | None) -> Iterator[Any]:
     if batches is not None and batches < 1:
         raise ValueError(f"calibrate: batches must be 1 or more, got {batches}")
-    total = len(loader) if hasattr(loader, "__len__") else None
+    total = len(loader) if isinstance(loader, Sized) else None
     if batches is not None:
         total = batches if total is None else min(batches, total)
     bar = None

@@ -154,8 +154,10 @@ class Analysis:
         """Whether a parameter is the weight or bias of a functional convolution or linear."""
         name = str(getattr(consumer.target, "__name__", consumer.target))
         products = ("matmul", "bmm", "mm", "einsum", "baddbmm")
-        return self.kind(consumer) == COMPUTE and name not in products and (
-            same_input(consumer) is not value
+        return (
+            self.kind(consumer) == COMPUTE
+            and name not in products
+            and (same_input(consumer) is not value)
         )
 
     def _add_operand(self, consumer: fx.Node, value: fx.Node, source: fx.Node) -> None:
@@ -202,4 +204,3 @@ class Analysis:
                 else:
                     found.add(user)
         return found
-

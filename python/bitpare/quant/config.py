@@ -12,6 +12,7 @@ from torch import nn
 from bitpare.quant.spec import FLOAT, Float, QSpec, Spec
 
 TARGETS = ("onnxruntime", "tensorrt")
+INT8 = QSpec()
 Pattern = str | type | Callable[[str, nn.Module], bool]
 
 
@@ -92,8 +93,8 @@ class QConfig:
       head.*: weight=QSpec(bits=4)
     """
 
-    weight: Spec = QSpec()
-    activation: Spec = QSpec()
+    weight: Spec = INT8
+    activation: Spec = INT8
     target: str = "onnxruntime"
     first_last: int | None = None
     overrides: tuple[Override, ...] = ()
@@ -259,7 +260,9 @@ class QConfig:
     def from_dict(cls, values: dict[str, Any]) -> "QConfig":
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise ValueError(f"QConfig: unknown key {', '.join(unknown)}; known are {sorted(known)}")
+            raise ValueError(
+                f"QConfig: unknown key {', '.join(unknown)}; known are {sorted(known)}"
+            )
         options = dict(values)
         for role in ("weight", "activation"):
             if role in options:

@@ -158,8 +158,11 @@ def emit(
         *([] if same else [bodies[TRAIN]]),
         _frozen(traces[EVAL]),
         "\n".join(
-            [_header(traces[EVAL], type(owner).__name__), *choose,
-             f"    return self._bitpare_eval{call}"]
+            [
+                _header(traces[EVAL], type(owner).__name__),
+                *choose,
+                f"    return self._bitpare_eval{call}",
+            ]
         ),
     ]
     return "\n".join(part for part in parts if part) + "\n"

@@ -61,7 +61,9 @@ def grid_of(
     if symmetric is None:
         symmetric = role == "weight" or target == "tensorrt" or learned
     if signed is None:
-        unsigned = role == "activation" and (not symmetric or (nonnegative and target != "tensorrt"))
+        unsigned = role == "activation" and (
+            not symmetric or (nonnegative and target != "tensorrt")
+        )
         signed = not (unsigned or spec.learn == "pact")
     if not signed:
         return Grid(0, 2**spec.bits - 1, symmetric, axis, spec.group)

@@ -46,8 +46,8 @@ _NORM_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNor
 _NONNEGATIVE = {"sigmoid", "hardsigmoid", "softplus"}
 
 _NAMES = {
-    COMPUTE: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul "
-    "bmm mm einsum baddbmm embedding",
+    COMPUTE: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear "
+    "matmul bmm mm einsum baddbmm embedding",
     ADD: "add iadd radd sub isub",
     MUL: "mul imul rmul",
     CAT: "cat concat concatenate stack",
@@ -62,10 +62,7 @@ _NAMES = {
 }
 _CALLS = {name: Kind(kind) for kind, names in _NAMES.items() for name in names.split()}
 _CALLS |= {name: Kind(CLAMP, name, True) for name in ("relu", "relu6")}
-_CALLS |= {
-    name: Kind(TABLE, name, name in _NONNEGATIVE)
-    for name in (*_TABLES.values(), "prelu")
-}
+_CALLS |= {name: Kind(TABLE, name, name in _NONNEGATIVE) for name in (*_TABLES.values(), "prelu")}
 _CALLS["softmax"] = Kind(FLOAT_OP, "", True)
 _OWN_MODULES = ("torch", "_operator", "operator", "builtins", "torchvision", "math")
 

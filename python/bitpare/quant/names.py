@@ -20,7 +20,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def find_hub(model: nn.Module, caller: str) -> Hub:
     """The hub of a prepared model, or of the one prepared part of a larger one."""
-    found = [m.bp_hub for m in unwrapped(model).modules() if isinstance(getattr(m, "bp_hub", None), Hub)]
+    found = [
+        m.bp_hub for m in unwrapped(model).modules() if isinstance(getattr(m, "bp_hub", None), Hub)
+    ]
     if not found:
         raise ValueError(f"{caller}: the model is not prepared; call bp.prepare first")
-    return found[0]  # type: ignore[return-value]
+    hub: Hub = found[0]
+    return hub

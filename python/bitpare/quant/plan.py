@@ -166,7 +166,9 @@ class Plan:
         for node in trace.graph.nodes:
             if node.op == "call_module":
                 owner, _, position = node.meta["site"]
-                places.setdefault(root.get_submodule(str(node.target)), set()).add((owner, position))
+                places.setdefault(root.get_submodule(str(node.target)), set()).add(
+                    (owner, position)
+                )
         for nodes, kept in ((analysis.first, self.first), (analysis.last, self.last)):
             kept.update(root.get_submodule(str(n.target)) for n in nodes if n.op == "call_module")
         for end, concat in analysis.shared.items():
@@ -219,7 +221,11 @@ class Plan:
                 key = layer
             else:
                 site.owner = self.full_name(name, inside)
-                key = (site.owner, self.aligned[site.owner][mode].get(position), point.operand and 1)
+                key = (
+                    site.owner,
+                    self.aligned[site.owner][mode].get(position),
+                    point.operand and 1,
+                )
                 site.positions = self._positions(site.owner, mode, position)
                 site.operand = None if point.operand is None else point.operand[1]
             if site.norm is not None and len(places[site.norm]) != 1:

@@ -33,7 +33,11 @@ _ACTIVATION_SOURCE = """
 def _bitpare_plain(self, input):
     return _bitpare_base.forward(self, input)
 def forward(self, input):
-    return self.bp_output(input, activation={name!r}, plain=self._bitpare_plain)
+    quantizer = self._modules["bp_output"]
+    if quantizer.passing.done:
+        quantizer.passing.done = False
+        return input
+    return quantizer(input, activation={name!r}, plain=self._bitpare_plain)
 """
 
 
@@ -285,10 +289,9 @@ class _Builder:
             site.quantizer = made  # type: ignore[attr-defined]
             return
         layer: Any = site.layer
-        if isinstance(layer, (*layers.WEIGHTED, *layers.NORMS)):
-            layer.bp_output = made
-            return
         layer.bp_output = made
+        if type(layer) in layers.QUANTIZED.values():
+            return
         fused = site.activation if is_fused_activation(site.activation) else None
         rewrite(layer, _ACTIVATION_SOURCE.format(name=fused) if fused else _LAYER_SOURCE)
 
@@ -327,7 +330,9 @@ class _Builder:
             owner = self.model.get_submodule(name)
             sites, own = by_owner.get(name, []), self.own.get(name, [])
             own = [w for w in own if self._place_own(name, owner, w)]
-            order = sorted(range(len(sites)), key=lambda i: min(sites[i].positions.values(), default=-1))
+            order = sorted(
+                range(len(sites)), key=lambda i: min(sites[i].positions.values(), default=-1)
+            )
             sites = [sites[i] for i in order]
             source = emit(owner, traces, sites, own)
             if source is None:
@@ -388,7 +393,9 @@ def _first_difference(
     model: nn.Module, prepared: nn.Module, plan: Plan, call: g.Call
 ) -> tuple[str, str] | None:
     """The innermost rewritten owner whose results differ from the float model's, quantizers off."""
-    rewritten = [n for n in plan.traces if hasattr(type(prepared.get_submodule(n)), "_bitpare_source")]
+    rewritten = [
+        n for n in plan.traces if hasattr(type(prepared.get_submodule(n)), "_bitpare_source")
+    ]
     for training in (EVAL, TRAIN):
         if _same_results(model, prepared, call, training):
             continue
@@ -415,7 +422,8 @@ def _outcome(model: nn.Module, call: g.Call, training: bool, seed: int) -> _Outc
         torch.manual_seed(seed)
         with quantizers_off(probe):
             values = _pytree.tree_map(
-                lambda v: v.detach().clone() if isinstance(v, Tensor) else v, (call.args, call.kwargs)
+                lambda v: v.detach().clone() if isinstance(v, Tensor) else v,
+                (call.args, call.kwargs),
             )
             try:
                 result = probe(*values[0], **values[1])
@@ -433,7 +441,9 @@ def _everything(probe: nn.Module, result: Any) -> list[Any]:
     added = {id(b) for m in probe.modules() if isinstance(m, Quantizer) for b in m.buffers()}
     added |= {id(p) for m in probe.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     gradients = [p.grad for p in probe.parameters() if id(p) not in added]
-    names = [n for n, b in probe.named_buffers() if id(b) not in added and "_tensor_constant" not in n]
+    names = [
+        n for n, b in probe.named_buffers() if id(b) not in added and "_tensor_constant" not in n
+    ]
     buffers = dict(probe.named_buffers())
     return [*outputs, *gradients, *(buffers[n] for n in names), torch.get_rng_state()]
 

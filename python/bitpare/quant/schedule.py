@@ -191,10 +191,15 @@ def reestimate_bn(
     from bitpare.quant.calibrate import _progress, _run
 
     inner = unwrapped(model)
-    norms: list[Any] = [m for m in inner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms: list[Any] = [
+        m for m in inner.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
     norms = [m for m in norms if m.running_mean is not None]
-    modes = {m: (m.training, getattr(m, "bp_frozen", False), m.momentum) for m in inner.modules()
-             if m in norms}
+    modes = {
+        m: (m.training, getattr(m, "bp_frozen", False), m.momentum)
+        for m in inner.modules()
+        if m in norms
+    }
     training = {m: m.training for m in inner.modules()}
     tails = {m: m.bp_tail for m in norms if hasattr(m, "bp_tail")}
     device = norms[0].running_mean.device if norms else torch.device("cpu")

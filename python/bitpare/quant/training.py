@@ -84,7 +84,7 @@ class ema(nn.Module):
         self.steps += 1
         weight = torch.clamp((1.0 + self.steps) / (10.0 + self.steps), max=self.decay)
         averaged = [(p, q) for p, q in zip(kept.parameters(), source.parameters(), strict=True)]
-        copied = []
+        copied: list[tuple[Tensor, Tensor]] = []
         modules = zip(kept.modules(), source.modules(), strict=True)
         for mine, theirs in modules:
             buffers = zip(mine.buffers(recurse=False), theirs.buffers(recurse=False), strict=True)
@@ -97,6 +97,7 @@ class ema(nn.Module):
             p.copy_(q)
         for mine, theirs in zip(kept.modules(), source.modules(), strict=True):
             if isinstance(mine, Quantizer) and isinstance(theirs, Quantizer):
-                mine._read_control() if mine.grid != theirs.grid else None
+                if mine.grid != theirs.grid:
+                    mine._read_control()
                 mine.calibrated = theirs.calibrated
                 mine.observing, mine.quantizing = theirs.observing, theirs.quantizing

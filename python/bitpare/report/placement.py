@@ -36,8 +36,10 @@ class Placement:
     def __str__(self) -> str:
         lines = _table(
             ["quantizer of", "role", "integers", "scales", "calibrated"],
-            [[r.name, r.role, r.form, r.scales, "yes" if r.calibrated else "no"]
-             for r in self.quantizers],
+            [
+                [r.name, r.role, r.form, r.scales, "yes" if r.calibrated else "no"]
+                for r in self.quantizers
+            ],
         )
         sections = (
             ("layer", "integer form", self.integer),
@@ -53,7 +55,9 @@ class Placement:
 def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
     cells = [head, *([str(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    ]
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
@@ -74,7 +78,14 @@ def placement(model: nn.Module) -> Placement:
             scale = getattr(module, "scale", None)
             scales = scales if scale is None else scale.numel()
             quantizers.append(
-                Row(module.name, module.role, module.integer_form(), scales, module.calibrated, where)
+                Row(
+                    module.name,
+                    module.role,
+                    module.integer_form(),
+                    scales,
+                    module.calibrated,
+                    where,
+                )
             )
         elif isinstance(module, layers.WEIGHTED) and module.bp_weight is not None:
             integer.append((where, _form(where, module)))
@@ -82,8 +93,13 @@ def placement(model: nn.Module) -> Placement:
             integer.append((where, "attention; its products in integers, softmax in float"))
         elif isinstance(module, layers.NORMS):
             fused = module.bp_tail is not None
-            integer.append((where, "BatchNorm, into the requantization" + (
-                "; one op with its activation and quantizer in training" if fused else "")))
+            integer.append(
+                (
+                    where,
+                    "BatchNorm, into the requantization"
+                    + ("; one op with its activation and quantizer in training" if fused else ""),
+                )
+            )
     floating = [(name, reason) for name, reason, quantized in hub.notes if not quantized]
     notes = [(name, reason) for name, reason, quantized in hub.notes if quantized]
     return Placement(quantizers, integer, floating, notes)
