@@ -51,10 +51,36 @@ def table(stored: dict[str, Any], chosen: list[tuple[str, str, str]] | None) -> 
     return "\n".join(lines)
 
 
+def step_table(stored: dict[str, Any]) -> str:
+    """Rows of qat_step.py."""
+    machine = stored["machine"]
+    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction set']}"
+    lines = [
+        f"Measured on {where}; torch {machine['torch']}.",
+        "",
+        "| model, batch x pixels | float ms | float channels_last ms | quantized ms "
+        "| of the faster | peak MiB, float | quantized | ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in stored["rows"]:
+        ms = {kind: times["median"] * 1e3 for kind, times in row["seconds"].items()}
+        peak = row["peak_mib"]
+        lines.append(
+            f"| {row['model'].replace('@', ', ')} | {ms['float']:.1f} | {ms['channels_last']:.1f} "
+            f"| {ms['bitpare']:.1f} | {row['ratio']:.2f} "
+            f"| {min(peak['float'], peak['channels_last']):.0f} | {peak['bitpare']:.0f} "
+            f"| {row['memory_ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     made = {}
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         stored = json.loads(path.read_text())
+        if path.stem.startswith("qat-step"):
+            made[path.stem] = step_table(stored)
+            continue
         made[path.stem] = table(stored, None)
         made[f"{path.stem}-short"] = table(stored, SHORT)
     return made

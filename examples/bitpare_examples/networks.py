@@ -47,7 +47,8 @@ def _conv(
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2, `width` times as wide (Sandler et al. 2018, table 2)."""
+    """MobileNetV2 (Sandler et al. 2018, table 2), `width` times as wide, for 32 px images: the first
+    convolution keeps their size."""
 
     SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
                 (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip
@@ -59,7 +60,7 @@ class MobileNetV2(nn.Module):
             return max(8, int(channels * width + 4) // 8 * 8)
 
         channels = scaled(32)
-        layers: list[nn.Module] = [nn.Sequential(*_conv(3, channels, 3, 2), nn.ReLU6(inplace=True))]
+        layers: list[nn.Module] = [nn.Sequential(*_conv(3, channels, 3), nn.ReLU6(inplace=True))]
         for expand, out, repeats, stride in self.SETTINGS:
             for i in range(repeats):
                 step = stride if i == 0 else 1
