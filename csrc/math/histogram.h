@@ -48,7 +48,7 @@ BITPARE_INLINE float widened_limit(float limit, float largest) {
 // limit counts in the outermost bins.
 template <class V>
 BITPARE_INLINE typename Value<V>::Int symmetric_bin(V x, V per_bin, int32_t bins) {
-  V zero = splat<V>(0.0f), last = splat<V>(static_cast<float>(bins / 2 - 1));
+  V zero = splat<V>(0.0f), last = splat<V>(static_cast<float>(bins) * 0.5f - 1.0f);
   V magnitude = absolute(x), one = splat<V>(1.0f);
   V place = clamp(-Value<V>::floor(-(magnitude * per_bin)) - one, zero, last);
   V bin = x < zero ? last - place : last + one + place;
@@ -56,7 +56,7 @@ BITPARE_INLINE typename Value<V>::Int symmetric_bin(V x, V per_bin, int32_t bins
 }
 
 BITPARE_INLINE float bins_per_unit(float limit, int32_t bins) {
-  return static_cast<float>(bins / 2) / limit;
+  return static_cast<float>(bins) * 0.5f / limit;
 }
 
 // Where the count of the m-th bin from 0 lies in a row.
@@ -166,14 +166,14 @@ struct Limits {
 };
 
 BITPARE_INLINE Limits limits_of(const Span& s, float limit, int32_t bins) {
-  float width = limit / static_cast<float>(bins / 2);
+  float width = limit / (static_cast<float>(bins) * 0.5f);
   return {0.0f - static_cast<float>(s.down) * width, static_cast<float>(s.up) * width};
 }
 
 // The middle of a bin, in units of the limit.
 template <class V>
 BITPARE_INLINE V bin_centre(V bin, int32_t bins) {
-  float half = static_cast<float>(bins / 2);
+  float half = static_cast<float>(bins) * 0.5f;
   return (bin + splat<V>(0.5f - half)) * splat<V>(1.0f / half);
 }
 

@@ -47,8 +47,8 @@ def _conv(
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 (Sandler et al. 2018, table 2), `width` times as wide. The first convolution keeps
-    the size of 32 px images."""
+    """MobileNetV2 (Sandler et al. 2018, table 2), `width` times as wide. The first convolution
+    keeps the size of 32 px images."""
 
     SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
                 (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip

@@ -112,7 +112,7 @@ BITPARE_INLINE float fold_vectors(Vec* lanes) {
   }
   Vec sum = lanes[0];
   for (int half = kWidth / 2; half > 0; half /= 2) {
-    sum += __builtin_shuffle(sum, (lane_numbers() + half) & (kWidth - 1));
+    sum += shuffled(sum, (lane_numbers() + half) & (kWidth - 1));
   }
   return sum[0];
 }

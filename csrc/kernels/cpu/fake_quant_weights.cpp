@@ -58,7 +58,7 @@ int32_t widest_of(const T* x, int64_t n, int64_t readable) {
   VecInt all = larger(larger(most[0], most[1]), larger(most[2], most[3]));
 #pragma GCC unroll 4
   for (int32_t half = kWidth / 2; half > 0; half /= 2) {
-    all = larger(all, __builtin_shuffle(all, lane_numbers() ^ half));
+    all = larger(all, shuffled(all, lane_numbers() ^ half));
   }
   return all[0];
 }

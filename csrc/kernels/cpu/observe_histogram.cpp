@@ -43,7 +43,7 @@ void count_columns(const ObserveHistogram& args, const T* row, int64_t first, in
     int64_t count = at_most(last - c, kWidth);
     Vec limit = count == kWidth ? load(args.limit + c) : load_some(args.limit + c, count);
     Vec x = count == kWidth ? load(row + c) : load_some(row + c, count);
-    Vec per_bin = math::splat<Vec>(static_cast<float>(args.bins / 2)) / limit;
+    Vec per_bin = math::splat<Vec>(static_cast<float>(args.bins) * 0.5f) / limit;
     VecInt bin = math::symmetric_bin(x, per_bin, args.bins);
     for (int64_t l = 0; l < count; ++l) {
       if (bin[l] >= 0) ++counts[(c + l) * args.bins + bin[l]];

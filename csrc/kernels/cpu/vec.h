@@ -260,6 +260,18 @@ BITPARE_INLINE VecInt lane_numbers() {
   return lane;
 }
 
+// Lane l is lane order[l] of v.
+template <class V>
+BITPARE_INLINE V shuffled(V v, VecInt order) {
+#if defined(__clang__)
+  V moved;
+  for (int l = 0; l < kWidth; ++l) moved[l] = v[order[l]];
+  return moved;
+#else
+  return __builtin_shuffle(v, order);
+#endif
+}
+
 // The first `count` elements, 0 < count < kWidth; other lanes are 0.
 template <class T>
 BITPARE_INLINE Vec load_some(const T* p, int64_t count) {
