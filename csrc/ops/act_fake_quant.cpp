@@ -24,14 +24,6 @@ struct Arguments {
   Activation activation;
 };
 
-// On the CPU: the grid, and what is quantized with where something is.
-void check_values(const Tensor& scale, const OptionalTensor& zero_point, const Tensor& control) {
-  Control c = seen_control(kOp, control);
-  if (c.quantize) {
-    quantizer_of(kOp, scale, zero_point, c.quant_min, c.quant_max, {}, false, true);
-  }
-}
-
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
                                    const Tensor& scale, const OptionalTensor& zero_point,
@@ -42,9 +34,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
   Tensor y = at::empty_like(source), inside = new_bits(source, save_inside);
   if (x.numel() == 0) return {y, inside};
   Tensor grid = control.contiguous(), partial;
-  if (Device::kSeesValues) {
-    check_values(scale, zero_point, grid);
-  } else if (pending) {
+  auto q = quantizer_in<Device>(kOp, scale, zero_point, grid);
+  if (!Device::kSeesValues && pending) {
     partial =
         at::empty({kActTerms * ((x.numel() + kActElements - 1) / kActElements)}, scale.options());
   }
@@ -55,8 +46,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
                        x.numel(),
                        dtype_of(kOp, x),
                        static_cast<Activation>(activation),
-                       scale.const_data_ptr<float>(),
-                       zero_point ? zero_point->const_data_ptr<int32_t>() : nullptr,
+                       q.quantizer.scale,
+                       q.quantizer.zero_point,
                        control_of(grid),
                        pending ? pending->data_ptr<float>() : nullptr,
                        partial.defined() ? partial.data_ptr<float>() : nullptr};
@@ -170,12 +161,7 @@ Arguments checked(const Tensor& x, const OptionalTensor& other, const Tensor& sc
   auto parsed = static_cast<Activation>(parse_name(
       kOp, "activation", activation, {"none", "relu", "relu6", "hardswish", "hardsigmoid"}));
   if (other) check_other(x, *other, parsed);
-  check_scale(kOp, x, scale, {});
-  check_zero_point(kOp, x, zero_point, {});
-  TORCH_CHECK(!zero_point || zero_point->scalar_type() == at::kInt, kOp,
-              ": zero_point must be int32, got ", zero_point->scalar_type());
-  check_control(kOp, control, x.device());
-  if (pending) check_written(kOp, "pending", *pending, at::kFloat, 2, x.device());
+  check_state(kOp, x, scale, zero_point, control, pending);
   return {scale, zero_point, control, pending, parsed};
 }
 
@@ -189,7 +175,7 @@ Tensor without_gradient(const Tensor& x, const OptionalTensor& other, const Tens
 Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
                 const OptionalTensor& zero_point, const Tensor& control,
                 const OptionalTensor& pending, c10::string_view activation) {
-  if (pending) pending->unsafeGetTensorImpl()->bump_version();
+  if (pending) bump_version(*pending);
   if (!needs_gradient(x) && !(other && needs_gradient(*other))) {
     at::AutoDispatchBelowADInplaceOrView below;
     return without_gradient(x, other, scale, zero_point, control, pending, activation);
@@ -206,7 +192,7 @@ std::tuple<Tensor, Tensor> written(c10::DispatchKeySet keys, const Tensor& x,
                                    const OptionalTensor& pending, int64_t activation,
                                    bool save_inside, at::MemoryFormat format) {
   static auto op = find_op<ForwardSignature>("bitpare::_act_fake_quant");
-  if (pending) pending->unsafeGetTensorImpl()->bump_version();
+  if (pending) bump_version(*pending);
   return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, other, scale, zero_point,
                        control, pending, activation, save_inside, format);
 }

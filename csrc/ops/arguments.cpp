@@ -182,6 +182,11 @@ QuantizerTensors quantizer_of(const char* op, const OptionalTensor& scale,
   return t;
 }
 
+Tensor new_partial(const Tensor& x, const ReduceLayout& layout, int64_t terms) {
+  auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
+  return at::empty({terms * math::pieces_of(layout) * layout.channels}, options);
+}
+
 Tensor new_bits(const Tensor& x, bool wanted) {
   c10::SymInt words = wanted ? (x.sym_numel() + 63) / 64 : c10::SymInt(0);
   return at::empty_symint({words}, x.options().dtype(at::kLong).memory_format(std::nullopt));

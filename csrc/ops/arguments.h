@@ -52,6 +52,9 @@ QuantizerTensors quantizer_of(const char* op, const OptionalTensor& scale,
                               int64_t quant_max, const ReduceLayout& layout, bool floored,
                               bool see_values);
 
+// Room on x's device for what the pieces of a reduction leave: `terms` floats for each.
+Tensor new_partial(const Tensor& x, const ReduceLayout& layout, int64_t terms);
+
 // Words for one bit per element of x; none unless `wanted`.
 Tensor new_bits(const Tensor& x, bool wanted);
 

@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> gradient(const Tensor& dy, const Tensor& x, const Ten
   Tensor dx = at::empty_like(source), ds = at::empty_like(scale, at::MemoryFormat::Contiguous);
   ReduceLayout layout = layout_of(x, {axis, group}, format);
   auto q = levels_of(op, scale, threshold, layout, Device::kSeesValues);
-  Tensor partial = at::empty({math::pieces_of(layout) * layout.channels}, scale.options());
+  Tensor partial = new_partial(x, layout, 1);
   BinarizeGradient args = {dy_source.const_data_ptr(),
                            source.const_data_ptr(),
                            dx.data_ptr(),

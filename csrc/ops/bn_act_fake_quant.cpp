@@ -2,7 +2,7 @@
 
 #include <functional>
 
-#include "ops/call.h"
+#include "ops/control.h"
 
 namespace bitpare::ops {
 namespace {
@@ -45,18 +45,6 @@ OptionalTensor dense(const OptionalTensor& t) {
   return t ? OptionalTensor(t->contiguous()) : std::nullopt;
 }
 
-// Scale and zero point, whose values matter only where the control says to quantize.
-template <class Device>
-QuantizerTensors quantizer_in(const Tensor& scale, const OptionalTensor& zero_point,
-                              const Control* control) {
-  if constexpr (Device::kSeesValues) {
-    if (control->quantize) check_grid(kOp, control->quant_min, control->quant_max);
-    return quantizer_of(kOp, scale, zero_point, control->quant_min, control->quant_max, {}, false,
-                        control->quantize);
-  }
-  return quantizer_of(kOp, scale, zero_point, 0, 0, {}, false, false);
-}
-
 template <class Device>
 Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                 const Tensor& running_mean, const Tensor& running_var,
@@ -70,8 +58,7 @@ Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTen
   if (x.numel() == 0) return {y, inside, statistics.zero_()};
   OptionalTensor dense_weight = dense(weight), dense_bias = dense(bias);
   Tensor dense_control = control.contiguous();
-  auto flags = static_cast<const Control*>(dense_control.const_data_ptr());
-  auto q = quantizer_in<Device>(scale, zero_point, flags);
+  auto q = quantizer_in<Device>(kOp, scale, zero_point, dense_control);
   BnActFakeQuant args = {};
   args.layout = layout_in(x, format);
   Tensor scratch = at::empty({bn_scratch(args.layout)}, statistics.options());
@@ -85,7 +72,7 @@ Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTen
   args.running_var = running_var.data_ptr<float>();
   if (num_batches_tracked) args.num_batches_tracked = num_batches_tracked->data_ptr<int64_t>();
   args.quantizer = q.quantizer;
-  args.control = flags;
+  args.control = control_of(dense_control);
   args.pending = pending ? pending->data_ptr<float>() : nullptr;
   args.statistics = statistics.data_ptr<float>();
   args.scratch = scratch.data_ptr<float>();
@@ -104,7 +91,6 @@ Results forward_meta(const Tensor& x, const OptionalTensor&, const OptionalTenso
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside), new_statistics(x)};
 }
 
-// Tells autograd what changed: a user may have kept it for a backward pass.
 Results bump_versions(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                       const Tensor& running_mean, const Tensor& running_var,
                       const OptionalTensor& num_batches_tracked, const Tensor& scale,
@@ -115,12 +101,11 @@ Results bump_versions(const Tensor& x, const OptionalTensor& weight, const Optio
   auto results = call_forward(x, weight, bias, running_mean, running_var, num_batches_tracked,
                               scale, zero_point, control, pending, activation, training, momentum,
                               eps, save_inside, format);
-  auto bump = [](const Tensor& t) { t.unsafeGetTensorImpl()->bump_version(); };
-  if (pending) bump(*pending);
+  if (pending) bump_version(*pending);
   if (!training) return results;
-  bump(running_mean);
-  bump(running_var);
-  if (num_batches_tracked) bump(*num_batches_tracked);
+  bump_version(running_mean);
+  bump_version(running_var);
+  if (num_batches_tracked) bump_version(*num_batches_tracked);
   return results;
 }
 
@@ -159,18 +144,6 @@ Results gradient_meta(const Tensor&, const Tensor& x, const OptionalTensor&, con
   return {at::empty_like(x, x.options(), format), new_channels(x), new_channels(x)};
 }
 
-void check_values(const Tensor& x, const char* name, const Tensor& t, at::ScalarType type,
-                  const c10::SymInt& count, const char* of, bool written) {
-  TORCH_CHECK(t.scalar_type() == type, kOp, ": ", name, " must be ", c10::toString(type), ", got ",
-              t.scalar_type());
-  TORCH_CHECK(t.device() == x.device(), kOp, ": ", name, " must be on ", x.device(),
-              " like x, got ", t.device());
-  TORCH_CHECK(t.sym_numel() == count, kOp, ": ", name, " must have ", count, " elements (", of,
-              "), got ", t.sym_numel());
-  TORCH_CHECK(!written || t.is_contiguous(), kOp, ": ", name,
-              " must be contiguous, since it is written, got strides ", t.sym_strides());
-}
-
 Activation check(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                  const Tensor& running_mean, const Tensor& running_var,
                  const OptionalTensor& num_batches_tracked, const Tensor& scale,
@@ -178,20 +151,19 @@ Activation check(const Tensor& x, const OptionalTensor& weight, const OptionalTe
                  const OptionalTensor& pending, c10::string_view activation, bool training) {
   check_input(kOp, x);
   TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ", x.sym_sizes());
-  const char* channels = "channels of x along axis 1";
   c10::SymInt c = x.sym_size(1);
-  if (weight) check_values(x, "weight", *weight, at::kFloat, c, channels, false);
-  if (bias) check_values(x, "bias", *bias, at::kFloat, c, channels, false);
-  check_values(x, "running_mean", running_mean, at::kFloat, c, channels, true);
-  check_values(x, "running_var", running_var, at::kFloat, c, channels, true);
-  if (num_batches_tracked) {
-    check_values(x, "num_batches_tracked", *num_batches_tracked, at::kLong, 1, "a count", true);
+  for (auto [name, t] : {std::pair("weight", &weight), std::pair("bias", &bias)}) {
+    if (!*t) continue;
+    TORCH_CHECK((*t)->scalar_type() == at::kFloat, kOp, ": ", name, " must be float32, got ",
+                (*t)->scalar_type());
+    check_per_channel(kOp, name, x, **t, {1, std::nullopt});
   }
-  check_scale(kOp, x, scale, {});
-  if (zero_point) check_values(x, "zero_point", *zero_point, at::kInt, 1, "one for x", false);
-  check_values(x, "control", control, at::kInt, kControlSize,
-               "quant_min, quant_max, observe, quantize, freeze", false);
-  if (pending) check_values(x, "pending", *pending, at::kFloat, 2, "least and most", true);
+  check_written(kOp, "running_mean", running_mean, at::kFloat, c, x.device());
+  check_written(kOp, "running_var", running_var, at::kFloat, c, x.device());
+  if (num_batches_tracked) {
+    check_written(kOp, "num_batches_tracked", *num_batches_tracked, at::kLong, 1, x.device());
+  }
+  check_state(kOp, x, scale, zero_point, control, pending);
   TORCH_CHECK(!training || x.sym_numel() != c || c == 0, kOp,
               ": x must have more than 1 value per channel in training, got shape ", x.sym_sizes());
   return static_cast<Activation>(

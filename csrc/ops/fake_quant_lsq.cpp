@@ -42,8 +42,7 @@ Gradients gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
   ReduceLayout layout = layout_of(x, granularity, format);
   auto q =
       quantizer_of(kOp, scale, zero_point, quant_min, quant_max, layout, true, Device::kSeesValues);
-  Tensor partial =
-      at::empty({kLsqTerms * math::pieces_of(layout) * layout.channels}, scale.options());
+  Tensor partial = new_partial(x, layout, kLsqTerms);
   double g = grad_scale.value_or(default_grad_scale(x, granularity, layout, quant_max));
   FakeQuantLsqGradient args = {dy_source.const_data_ptr(),
                                source.const_data_ptr(),

@@ -84,7 +84,7 @@ void weight_scales_meta(TensorList x, TensorList scale, TensorList control, bool
 void weight_scales_written(c10::DispatchKeySet keys, TensorList x, TensorList scale,
                            TensorList control, bool power_of_two) {
   static auto op = find_op<ScalesSignature>("bitpare::_weight_scales_");
-  for (const Tensor& s : scale) s.unsafeGetTensorImpl()->bump_version();
+  for (const Tensor& s : scale) bump_version(s);
   op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, scale, control, power_of_two);
 }
 

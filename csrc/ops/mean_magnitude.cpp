@@ -21,8 +21,7 @@ Tensor body(const Tensor& x, const OptionalTensor& threshold, std::optional<int6
   auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
   Tensor result = at::empty_symint(scale_shape(x, granularity), options);
   ReduceLayout layout = layout_of(x, granularity, format);
-  Tensor partial =
-      at::empty({kMagnitudeTerms * math::pieces_of(layout) * layout.channels}, options);
+  Tensor partial = new_partial(x, layout, kMagnitudeTerms);
   MeanMagnitude args = {source.const_data_ptr(),
                         dtype_of(kOp, x),
                         threshold ? above.const_data_ptr<float>() : nullptr,

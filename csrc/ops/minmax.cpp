@@ -28,7 +28,7 @@ RangeAndCounts run(const char* op, const Tensor& x, std::optional<int64_t> axis,
   auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
   Tensor low = at::empty_symint(scale_shape(x, granularity), options);
   Tensor high = at::empty_like(low);
-  Tensor partial = at::empty({kMinMaxTerms * math::pieces_of(layout) * layout.channels}, options);
+  Tensor partial = new_partial(x, layout, kMinMaxTerms);
   MinMaxOf args = {};
   args.x = source.const_data_ptr();
   args.dtype = dtype_of(op, x);

@@ -1,6 +1,6 @@
 #include "kernels/observe_histogram.h"
 
-#include "ops/call.h"
+#include "ops/control.h"
 
 namespace bitpare::ops {
 namespace {
@@ -10,7 +10,7 @@ constexpr const char* kOp = "observe_histogram_";
 using Signature = void(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
                        std::optional<int64_t> axis);
 
-void check_state(const char* name, const Tensor& state, at::ScalarType type, const Tensor& x) {
+void check_histogram(const char* name, const Tensor& state, at::ScalarType type, const Tensor& x) {
   TORCH_CHECK(state.scalar_type() == type, kOp, ": ", name, " must be ",
               type == at::kLong ? "int64" : "float32", ", got ", state.scalar_type());
   TORCH_CHECK(state.device() == x.device(), kOp, ": ", name, " must be on ", x.device(),
@@ -23,9 +23,9 @@ void check(const Tensor& counts, const Tensor& limit, const Tensor& skipped, con
            std::optional<int64_t> axis) {
   check_input(kOp, x);
   check_granularity(kOp, x, {axis, std::nullopt});
-  check_state("counts", counts, at::kLong, x);
-  check_state("limit", limit, at::kFloat, x);
-  check_state("skipped", skipped, at::kLong, x);
+  check_histogram("counts", counts, at::kLong, x);
+  check_histogram("limit", limit, at::kFloat, x);
+  check_histogram("skipped", skipped, at::kLong, x);
   c10::SymInt n = axis ? x.sym_size(*axis) : c10::SymInt(1);
   TORCH_CHECK(counts.dim() == 2 && counts.sym_size(0) == n, kOp, ": counts must have shape [", n,
               ", bins]", axis ? " (channels of x along axis)" : "", ", got ", counts.sym_sizes());
@@ -66,8 +66,7 @@ void body(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
   at::MemoryFormat format = format_of(x, granularity);
   ReduceLayout layout = layout_of(x, granularity, format);
   Tensor source = x.contiguous(format);
-  Tensor partial =
-      at::empty({kLargestTerms * math::pieces_of(layout) * layout.channels}, limit.options());
+  Tensor partial = new_partial(x, layout, kLargestTerms);
   ObserveHistogram args = {};
   args.x = source.const_data_ptr();
   args.dtype = dtype_of(kOp, x);
@@ -93,9 +92,7 @@ void bump(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
     at::AutoDispatchBelowADInplaceOrView below;
     op.call(counts, limit, skipped, x, axis);
   }
-  for (Tensor* state : {&counts, &limit, &skipped}) {
-    if (!state->is_inference()) torch::autograd::impl::bump_version(*state);
-  }
+  for (const Tensor* state : {&counts, &limit, &skipped}) bump_version(*state);
 }
 
 void meta(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,

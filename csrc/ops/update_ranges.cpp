@@ -98,7 +98,7 @@ void written(c10::DispatchKeySet keys, TensorList pending, TensorList range, Ten
              double momentum, bool symmetric, bool power_of_two, at::ArrayRef<double> limit) {
   static auto op = find_op<decltype(meta)>("bitpare::update_ranges_");
   for (TensorList list : {pending, range, scale, zero_point, count}) {
-    for (const Tensor& t : list) t.unsafeGetTensorImpl()->bump_version();
+    for (const Tensor& t : list) bump_version(t);
   }
   op.redispatch(keys & c10::after_ADInplaceOrView_keyset, pending, range, scale, zero_point, count,
                 control, rule, momentum, symmetric, power_of_two, limit);

@@ -15,7 +15,8 @@ from bitpare.errors import Uncalibrated, Unsupported  # noqa: E402
 from bitpare.quant.calibrate import calibrate  # noqa: E402
 from bitpare.quant.config import QConfig  # noqa: E402
 from bitpare.quant.prepare import prepare  # noqa: E402
-from bitpare.quant.schedule import QatSchedule, reestimate_bn  # noqa: E402
+from bitpare.quant.reestimate import reestimate_bn  # noqa: E402
+from bitpare.quant.schedule import QatSchedule  # noqa: E402
 from bitpare.quant.spec import FLOAT, QSpec  # noqa: E402
 from bitpare.quant.training import ema, param_groups  # noqa: E402
 

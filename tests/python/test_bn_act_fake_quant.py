@@ -4,6 +4,7 @@ import bitpare as bp
 import pytest
 import reference
 import torch
+from cuda_graphs import captured
 from torch import Tensor
 
 F = bp.functional
@@ -315,13 +316,7 @@ def test_cuda_state_has_the_same_bits_and_a_graph_holds_a_step(layout, freeze):
             step()
             got = step()
         else:
-            side = torch.cuda.Stream()
-            with torch.cuda.stream(side):
-                step()
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                got = step()
+            graph, got = captured(step)
             graph.replay()
         results.append([t.cpu() for t in (*got, *module.buffers(), pending)])
     for a, b in zip(*results, strict=True):

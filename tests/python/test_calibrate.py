@@ -7,7 +7,8 @@ import bitpare as bp
 import networks
 import pytest
 import torch
-from bitpare.nn.quantizer import Quantizer, RangeQuantizer, update_ranges
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer, update_ranges
 from bitpare.quant.grid import grid_of
 from torch import Tensor, nn
 

@@ -20,6 +20,7 @@ from cases import (
     differentiable_inputs,
     laid_out,
 )
+from cuda_graphs import captured
 
 by_id = lambda case: case.id  # noqa: E731
 
@@ -644,13 +645,7 @@ def test_cuda_graph(op):
         wanted = [x, scale] if op is bp.functional.fake_quant_lsq else [x]
         return y, torch.autograd.grad(y, wanted, torch.ones_like(y))
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y, grads = step()
+    graph, (y, grads) = captured(step)
     with torch.no_grad():
         x.copy_(torch.randn_like(x))
     graph.replay()
@@ -675,14 +670,8 @@ def test_cuda_graph_of_calibration(method):
         mse = bp.functional.mse_range(x, quant_min=-8, quant_max=7, axis=1)
         return *bp.functional.histogram_range(*state[:2], method=method, **grid), *mse
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        step(new_state())
-    torch.cuda.synchronize()
     state, expected_state = new_state(), new_state()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = step(state)
+    graph, got = captured(lambda: step(state), lambda: step(new_state()))
     for spread in (1.0, 30.0):  # the second replay widens the histograms
         x.copy_(torch.randn_like(x) * spread)
         graph.replay()

@@ -1,6 +1,7 @@
 """The package as installed: docstrings, command line, instruction sets, what it is made of."""
 
 import doctest
+import importlib
 import inspect
 import pathlib
 import re
@@ -18,8 +19,17 @@ from test_errors import run_python
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("module", [bp, functional])
-def test_doctests(module):
+PACKAGE = pathlib.Path(bp.__file__).parent
+WITH_EXAMPLES = [
+    ".".join(("bitpare", *path.relative_to(PACKAGE).with_suffix("").parts))
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_doctests(name):
+    module = importlib.import_module(name.removesuffix(".__init__"))
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     ran = doctest.testmod(module, optionflags=flags)
     assert ran.attempted > 0 and ran.failed == 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.prepare import quantizers_off
+from bitpare.quant.verify import quantizers_off
 from torch import Tensor, nn
 
 ISLANDS = {  # what no graph can hold, and a word of the reason

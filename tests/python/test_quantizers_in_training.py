@@ -6,6 +6,7 @@ import bitpare as bp
 import pytest
 import reference
 import torch
+from cuda_graphs import captured
 
 F = bp.functional
 NN = torch.nn.functional
@@ -458,13 +459,7 @@ def test_cuda_has_the_same_bits_and_captures(name):
     expected = step(*args)
     for a, b in zip(step(*on_gpu), expected, strict=True):
         assert torch.equal(a.cpu(), b)
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        step(*to_cuda(build()))
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(*in_graph)
+    graph, found = captured(lambda: step(*in_graph), lambda: step(*to_cuda(build())))
     graph.replay()
-    for a, b in zip(captured, expected, strict=True):
+    for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.cpu(), b)

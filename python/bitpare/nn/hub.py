@@ -8,7 +8,8 @@ import torch.distributed
 from torch import Tensor, nn
 
 from bitpare.nn.learned import LearnedQuantizer
-from bitpare.nn.quantizer import Quantizer, RangeQuantizer, quantize_weights, update_ranges
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer, quantize_weights, update_ranges
 
 
 class Hub:
@@ -35,13 +36,10 @@ class Hub:
         return {**self.__dict__, "_members": None}
 
     def members(self, model: nn.Module) -> "_Members":
-        """The model's quantizers, looked up once: ``forget`` after changing modules."""
+        """The model's quantizers, looked up once."""
         if self._members is None:
             self._members = _Members(model)
         return self._members
-
-    def forget(self) -> None:
-        self._members = None
 
     def begin(self, model: nn.Module, args: Any) -> None:
         members = self.members(model)

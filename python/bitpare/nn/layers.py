@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitpare.nn.quantizer import Quantizer, RangeQuantizer
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer
 
 use_weight = torch.ops.bitpare.use_weight.default
 
@@ -187,10 +188,6 @@ def can_fuse(bn: nn.Module) -> bool:
     return held.momentum is not None and held.track_running_stats and held.running_mean is not None
 
 
-def reads_weight(module: nn.Module) -> bool:
-    return isinstance(module, WEIGHTED)
-
-
 def upgrade(module: nn.Module) -> bool:
     """Makes a layer of torch.nn its quantized subclass, without quantizers yet."""
     made = QUANTIZED.get(type(module))
@@ -205,7 +202,3 @@ def upgrade(module: nn.Module) -> bool:
         module.bp_tail = None  # type: ignore[assignment]
         module.bp_frozen = False  # type: ignore[assignment]
     return True
-
-
-def float_dtype(x: Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.float16, torch.bfloat16)

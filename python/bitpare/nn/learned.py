@@ -8,11 +8,56 @@ from torch import Tensor, nn
 
 from bitpare import functional as bpf
 from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer
 from bitpare.quant.grid import Grid
 from bitpare.quant.spec import QSpec
 
 
-class LearnedQuantizer(Quantizer):
+class _FromData(Quantizer):
+    """A scale that starts from the first data seen and stands from then on.
+
+    count: batches seen by a calibration, or -1 where the scale stands.
+    """
+
+    count: Tensor
+
+    def _awaits_data(self) -> None:
+        self.calibrated = False
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def _start(self, x: Tensor) -> None:
+        """The scale from the first values seen, unless a state was loaded."""
+        if int(self.count) >= 0:
+            if self.role == "activation" and not self.training:
+                self._require_calibrated()
+            self.observe(x)
+            self.conclude()
+        self.calibrated = True
+
+    def restart(self) -> None:
+        if self.role == "activation":
+            self.forget()
+
+    def forget(self) -> None:
+        self.count.zero_()
+        self.calibrated = False
+
+    def conclude(self) -> None:
+        if int(self.count) > 0:
+            with torch.no_grad():
+                self._set_scale()
+            self.count.fill_(-1)
+            self.calibrated = True
+
+    def _set_scale(self) -> None:
+        raise NotImplementedError
+
+    def _read_control(self) -> None:
+        super()._read_control()
+        self.calibrated = bool(self.count < 0)
+
+
+class LearnedQuantizer(_FromData):
     """LSQ (Esser et al. 2020): the scale is a parameter, with a gradient of its own.
 
     LSQ+ (Bhalgat et al. 2020) learns an offset too; PACT (Choi et al. 2018) the top of the range,
@@ -26,13 +71,11 @@ class LearnedQuantizer(Quantizer):
         super().__init__(spec, grid, name, role)
         self.kind = spec.learn or "lsq"
         self.limit = limit
-        self.calibrated = False
         self.scale = nn.Parameter(torch.ones(scales))
         self.offset = nn.Parameter(torch.zeros(scales)) if self.kind == "lsq+" else None
-        # Sums over the batches of a calibration: least, most, mean|x|; and their number, or -1
-        # where the scale stands.
+        # Sums over the batches of a calibration: least, most, mean|x|.
         self.register_buffer("statistics", torch.zeros(3, scales))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self._awaits_data()
 
     def quantize(self, x: Tensor) -> Tensor:
         if not self.calibrated:
@@ -70,62 +113,34 @@ class LearnedQuantizer(Quantizer):
             estimator="identity",
         )
 
-    def _shaped(self, x: Tensor, per_scale: Tensor) -> Tensor:
-        if self.grid.group is None:
-            return per_scale
-        return per_scale.view(*x.shape[:-1], x.shape[-1] // self.grid.group)
-
-    def _start(self, x: Tensor) -> None:
-        """Scales from the first values seen."""
-        if int(self.count) < 0:  # a loaded state
-            self.calibrated = True
-            return
-        if self.role == "activation" and not self.training:
-            self._require_calibrated()
-        with torch.no_grad():
-            self.observe(x)
-            self.conclude()
-
+    @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        grid = self.grid
-        if grid.group is not None:
-            x = x.reshape(-1, grid.group)
-        axis = 0 if grid.group is not None else grid.axis
+        x, axis = self._rows(x)
         low, high = bpf.minmax(x, axis=axis)
         batch = torch.stack([low, high, bpf.mean_magnitude(x, axis=axis)]).reshape(3, -1)
         usable = torch.isfinite(batch).all()
         self.statistics += torch.where(usable, batch, 0)
         self.count += usable
 
-    def restart(self) -> None:
-        if self.role == "activation":
-            self.forget()
-
     def forget(self) -> None:
+        super().forget()
         self.statistics.zero_()
-        self.count.zero_()
-        self.calibrated = False
 
-    def conclude(self) -> None:
-        if int(self.count) <= 0:
-            return
+    def _set_scale(self) -> None:
         grid = self.grid
         low, high, magnitude = self.statistics / self.count
-        with torch.no_grad():
-            if self.kind == "lsq+":
-                low, high = low.clamp(max=0), high.clamp(min=0)
-                self.scale.copy_((high - low) / (grid.quant_max - grid.quant_min))
-                assert self.offset is not None
-                self.offset.copy_(low)
-            elif self.kind == "pact":
-                self.scale.copy_(high / grid.quant_max)
-            else:
-                self.scale.copy_(2 * magnitude / math.sqrt(max(grid.quant_max, 1)))
-            self.scale.clamp_(min=2.0**-40)
-            self.hold_limit()
+        if self.kind == "lsq+":
+            low, high = low.clamp(max=0), high.clamp(min=0)
+            self.scale.copy_((high - low) / (grid.quant_max - grid.quant_min))
+            assert self.offset is not None
+            self.offset.copy_(low)
+        elif self.kind == "pact":
+            self.scale.copy_(high / grid.quant_max)
+        else:
+            self.scale.copy_(2 * magnitude / math.sqrt(max(grid.quant_max, 1)))
+        self.scale.clamp_(min=2.0**-40)
+        self.hold_limit()
         self.statistics.zero_()
-        self.count.fill_(-1)
-        self.calibrated = True
 
     def hold_limit(self) -> None:
         """Keeps the grid inside the activation's own top, so that a runtime may drop its clamp."""
@@ -147,32 +162,25 @@ class LearnedQuantizer(Quantizer):
                 self.scale.mul_(ratio)
                 self.hold_limit()
 
-    def _read_control(self) -> None:
-        super()._read_control()
-        self.calibrated = bool(self.count < 0)
-
 
 class BinaryQuantizer(Quantizer):
     """One bit {-s, s}, or {0, s} where values are not negative; ternary {-s, 0, s}.
 
-    s is the mean magnitude (Rastegari et al. 2016, Li et al. 2016), or learned.
+    s is the mean magnitude (Rastegari et al. 2016, Li et al. 2016).
     """
+
+    scale: nn.Parameter | None
 
     def __init__(
         self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
     ) -> None:
         super().__init__(spec, grid, name, role)
-        del limit
+        del scales, limit
         self.ternary = spec.learn == "ternary"
         self.levels = "zero_one" if grid.quant_min == 0 else "sign"
-        self.scale = nn.Parameter(torch.ones(scales)) if spec.learn == "lsq" else None
-        if self.scale is not None:
-            self.calibrated = False
-            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.scale = None
 
     def quantize(self, x: Tensor) -> Tensor:
-        if self.scale is not None and not self.calibrated:
-            self._start(x.detach())
         if not self.quantizing:
             return x
         grid, estimator = self.grid, self.spec.estimator
@@ -187,41 +195,35 @@ class BinaryQuantizer(Quantizer):
             estimator=estimator,
         )
 
-    def _start(self, x: Tensor) -> None:
-        assert self.scale is not None
-        if int(self.count) == 0:
-            if self.role == "activation" and not self.training and not self.calibrating:
-                self._require_calibrated()
-            self.observe(x)
-        self.calibrated = True
-
-    def observe(self, x: Tensor) -> None:
-        if self.scale is not None and int(self.count) == 0:
-            with torch.no_grad():
-                magnitude = bpf.mean_magnitude(x, axis=self.grid.axis, group=self.grid.group)
-                self.scale.copy_(magnitude.reshape(-1))
-            self.count.fill_(1)
-
-    def restart(self) -> None:
-        if self.role == "activation":
-            self.forget()
-
-    def forget(self) -> None:
-        if self.scale is not None:
-            self.count.zero_()
-            self.calibrated = False
-
-    def conclude(self) -> None:
-        if self.scale is not None:
-            self.calibrated = bool(self.count > 0)
-
-    def _read_control(self) -> None:
-        super()._read_control()
-        if self.scale is not None:
-            self.calibrated = bool(self.count > 0)
-
     def integer_form(self) -> str:
         return "ternary" if self.ternary else "binary"
+
+
+class LearnedBinaryQuantizer(_FromData, BinaryQuantizer):
+    """One bit {-s, s} or {0, s}, where s starts at the mean magnitude and is trained."""
+
+    def __init__(
+        self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
+    ) -> None:
+        super().__init__(spec, grid, name, role, scales, limit)
+        self.scale = nn.Parameter(torch.ones(scales))
+        self._awaits_data()
+
+    def quantize(self, x: Tensor) -> Tensor:
+        if not self.calibrated:
+            self._start(x.detach())
+        return super().quantize(x)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        if int(self.count) == 0:
+            assert self.scale is not None
+            magnitude = bpf.mean_magnitude(x, axis=self.grid.axis, group=self.grid.group)
+            self.scale.copy_(magnitude.reshape(-1))
+            self.count.fill_(1)
+
+    def _set_scale(self) -> None:
+        """The first batch has set it."""
 
 
 class DorefaQuantizer(Quantizer):
@@ -266,41 +268,18 @@ class DynamicQuantizer(Quantizer):
         with torch.no_grad():
             values = x.detach().reshape(-1, x.shape[-1]) if per_token else x.detach()
             low, high = bpf.minmax(values, axis=0 if per_token else None)
-            if self.spec.is_float:
-                limits = (-grid.quant_max, grid.quant_max)
-            else:
-                limits = (grid.quant_min, grid.quant_max)
             scale, zero_point = bpf.qparams(
                 low * self.spec.stretch,
                 high * self.spec.stretch,
-                quant_min=limits[0],
-                quant_max=limits[1],
+                quant_min=grid.quant_min,
+                quant_max=grid.quant_max,
                 symmetric=grid.symmetric,
                 power_of_two=self.spec.power_of_two,
             )
             if per_token:
                 scale, zero_point = (t.view(*x.shape[:-1], 1) for t in (scale, zero_point))
         group = x.shape[-1] if per_token else None
-        if self.spec.is_float:
-            assert self.spec.exponent is not None and self.spec.mantissa is not None
-            return bpf.fake_float(
-                x,
-                scale,
-                exponent_bits=self.spec.exponent,
-                mantissa_bits=self.spec.mantissa,
-                group=group,
-            )
-        return bpf.fake_quant(
-            x,
-            scale,
-            None if grid.symmetric else zero_point,
-            quant_min=grid.quant_min,
-            quant_max=grid.quant_max,
-            group=group,
-            rounding=self.spec.rounding,
-            estimator=self.spec.estimator,
-            delta=self.spec.delta,
-        )
+        return self._fake_quant(x, scale, None if grid.symmetric else zero_point, None, group)
 
     def integer_form(self) -> str:
         return super().integer_form() + " dynamic"
@@ -308,12 +287,10 @@ class DynamicQuantizer(Quantizer):
 
 def quantizer_class(spec: QSpec) -> Callable[..., Quantizer]:
     """The kind of quantizer that a spec asks for."""
-    from bitpare.nn.quantizer import RangeQuantizer
-
     if spec.dynamic:
         return DynamicQuantizer
     if spec.bits == 1 or spec.learn in ("binary", "ternary"):
-        return BinaryQuantizer
+        return LearnedBinaryQuantizer if spec.learn == "lsq" else BinaryQuantizer
     if spec.learn == "dorefa":
         return DorefaQuantizer
     return LearnedQuantizer if spec.learn else RangeQuantizer

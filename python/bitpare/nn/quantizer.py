@@ -18,13 +18,7 @@ from bitpare.errors import Uncalibrated
 from bitpare.quant.grid import Grid
 from bitpare.quant.spec import QSpec
 
-_ops = torch.ops.bitpare
-_bn_act_fake_quant = _ops.bn_act_fake_quant.default
-_act_fake_quant = _ops.act_fake_quant.default
-_fake_quant_weights = _ops.fake_quant_weights.default
-_use_weight = _ops.use_weight.default
 OBSERVE, QUANTIZE, FREEZE = 2, 3, 4
-BINS = 2048
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -152,6 +146,55 @@ class Quantizer(nn.Module):
         """Whether the BatchNorm before this quantizer does its work."""
         return False
 
+    def _rows(self, x: Tensor) -> tuple[Tensor, int | None]:
+        """x and the axis of its scales, groups as rows of their own."""
+        if self.grid.group is None:
+            return x, self.grid.axis
+        return x.reshape(-1, self.grid.group), 0
+
+    def _shaped(self, x: Tensor, per_scale: Tensor) -> Tensor:
+        if self.grid.group is None:
+            return per_scale
+        return per_scale.view(*x.shape[:-1], x.shape[-1] // self.grid.group)
+
+    def _fake_quant(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        axis: int | None,
+        group: int | None,
+    ) -> Tensor:
+        """x on the grid of the spec, be it of integers or of small floats."""
+        spec, rng = self.spec, self._buffers.get("rng")
+        if rng is not None and self.training:
+            rng[1] += 1
+        if spec.is_float:
+            assert spec.exponent is not None and spec.mantissa is not None
+            return bpf.fake_float(
+                x,
+                scale,
+                exponent_bits=spec.exponent,
+                mantissa_bits=spec.mantissa,
+                axis=axis,
+                group=group,
+                rounding=spec.rounding,
+                rng=rng,
+            )
+        return bpf.fake_quant(
+            x,
+            scale,
+            zero_point,
+            quant_min=self.grid.quant_min,
+            quant_max=self.grid.quant_max,
+            axis=axis,
+            group=group,
+            rounding=spec.rounding,
+            estimator=spec.estimator,
+            delta=spec.delta,
+            rng=rng,
+        )
+
     def set_flags(
         self, observe: bool | None = None, quantize: bool | None = None, freeze: bool | None = None
     ) -> None:
@@ -205,367 +248,3 @@ class Quantizer(nn.Module):
         if (low, high) != (self.grid.quant_min, self.grid.quant_max):
             self.grid = self.grid.with_limits(low, high)
             self.bits = self.grid.bits
-
-
-class RangeQuantizer(Quantizer):
-    """Scales from the range of the data: of the weights at hand, or of activations seen so far.
-
-    A training forward quantizes with the range in force and puts this batch's range into
-    ``pending``; ``Hub`` merges what is pending at the start of the model's next training forward.
-
-    range, pending: [2, scales], least and most. count: batches merged, batches skipped for a NaN
-    or an infinity. counts, limit, skipped: the histogram of a calibration.
-    """
-
-    scale: Tensor
-    zero_point: Tensor | None
-    range: Tensor
-    pending: Tensor
-    count: Tensor
-
-    def __init__(
-        self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
-    ) -> None:
-        super().__init__(spec, grid, name, role)
-        self.scales, self.limit = scales, limit
-        self.method = spec.range or ("minmax" if role == "weight" else "ema")
-        self.calibrated = role == "weight"
-        self.register_buffer("scale", torch.ones(scales))
-        zero_point = None if grid.symmetric else torch.zeros(scales, dtype=torch.int32)
-        self.register_buffer("zero_point", zero_point)
-        if role == "activation":
-            self.register_buffer("range", torch.zeros(2, scales))
-            self.register_buffer("pending", _nothing(scales))
-            self.register_buffer("count", torch.zeros(2, dtype=torch.int64))
-        simple = spec.rounding == "nearest" and spec.estimator == "ste" and spec.stretch == 1.0
-        self.simple = simple and not spec.is_float and self.method in ("minmax", "ema")
-        self.fast = self.simple and role == "activation" and scales == 1
-        self.batched = (
-            self.simple
-            and role == "weight"
-            and grid.symmetric
-            and grid.axis in (None, 0)
-            and grid.group is None
-        )
-        self.histogram: tuple[Tensor, Tensor, Tensor] | None = None
-        if spec.rounding == "stochastic":
-            self.register_buffer("rng", torch.zeros(2, dtype=torch.int64))
-        if isinstance(self.method, tuple):
-            self._give_range(*self.method)
-
-    def _give_range(self, low: float, high: float) -> None:
-        self.calibrated, self.may_observe = True, False
-        limits = torch.tensor([[low], [high]]).expand(2, self.scales) * self.spec.stretch
-        if self.role == "activation":
-            self.range.copy_(limits)
-            self.count[0] = 1
-            self.observing = False
-            self.control[OBSERVE] = 0
-        self._set_scale(limits[0], limits[1])
-
-    # -- quantizing
-
-    @property
-    def rule(self) -> str:
-        """How a pending range joins the range in force."""
-        return "minmax" if self.method == "minmax" else "ema"
-
-    def quantize(self, x: Tensor) -> Tensor:
-        if self.role == "weight":
-            return self._quantize_weight(x)
-        if self.training and self.observing:
-            self._first_batch(x)
-            self._fold(*self._range_of(x.detach()))
-        self._require_known()
-        return self._fake_quant(x) if self.quantizing else x
-
-    def quantize_fast(self, x: Tensor, other: Tensor | None, activation: str) -> Tensor:
-        if not self.calibrated:
-            value = ACTIVATIONS[activation](x if other is None else x + other)
-            self._first_batch(value)
-            self._require_known()
-        if other is not None and (
-            other.shape != x.shape
-            or other.dtype != x.dtype
-            or activation not in ("none", "relu", "relu6")
-        ):
-            x, other = x + other, None
-        mine = self._buffers
-        pending = mine["pending"] if self.training else None
-        return _act_fake_quant(
-            x,
-            other,
-            mine["scale"],
-            mine["zero_point"],
-            mine["control"],
-            pending,
-            activation=activation,
-        )
-
-    def fuses(self) -> bool:
-        if not self.fast or self.calibrating or self.bypass:
-            return False
-        for module in self.watched:
-            if module._forward_hooks or module._forward_pre_hooks:
-                return False
-        return True
-
-    def batch_norm(self, x: Tensor, bn: nn.modules.batchnorm._BatchNorm, activation: str) -> Tensor:
-        """The quantized value of activation(bn(x)), in one op."""
-        if not self.calibrated:
-            self._start_with_norm(x, bn, activation)
-        self.passing.done = self.follows_norm
-        mine, parameters, running = self._buffers, bn._parameters, bn._buffers
-        return _bn_act_fake_quant(
-            x,
-            parameters["weight"],
-            parameters["bias"],
-            running["running_mean"],
-            running["running_var"],
-            running["num_batches_tracked"],
-            mine["scale"],
-            mine["zero_point"],
-            mine["control"],
-            mine["pending"] if self.training else None,
-            activation=activation,
-            training=bn.training,
-            momentum=bn.momentum,
-            eps=bn.eps,
-        )
-
-    def _start_with_norm(
-        self, x: Tensor, bn: nn.modules.batchnorm._BatchNorm, activation: str
-    ) -> None:
-        """The first batch's range, found without moving the running statistics."""
-        if self.training:
-            with torch.no_grad():
-                mean = None if bn.training else bn.running_mean
-                variance = None if bn.training else bn.running_var
-                y = F.batch_norm(x, mean, variance, bn.weight, bn.bias, bn.training, 0.0, bn.eps)
-                self._first_batch(ACTIVATIONS[activation](y))
-        self._require_known()
-
-    def _fake_quant(self, x: Tensor) -> Tensor:
-        spec, grid = self.spec, self.grid
-        rng = getattr(self, "rng", None)
-        if rng is not None and self.training:
-            rng[1] += 1
-        if spec.is_float:
-            assert spec.exponent is not None and spec.mantissa is not None
-            return bpf.fake_float(
-                x,
-                self._shaped(x, self.scale),
-                exponent_bits=spec.exponent,
-                mantissa_bits=spec.mantissa,
-                axis=grid.axis,
-                group=grid.group,
-                rounding=spec.rounding,
-                rng=rng,
-            )
-        zero_point = self.zero_point
-        return bpf.fake_quant(
-            x,
-            self._shaped(x, self.scale),
-            None if zero_point is None else self._shaped(x, zero_point),
-            quant_min=grid.quant_min,
-            quant_max=grid.quant_max,
-            axis=grid.axis,
-            group=grid.group,
-            rounding=spec.rounding,
-            estimator=spec.estimator,
-            delta=spec.delta,
-            rng=rng,
-        )
-
-    def _shaped(self, x: Tensor, per_scale: Tensor) -> Tensor:
-        if self.grid.group is None:
-            return per_scale
-        return per_scale.view(*x.shape[:-1], x.shape[-1] // self.grid.group)
-
-    # -- weights
-
-    def _quantize_weight(self, weight: Tensor) -> Tensor:
-        if self.batched:
-            # The hub has done it for the whole model, except where a part is called by itself or
-            # recomputed: the same ops in either case, as activation checkpointing demands.
-            value, inside = self.passing.weight or quantize_weights([weight], [self])[0]
-            return _use_weight(weight, value, inside)
-        if self.observing and not isinstance(self.method, tuple):
-            with torch.no_grad():
-                self._set_scale(*self._range_of(weight.detach()))
-        return self._fake_quant(weight) if self.quantizing else weight
-
-    # -- ranges
-
-    def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and most of what the grid should hold of x, for each scale."""
-        grid, spec, method = self.grid, self.spec, self.method
-        if grid.group is not None:
-            x = x.reshape(-1, grid.group)
-        axis = 0 if grid.group is not None else grid.axis
-        if method == "mse":
-            low, high = bpf.mse_range(
-                x,
-                quant_min=grid.quant_min,
-                quant_max=grid.quant_max,
-                symmetric=grid.symmetric,
-                axis=axis,
-            )
-        elif method in ("percentile", "entropy"):
-            histogram = self._new_histogram(x.device)
-            _ops.observe_histogram_(*histogram, x, axis=axis)
-            low, high = self._range_of_histogram(histogram)
-        elif method == "sigma":
-            dims = [d for d in range(x.dim()) if d != axis] or [0]
-            values = x.float()
-            mean = values.mean(dims)
-            deviation = values.var(dims, correction=0).sqrt() * spec.sigma
-            low, high = mean - deviation, mean + deviation
-        else:
-            low, high = bpf.minmax(x, axis=axis)
-        return low.reshape(-1) * spec.stretch, high.reshape(-1) * spec.stretch
-
-    def _new_histogram(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        counts = torch.zeros(self.scales, BINS, dtype=torch.int64, device=device)
-        return (
-            counts,
-            torch.zeros(self.scales, device=device),
-            torch.zeros(self.scales, dtype=torch.int64, device=device),
-        )
-
-    def _range_of_histogram(
-        self, histogram: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.method, str)
-        return bpf.histogram_range(
-            histogram[0],
-            histogram[1],
-            method=self.method,
-            percentile=self.spec.percentile,
-            quant_min=self.grid.quant_min,
-            quant_max=self.grid.quant_max,
-            symmetric=self.grid.symmetric,
-        )
-
-    def _fold(self, low: Tensor, high: Tensor) -> None:
-        """Takes this batch's range into the pending one; NaN stays NaN."""
-        self.pending[0].copy_(torch.minimum(self.pending[0], low))
-        self.pending[1].copy_(torch.maximum(self.pending[1], high))
-
-    def _set_scale(self, low: Tensor, high: Tensor) -> None:
-        scale, zero_point = bpf.qparams(
-            low,
-            high,
-            quant_min=self.grid.quant_min,
-            quant_max=self.grid.quant_max,
-            symmetric=self.grid.symmetric,
-            power_of_two=self.spec.power_of_two,
-        )
-        self.scale.copy_(scale)
-        if self.zero_point is not None:
-            self.zero_point.copy_(zero_point)
-
-    def merge(self) -> None:
-        """Merges what is pending into the range in force."""
-        update_ranges([self])
-
-    def _first_batch(self, x: Tensor) -> None:
-        """An uncalibrated quantizer observes its first training batch before it quantizes it."""
-        if self.calibrated or not (self.training and self.observing and self.quantizing):
-            return
-        with torch.no_grad():
-            self._fold(*self._range_of(x.detach()))
-            self.merge()
-        self.calibrated = True
-
-    def _require_known(self) -> None:
-        if not self.calibrated and self.quantizing:
-            self.calibrated = bool(self.count[0] > 0)
-            self._require_calibrated()
-
-    # -- calibration
-
-    def observe(self, x: Tensor) -> None:
-        if self.role == "weight" or isinstance(self.method, tuple):
-            return
-        if self.method in ("percentile", "entropy", "mse"):
-            if self.histogram is None:
-                self.histogram = self._new_histogram(x.device)
-            _ops.observe_histogram_(*self.histogram, x, axis=self.grid.axis)
-        else:
-            self._fold(*self._range_of(x))
-            self.merge()
-
-    def restart(self) -> None:
-        if self.role == "activation" and not isinstance(self.method, tuple):
-            self.histogram = None
-            self.count.zero_()
-            self.pending.copy_(_nothing(self.scales))
-            self.calibrated = False
-
-    def conclude(self) -> None:
-        if self.role == "weight" or isinstance(self.method, tuple):
-            return
-        if self.histogram is not None:
-            low, high = self._range_of_histogram(self.histogram)
-            self._fold(low * self.spec.stretch, high * self.spec.stretch)
-            self.count[1] += self.histogram[2].sum()
-            self.histogram = None
-            self.count[0] = 0
-            self.merge()
-        self.calibrated = bool(self.count[0] > 0)
-
-    @property
-    def skipped(self) -> int:
-        """Batches left out for a NaN or an infinity."""
-        return int(self.count[1]) if self.role == "activation" else 0
-
-    def _rescale(self, before: Grid) -> None:
-        if self.role == "activation" and self.calibrated:
-            self.merge()
-
-    def _read_control(self) -> None:
-        super()._read_control()
-        if self.role == "activation":
-            self.calibrated = bool(self.count[0] > 0)
-
-
-def _nothing(scales: int) -> Tensor:
-    infinity = torch.full((scales,), float("inf"))
-    return torch.stack([infinity, -infinity])
-
-
-def quantize_weights(
-    weights: list[Tensor], quantizers: list[RangeQuantizer]
-) -> list[tuple[Tensor, Tensor]]:
-    """Values and straight-through bits of weights whose quantizers are alike, in one op."""
-    with torch.no_grad():
-        values, inside = _fake_quant_weights(
-            weights,
-            [q._buffers["scale"] for q in quantizers],
-            [q._buffers["control"] for q in quantizers],
-            power_of_two=quantizers[0].spec.power_of_two,
-        )
-    return list(zip(values, inside, strict=True))
-
-
-def update_ranges(quantizers: list[RangeQuantizer]) -> None:
-    """Merges the pending ranges of quantizers that share a rule, in one op."""
-    groups: dict[tuple[Any, ...], list[RangeQuantizer]] = {}
-    for q in quantizers:
-        key = (q.rule, q.spec.momentum, q.grid.symmetric, q.spec.power_of_two)
-        groups.setdefault(key, []).append(q)
-    for (rule, momentum, symmetric, power_of_two), group in groups.items():
-        _ops.update_ranges_(
-            [q.pending for q in group],
-            [q.range for q in group],
-            [q.scale for q in group],
-            [] if symmetric else [q.zero_point for q in group],
-            [q.count for q in group],
-            [q.control for q in group],
-            rule=rule,
-            momentum=momentum,
-            symmetric=symmetric,
-            power_of_two=power_of_two,
-            limit=[q.limit for q in group],
-        )

@@ -51,11 +51,9 @@ def _hide_added(base: type) -> dict[str, Any]:
     def item(self: nn.Module, index: int | slice) -> Any:
         items = list(_visible(self).items())
         if isinstance(index, slice):
-            plain = nn.Sequential if issubclass(base, nn.Sequential) else nn.ModuleList
+            chosen = [m for _, m in items[index]]
             return (
-                plain(*(m for _, m in items[index]))
-                if plain is nn.Sequential
-                else plain(m for _, m in items[index])
+                nn.Sequential(*chosen) if issubclass(base, nn.Sequential) else nn.ModuleList(chosen)
             )
         return items[index][1]
 

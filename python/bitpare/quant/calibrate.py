@@ -1,32 +1,17 @@
 """calibrate: the ranges of activations from data, before training or for inference."""
 
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree
+from torch import nn
 
 from bitpare.errors import Uncalibrated
 from bitpare.nn.quantizer import Quantizer
+from bitpare.quant.batches import batches_of, run
 from bitpare.quant.names import find_hub, unwrapped
-
-
-def _first(batch: Any) -> Any:
-    """What of a batch the model takes: the first element of a tuple, list or dict."""
-    if isinstance(batch, dict):
-        return next(iter(batch.values()))
-    return batch[0] if isinstance(batch, list | tuple) else batch
-
-
-def _parts(value: Any, size: int | None) -> Iterator[Any]:
-    if size is None or not isinstance(value, Tensor):
-        yield value
-    else:
-        yield from value.split(size)
 
 
 @contextmanager
@@ -71,8 +56,8 @@ def calibrate(
     count = 0
     try:
         with _calibrating(inner, found):
-            for batch in _progress(loader, batches, progress):
-                _run(inner, batch, forward, microbatch, device)
+            for batch in batches_of(loader, batches, progress, "calibrate"):
+                run(inner, batch, forward, microbatch, device)
                 count += 1
         if count == 0:
             raise ValueError("calibrate: the loader gave no batch")
@@ -84,45 +69,6 @@ def calibrate(
             q.put_back(saved[q])
         raise
     return model
-
-
-def _run(
-    model: nn.Module,
-    batch: Any,
-    forward: Callable[[nn.Module, Any], Any] | None,
-    microbatch: int | None,
-    device: torch.device,
-) -> None:
-    if forward is not None:
-        forward(model, batch)
-        return
-    value = _pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, _first(batch))
-    for part in _parts(value, microbatch):
-        model(part)
-
-
-def _progress(loader: Iterable[Any], batches: int | None, show: bool | None) -> Iterator[Any]:
-    if batches is not None and batches < 1:
-        raise ValueError(f"calibrate: batches must be 1 or more, got {batches}")
-    total = len(loader) if isinstance(loader, Sized) else None
-    if batches is not None:
-        total = batches if total is None else min(batches, total)
-    bar = None
-    if show or (show is None and sys.stderr.isatty()):
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            pass
-        else:
-            bar = tqdm(total=total, desc="calibrate", unit="batch")
-    for index, batch in enumerate(loader):
-        if batches is not None and index >= batches:
-            break
-        yield batch
-        if bar is not None:
-            bar.update()
-    if bar is not None:
-        bar.close()
 
 
 def _check(found: list[Quantizer]) -> None:

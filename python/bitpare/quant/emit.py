@@ -5,7 +5,7 @@ from torch.fx.graph_module import _format_import_block  # type: ignore[attr-defi
 from torch.package import sys_importer
 
 from bitpare import graph as g
-from bitpare.nn.layers import reads_weight
+from bitpare.nn.layers import WEIGHTED
 from bitpare.quant.plan import EVAL, TRAIN, Site
 
 _FUNCTIONS = {EVAL: "_bitpare_eval", TRAIN: "_bitpare_train"}
@@ -88,7 +88,7 @@ class _Editor:
             layer, _, name = target.rpartition(".")
             if layer and name == "weight":
                 module = self.owner.get_submodule(layer)
-                if not reads_weight(module) or module.bp_weight is None:
+                if not isinstance(module, WEIGHTED) or module.bp_weight is None:
                     continue
                 quantizer = f"{layer}.bp_weight"
             elif target in own:

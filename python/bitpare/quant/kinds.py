@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 # compute: sums of products, whose result is requantized. same: moves values, which stay on their
@@ -135,7 +134,3 @@ def same_input(node: fx.Node) -> fx.Node | None:
     """What a node that only moves values takes them from."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     return first if isinstance(first, fx.Node) else None
-
-
-def is_tensor_of_floats(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

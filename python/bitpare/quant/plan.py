@@ -34,6 +34,7 @@ class Site:
     add: bool = False
     norm: nn.Module | None = None
     runs: int = 1
+    quantizer: nn.Module | None = None  # once it is placed
 
     @property
     def name(self) -> str:

@@ -1,14 +1,10 @@
 """prepare: from a float model to a copy of it that trains with quantization."""
 
 import copy
-import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from bitpare import graph as g
 from bitpare.errors import Unsupported
@@ -16,7 +12,8 @@ from bitpare.nn import layers
 from bitpare.nn.attention import QMultiheadAttention, upgrade_attention
 from bitpare.nn.hub import Hub
 from bitpare.nn.learned import quantizer_class
-from bitpare.nn.quantizer import Quantizer, RangeQuantizer
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer
 from bitpare.nn.rewritten import rewrite
 from bitpare.quant.config import QConfig
 from bitpare.quant.emit import emit, own_weights
@@ -24,6 +21,7 @@ from bitpare.quant.grid import grid_of
 from bitpare.quant.kinds import is_fused_activation
 from bitpare.quant.plan import EVAL, TRAIN, Plan, Site
 from bitpare.quant.spec import FLOAT, Float, QSpec
+from bitpare.quant.verify import first_difference
 
 _LAYER_SOURCE = """
 def forward(self, *args, **kwargs):
@@ -58,7 +56,7 @@ def prepare(
     islands: dict[str, str] = {}
     while True:
         prepared, plan = _prepare_once(model, config, call, islands)
-        culprit = _first_difference(model, prepared, plan, call)
+        culprit = first_difference(model, prepared, plan, call)
         if culprit is None:
             return prepared
         name, reason = culprit
@@ -161,7 +159,7 @@ class _Builder:
             if not layers.upgrade(module):
                 self._note_float_layer(name, module)
                 continue
-            if layers.reads_weight(module):
+            if isinstance(module, layers.WEIGHTED):
                 count += self._place_weight(name, module)
         for name, traces in self.plan.traces.items():
             owner = self.model.get_submodule(name)
@@ -189,11 +187,7 @@ class _Builder:
             spec = self.config.spec_for("activation", name, module)
             if isinstance(spec, Float) or (spec.granularity == "channel"):
                 return None
-            grid = grid_of(
-                spec, "activation", target=self.config.target, nonnegative=nonnegative, axis=1
-            )
-            made = quantizer_class(spec)(spec, grid, f"{name}.{part}", "activation")
-            return made.to(self.device)
+            return self._new_activation(spec, f"{name}.{part}", nonnegative=nonnegative)
 
         upgrade_attention(module, weight, value)
         return 1
@@ -264,13 +258,23 @@ class _Builder:
         spec = self._activation_spec(site)
         if isinstance(spec, Float):
             return None
-        point = site.point
+        nonnegative, limit = site.point.nonnegative, site.point.limit
+        return self._new_activation(spec, site.name, site.channels or 1, nonnegative, limit)
+
+    def _new_activation(
+        self,
+        spec: QSpec,
+        name: str,
+        channels: int = 1,
+        nonnegative: bool = False,
+        limit: float = 0.0,
+    ) -> Quantizer:
         grid = grid_of(
-            spec, "activation", target=self.config.target, nonnegative=point.nonnegative, axis=1
+            spec, "activation", target=self.config.target, nonnegative=nonnegative, axis=1
         )
-        scales = (site.channels or 1) if grid.axis is not None else 1
-        limit = point.limit if grid.quant_min == 0 else 0.0
-        made = quantizer_class(spec)(spec, grid, site.name, "activation", scales, limit)
+        scales = channels if grid.axis is not None else 1
+        limit = limit if grid.quant_min == 0 else 0.0
+        made = quantizer_class(spec)(spec, grid, name, "activation", scales, limit)
         return made.to(self.device)
 
     def _place(self, site: Site, by_owner: dict[str, list[Site]]) -> None:
@@ -286,7 +290,7 @@ class _Builder:
         if site.layer is None:
             assert site.owner is not None
             by_owner.setdefault(site.owner, []).append(site)
-            site.quantizer = made  # type: ignore[attr-defined]
+            site.quantizer = made
             return
         layer: Any = site.layer
         layer.bp_output = made
@@ -309,19 +313,15 @@ class _Builder:
 
     def _place_input(self, module: nn.Module) -> None:
         """A layer with nothing traced around it: its input is quantized by itself."""
-        if not layers.reads_weight(module) or isinstance(module, nn.Embedding):
+        if not isinstance(module, layers.WEIGHTED) or isinstance(module, nn.Embedding):
             return
         held: Any = module
         name = self.plan.names[module]
         spec = self.config.spec_for("activation", name, module)
         if isinstance(spec, Float) or held.bp_weight is None:
             return
-        grid = grid_of(spec, "activation", target=self.config.target, axis=1)
-        scales = 1
-        if grid.axis is not None:
-            scales = int(getattr(held, "in_channels", getattr(held, "in_features", 1)))
-        made = quantizer_class(spec)(spec, grid, f"{name}.input", "activation", scales)
-        held.bp_input = made.to(self.device)
+        channels = int(getattr(held, "in_channels", getattr(held, "in_features", 1)))
+        held.bp_input = self._new_activation(spec, f"{name}.input", channels)
 
     # -- owners
 
@@ -338,8 +338,7 @@ class _Builder:
             if source is None:
                 continue
             if sites:
-                quantizers = [s.quantizer for s in sites]  # type: ignore[attr-defined]
-                owner.bp_sites = nn.ModuleList(quantizers)
+                owner.bp_sites = nn.ModuleList(s.quantizer for s in sites if s.quantizer)
             constants: dict[str, Any] = {}
             for trace in traces.values():
                 constants |= trace.graph.bitpare_constants  # type: ignore[attr-defined]
@@ -370,102 +369,3 @@ def _is_plain(config: QConfig) -> bool:
     except ValueError:
         return False
     return True
-
-
-# -- verification
-
-
-@contextmanager
-def quantizers_off(model: nn.Module) -> Iterator[None]:
-    """The prepared model computes what the float model does."""
-    found = [m for m in model.modules() if isinstance(m, Quantizer)]
-    before = [q.bypass for q in found]
-    for q in found:
-        q.bypass = True
-    try:
-        yield
-    finally:
-        for q, value in zip(found, before, strict=True):
-            q.bypass = value
-
-
-def _first_difference(
-    model: nn.Module, prepared: nn.Module, plan: Plan, call: g.Call
-) -> tuple[str, str] | None:
-    """The innermost rewritten owner whose results differ from the float model's, quantizers off."""
-    rewritten = [
-        n for n in plan.traces if hasattr(type(prepared.get_submodule(n)), "_bitpare_source")
-    ]
-    for training in (EVAL, TRAIN):
-        if _same_results(model, prepared, call, training):
-            continue
-        for name in sorted(rewritten, key=lambda n: -n.count(".") - bool(n)):
-            original, made = model.get_submodule(name), prepared.get_submodule(name)
-            for inner in plan.calls[training].get(name, plan.calls[EVAL].get(name, []))[:2]:
-                if not _same_results(original, made, inner, training):
-                    return name, "its traced forward does not give the same results"
-        if rewritten:
-            return rewritten[0], "its traced forward does not give the same results"
-    return None
-
-
-@dataclasses.dataclass
-class _Outcome:
-    values: list[Any]
-    error: str | None
-
-
-def _outcome(model: nn.Module, call: g.Call, training: bool, seed: int) -> _Outcome:
-    with g.quiet_state(model):
-        probe = copy.deepcopy(model).train(training)
-        g.clear_hooks(probe)
-        torch.manual_seed(seed)
-        with quantizers_off(probe):
-            values = _pytree.tree_map(
-                lambda v: v.detach().clone() if isinstance(v, Tensor) else v,
-                (call.args, call.kwargs),
-            )
-            try:
-                result = probe(*values[0], **values[1])
-            except Exception as error:
-                return _Outcome([], f"{type(error).__name__}: {error}")
-            return _Outcome(_everything(probe, result), None)
-
-
-def _everything(probe: nn.Module, result: Any) -> list[Any]:
-    """Outputs, gradients, buffers and the state of the random numbers."""
-    outputs = [v for v in _pytree.tree_leaves(result) if isinstance(v, Tensor)]
-    loss = sum(v.float().square().mean() for v in outputs if v.requires_grad)
-    if isinstance(loss, Tensor):
-        loss.backward()  # type: ignore[no-untyped-call]
-    added = {id(b) for m in probe.modules() if isinstance(m, Quantizer) for b in m.buffers()}
-    added |= {id(p) for m in probe.modules() if isinstance(m, Quantizer) for p in m.parameters()}
-    gradients = [p.grad for p in probe.parameters() if id(p) not in added]
-    names = [
-        n for n, b in probe.named_buffers() if id(b) not in added and "_tensor_constant" not in n
-    ]
-    buffers = dict(probe.named_buffers())
-    return [*outputs, *gradients, *(buffers[n] for n in names), torch.get_rng_state()]
-
-
-def _same_results(a: nn.Module, b: nn.Module, call: g.Call, training: bool) -> bool:
-    for seed in (1, 2):
-        first, second = _outcome(a, call, training, seed), _outcome(b, call, training, seed)
-        if first.error is not None:
-            return True  # the float model does not run in this mode either
-        if second.error is not None or len(first.values) != len(second.values):
-            return False
-        for x, y in zip(first.values, second.values, strict=True):
-            if (x is None) != (y is None):
-                return False
-            if x is not None and not (x.shape == y.shape and torch.equal(_bits(x), _bits(y))):
-                return False
-        with torch.random.fork_rng():
-            if torch.equal(first.values[-1], torch.manual_seed(seed).get_state()):
-                return True  # nothing random, so another seed would show the same
-    return True
-
-
-def _bits(x: Tensor) -> Tensor:
-    """NaN equals NaN here."""
-    return torch.nan_to_num(x, nan=1.2345e30) if x.is_floating_point() else x

@@ -7,7 +7,8 @@ from torch import nn
 
 from bitpare.nn import layers
 from bitpare.nn.attention import QMultiheadAttention
-from bitpare.nn.quantizer import Quantizer, RangeQuantizer
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer
 from bitpare.quant.names import find_hub, unwrapped
 
 

@@ -1,0 +1,67 @@
+"""The ops, each one call of torch.ops.bitpare.*: no state, differentiable where it says so.
+
+All of them take float32, float16 or bfloat16, contiguous, channels_last or any other strides, and
+compute in float32. `scale` is float32. How many scales there are is said in one way everywhere:
+
+- nothing: one scale for the tensor;
+- ``axis=a``: one for each index of dimension a, ``scale`` of shape ``[x.shape[a]]``;
+- ``group=g``: one for each g neighbours along the last dimension, ``scale`` of shape
+  ``x.shape[:-1] + [x.shape[-1] // g]``.
+
+On the CPU a scale that is not positive and finite is an error; on CUDA, where looking would need a
+synchronisation, the result is NaN.
+"""
+
+from bitpare.functional.codes import (
+    dequantize,
+    pack_bits,
+    quantize,
+    unpack_bits,
+)
+from bitpare.functional.fakes import (
+    binarize,
+    fake_float,
+    fake_quant,
+    fake_quant_lsq,
+    mean_magnitude,
+    ternarize,
+)
+from bitpare.functional.ranges import (
+    histogram_range,
+    minmax,
+    minmax_histogram,
+    mse_range,
+    observe_histogram_,
+    qparams,
+)
+from bitpare.functional.training import (
+    act_fake_quant,
+    bn_act_fake_quant,
+    fake_quant_weights,
+    update_ranges_,
+    use_weight,
+)
+
+__all__ = [
+    "act_fake_quant",
+    "binarize",
+    "bn_act_fake_quant",
+    "dequantize",
+    "fake_float",
+    "fake_quant",
+    "fake_quant_lsq",
+    "fake_quant_weights",
+    "histogram_range",
+    "mean_magnitude",
+    "minmax",
+    "minmax_histogram",
+    "mse_range",
+    "observe_histogram_",
+    "pack_bits",
+    "qparams",
+    "quantize",
+    "ternarize",
+    "unpack_bits",
+    "update_ranges_",
+    "use_weight",
+]

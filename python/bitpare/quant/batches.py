@@ -1,0 +1,65 @@
+"""Running a user's data through a model."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+
+def _first(batch: Any) -> Any:
+    """What of a batch the model takes: the first element of a tuple, list or dict."""
+    if isinstance(batch, dict):
+        return next(iter(batch.values()))
+    return batch[0] if isinstance(batch, list | tuple) else batch
+
+
+def _parts(value: Any, size: int | None) -> Iterator[Any]:
+    if size is None or not isinstance(value, Tensor):
+        yield value
+    else:
+        yield from value.split(size)
+
+
+def run(
+    model: nn.Module,
+    batch: Any,
+    forward: Callable[[nn.Module, Any], Any] | None,
+    microbatch: int | None,
+    device: torch.device,
+) -> None:
+    if forward is not None:
+        forward(model, batch)
+        return
+    value = _pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, _first(batch))
+    for part in _parts(value, microbatch):
+        model(part)
+
+
+def batches_of(
+    loader: Iterable[Any], batches: int | None, show: bool | None, caller: str
+) -> Iterator[Any]:
+    """The first batches of a loader; ``show`` a progress bar, by default on a terminal."""
+    if batches is not None and batches < 1:
+        raise ValueError(f"{caller}: batches must be 1 or more, got {batches}")
+    total = len(loader) if isinstance(loader, Sized) else None
+    if batches is not None:
+        total = batches if total is None else min(batches, total)
+    bar = None
+    if show or (show is None and sys.stderr.isatty()):
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            bar = tqdm(total=total, desc=caller, unit="batch")
+    for index, batch in enumerate(loader):
+        if batches is not None and index >= batches:
+            break
+        yield batch
+        if bar is not None:
+            bar.update()
+    if bar is not None:
+        bar.close()

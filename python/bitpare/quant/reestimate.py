@@ -1,0 +1,69 @@
+"""BatchNorm's running statistics anew, for the weights and quantizers as they stand."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitpare.quant.batches import batches_of, run
+from bitpare.quant.names import unwrapped
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module, norms: list[Any]) -> Iterator[None]:
+    """The model in eval, but for these norms, whose running statistics become each batch's."""
+    modes = {m: m.training for m in model.modules()}
+    held = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    fused = [(m, m.bp_tail, m.bp_frozen) for m in norms if hasattr(m, "bp_tail")]
+    model.eval()
+    for m in norms:
+        m.training, m.momentum = True, 1.0
+    for m, _, _ in fused:
+        m.bp_tail, m.bp_frozen = None, False
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+        for m, momentum, count in held:
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(count)
+        for m, tail, frozen in fused:
+            m.bp_tail, m.bp_frozen = tail, frozen
+
+
+@torch.no_grad()
+def reestimate_bn(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    batches: int | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> nn.Module:
+    """Running statistics of BatchNorm anew, as the plain mean over the batches, with the weights
+    and quantizers as they stand; everything else is untouched. Returns the model."""
+    inner = unwrapped(model)
+    norms: list[Any] = [
+        m
+        for m in inner.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    ]
+    device = norms[0].running_mean.device if norms else torch.device("cpu")
+    statistics = [s for m in norms for s in (m.running_mean, m.running_var)]
+    found = [s.clone() for s in statistics]
+    sums, count = [torch.zeros_like(s) for s in statistics], 0
+    try:
+        with _batch_statistics(inner, norms):
+            for batch in batches_of(loader, batches, False, "reestimate_bn"):
+                run(inner, batch, forward, None, device)
+                torch._foreach_add_(sums, statistics)
+                count += 1
+        if count == 0:
+            raise ValueError("reestimate_bn: the loader gave no batch")
+        found = [s / count for s in sums]
+    finally:
+        for s, value in zip(statistics, found, strict=True):
+            s.copy_(value)
+    return model

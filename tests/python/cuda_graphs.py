@@ -1,0 +1,20 @@
+"""Capturing what a test does into a CUDA graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def captured(
+    step: Callable[[], Any], warm_up: Callable[[], Any] | None = None
+) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """The graph of one step, not replayed yet, and the step's results; warmed up before."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        (warm_up or step)()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+    return graph, result
