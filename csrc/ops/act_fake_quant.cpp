@@ -1,6 +1,7 @@
 #include "kernels/act_fake_quant.h"
 
 #include "ops/control.h"
+#include "ops/overwrite.h"
 #include "ops/straight_through.h"
 
 namespace bitpare::ops {
@@ -61,13 +62,13 @@ std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor&, 
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
 }
 
+// dy, dx: dense in the layout of `format`; they may be the same.
 template <class Device>
-Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
-                at::MemoryFormat format) {
+void write_gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
+                    at::MemoryFormat format, const Tensor& dx) {
   Device::require(kOp, x);
-  Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
-  Tensor dx = at::empty_like(source);
-  ActFakeQuantGradient args = {dy_source.const_data_ptr(),
+  Tensor source = x.contiguous(format);
+  ActFakeQuantGradient args = {dy.const_data_ptr(),
                                source.const_data_ptr(),
                                static_cast<const uint64_t*>(inside.const_data_ptr()),
                                dx.data_ptr(),
@@ -75,6 +76,13 @@ Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t
                                dtype_of(kOp, x),
                                static_cast<Activation>(activation)};
   Device::run(x, [&](const auto& where) { act_fake_quant_gradient(args, where); });
+}
+
+template <class Device>
+Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
+                at::MemoryFormat format) {
+  Tensor source = dy.contiguous(format), dx = at::empty_like(source);
+  write_gradient<Device>(source, x, inside, activation, format, dx);
   return dx;
 }
 
@@ -109,9 +117,9 @@ struct Masked : torch::autograd::Function<Masked> {
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     auto& saved = context->saved_data;
     Tensor inside = context->get_saved_variables()[0];
-    BelowAutogradUnlessRecording guard;
-    Tensor dx =
-        straight_through(dy[0], inside, static_cast<at::MemoryFormat>(saved["format"].toInt()));
+    BelowAutogradUnlessRecording below;
+    Tensor dx = straight_through_or_over(dy[0], inside,
+                                         static_cast<at::MemoryFormat>(saved["format"].toInt()));
     return {saved["needs_x"].toBool() ? dx : Tensor(),
             saved["needs_other"].toBool() ? dx : Tensor(), Tensor(), Tensor()};
   }
@@ -134,11 +142,15 @@ struct Shaped : torch::autograd::Function<Shaped> {
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     static auto op = find_op<GradientSignature>("bitpare::_act_fake_quant_gradient");
     auto tensors = context->get_saved_variables();
-    BelowAutogradUnlessRecording guard;
-    auto& saved = context->saved_data;
-    Tensor dx = op.call(dy[0], tensors[0], tensors[1], saved["activation"].toInt(),
-                        static_cast<at::MemoryFormat>(saved["format"].toInt()));
-    return {dx, Tensor(), Tensor()};
+    BelowAutogradUnlessRecording below;
+    int64_t activation = context->saved_data["activation"].toInt();
+    auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
+    if (!may_overwrite(dy[0], format)) {
+      return {op.call(dy[0], tensors[0], tensors[1], activation, format), Tensor(), Tensor()};
+    }
+    RECORD_FUNCTION("bitpare::_act_fake_quant_gradient in place", {});
+    write_gradient<Cpu>(dy[0], tensors[0], tensors[1], activation, format, dy[0]);
+    return {dy[0], Tensor(), Tensor()};
   }
 };
 

@@ -137,7 +137,7 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     static auto op = find_op<GradientSignature>("bitpare::_binarize_gradient");
     auto tensors = context->get_saved_variables();
-    BelowAutogradUnlessRecording guard;
+    BelowAutogradUnlessRecording below;
     auto& saved = context->saved_data;
     OptionalTensor threshold;
     if (tensors[2].defined()) threshold = tensors[2];

@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "ops/control.h"
+#include "ops/overwrite.h"
 
 namespace bitpare::ops {
 namespace {
@@ -114,17 +115,18 @@ Tensor new_channels(const Tensor& x) {
   return at::empty_symint({x.sym_size(1)}, options);
 }
 
+// dy, dx: dense in the layout of `format`; they may be the same.
 template <class Device>
-Results gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
-                 const Tensor& inside, const Tensor& statistics, at::MemoryFormat format) {
+Results write_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
+                       const Tensor& inside, const Tensor& statistics, at::MemoryFormat format,
+                       const Tensor& dx) {
   Device::require(kOp, x);
-  Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
-  Tensor dx = at::empty_like(source), dweight = new_channels(x), dbias = new_channels(x);
+  Tensor source = x.contiguous(format), dweight = new_channels(x), dbias = new_channels(x);
   if (x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
   OptionalTensor dense_weight = dense(weight);
   ReduceLayout layout = layout_in(x, format);
   Tensor scratch = at::empty({bn_scratch(layout)}, statistics.options());
-  BnActFakeQuantGradient args = {dy_source.const_data_ptr(),
+  BnActFakeQuantGradient args = {dy.const_data_ptr(),
                                  source.const_data_ptr(),
                                  dx.data_ptr(),
                                  static_cast<const uint64_t*>(inside.const_data_ptr()),
@@ -137,6 +139,14 @@ Results gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight
                                  scratch.data_ptr<float>()};
   Device::run(x, [&](const auto& where) { bn_act_fake_quant_gradient(args, where); });
   return {dx, dweight, dbias};
+}
+
+template <class Device>
+Results gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
+                 const Tensor& inside, const Tensor& statistics, at::MemoryFormat format) {
+  Tensor source = dy.contiguous(format);
+  return write_gradient<Device>(source, x, weight, inside, statistics, format,
+                                at::empty_like(source));
 }
 
 Results gradient_meta(const Tensor&, const Tensor& x, const OptionalTensor&, const Tensor&,
@@ -188,11 +198,17 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     static auto op = find_op<GradientSignature>("bitpare::_bn_act_fake_quant_gradient");
     auto saved = context->get_saved_variables();
-    BelowAutogradUnlessRecording guard;
+    BelowAutogradUnlessRecording below;
     OptionalTensor weight;
     if (saved[1].defined()) weight = saved[1];
     auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
-    auto [dx, dweight, dbias] = op.call(dy[0], saved[0], weight, saved[2], saved[3], format);
+    auto run = [&]() -> Results {
+      if (!may_overwrite(dy[0], format))
+        return op.call(dy[0], saved[0], weight, saved[2], saved[3], format);
+      RECORD_FUNCTION("bitpare::_bn_act_fake_quant_gradient in place", {});
+      return write_gradient<Cpu>(dy[0], saved[0], weight, saved[2], saved[3], format, dy[0]);
+    };
+    auto [dx, dweight, dbias] = run();
     bool bias = context->saved_data["bias"].toBool();
     return {dx, weight ? dweight : Tensor(), bias ? dbias : Tensor(), Tensor(), Tensor()};
   }

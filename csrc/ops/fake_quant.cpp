@@ -129,7 +129,7 @@ struct Shaped : torch::autograd::Function<Shaped> {
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     static auto op = find_op<GradientSignature>("bitpare::_fake_quant_gradient");
     auto tensors = context->get_saved_variables();
-    BelowAutogradUnlessRecording guard;
+    BelowAutogradUnlessRecording below;
     auto& saved = context->saved_data;
     auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     Tensor dx =

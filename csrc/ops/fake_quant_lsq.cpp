@@ -99,7 +99,7 @@ struct Learned : torch::autograd::Function<Learned> {
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     static auto op = find_op<GradientSignature>("bitpare::_fake_quant_lsq_gradient");
     auto tensors = context->get_saved_variables();
-    BelowAutogradUnlessRecording guard;
+    BelowAutogradUnlessRecording below;
     auto& saved = context->saved_data;
     OptionalTensor zero_point;
     if (tensors[2].defined()) zero_point = tensors[2];

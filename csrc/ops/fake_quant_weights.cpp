@@ -166,13 +166,13 @@ struct Use : torch::autograd::Function<Use> {
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     Tensor inside = context->get_saved_variables()[0];
-    BelowAutogradUnlessRecording guard;
+    BelowAutogradUnlessRecording below;
     if (nothing_clipped(inside)) return {dy[0], Tensor(), Tensor()};
     auto saved = context->saved_data.find("format");
     auto format = saved == context->saved_data.end()
                       ? at::MemoryFormat::Contiguous
                       : static_cast<at::MemoryFormat>(saved->second.toInt());
-    return {straight_through(dy[0], inside, format), Tensor(), Tensor()};
+    return {straight_through_or_over(dy[0], inside, format), Tensor(), Tensor()};
   }
 };
 

@@ -1,9 +1,19 @@
 #include "ops/straight_through.h"
 
 #include "kernels/straight_through.h"
+#include "ops/overwrite.h"
 
 namespace bitpare::ops {
 namespace {
+
+// source, dx: dense in one layout; they may be the same.
+template <class Device>
+void pass(const Tensor& source, const Tensor& inside, const Tensor& dx) {
+  StraightThrough args = {source.const_data_ptr(),
+                          static_cast<const uint64_t*>(inside.const_data_ptr()), dx.data_ptr(),
+                          dx.numel(), dtype_of("_straight_through", dx)};
+  Device::run(dx, [&](const auto& where) { bitpare::straight_through(args, where); });
+}
 
 template <class Device>
 Tensor body(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
@@ -13,10 +23,7 @@ Tensor body(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
               "_straight_through: inside must have ", words, " words, or one more, got ",
               inside.numel());
   Tensor source = dy.contiguous(format), dx = at::empty_like(source);
-  StraightThrough args = {source.const_data_ptr(),
-                          static_cast<const uint64_t*>(inside.const_data_ptr()), dx.data_ptr(),
-                          dy.numel(), dtype_of("_straight_through", dy)};
-  Device::run(dy, [&](const auto& where) { straight_through(args, where); });
+  pass<Device>(source, inside, dx);
   return dx;
 }
 
@@ -39,8 +46,8 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
     auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
     Tensor inside = context->get_saved_variables()[0];
-    BelowAutogradUnlessRecording guard;
-    return {straight_through(dy[0], inside, format), Tensor(), Tensor()};
+    BelowAutogradUnlessRecording below;
+    return {straight_through_or_over(dy[0], inside, format), Tensor(), Tensor()};
   }
 };
 
@@ -71,6 +78,13 @@ Tensor straight_through(const Tensor& dy, const Tensor& inside, at::MemoryFormat
   static auto op =
       find_op<Tensor(const Tensor&, const Tensor&, at::MemoryFormat)>("bitpare::_straight_through");
   return op.call(dy, inside, format);
+}
+
+Tensor straight_through_or_over(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
+  if (!may_overwrite(dy, format)) return straight_through(dy, inside, format);
+  RECORD_FUNCTION("bitpare::_straight_through in place", {});
+  pass<Cpu>(dy, inside, dy);
+  return dy;
 }
 
 Tensor with_straight_through(const Tensor& x, at::MemoryFormat format,

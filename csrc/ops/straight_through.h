@@ -10,6 +10,10 @@ namespace bitpare::ops {
 // dx = inside ? dy : 0, in the given layout. inside: flat bits in the memory order of that layout.
 Tensor straight_through(const Tensor& dy, const Tensor& inside, at::MemoryFormat format);
 
+// The same in a backward pass: over dy where nobody else holds it, which is seen by dy being the
+// only reference.
+Tensor straight_through_or_over(const Tensor& dy, const Tensor& inside, at::MemoryFormat format);
+
 // forward() -> (y, inside), run below autograd; y gets the straight-through gradient to x.
 using MaskedForward = std::function<std::tuple<Tensor, Tensor>()>;
 Tensor with_straight_through(const Tensor& x, at::MemoryFormat format,

@@ -1,0 +1,20 @@
+// Writing a gradient over the one that came in, which moves fewer bytes through memory.
+#pragma once
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/record_function.h>
+
+#include "ops/call.h"
+
+namespace bitpare::ops {
+
+// Whether nobody else can see dy, a plain tensor in the wanted layout: then a backward pass may
+// take its memory, as torch itself does before it adds gradients in place. Python, hooks, retained
+// gradients and other consumers each hold a reference of their own; a graph to be differentiated
+// again keeps dy later. On a GPU another stream may still read what nobody holds.
+inline bool may_overwrite(const Tensor& dy, at::MemoryFormat format) {
+  return !at::GradMode::is_enabled() && dy.is_cpu() && dy.use_count() == 1 &&
+         !at::isTensorSubclassLike(dy) && !dy._is_zerotensor() && dy.has_storage() &&
+         dy.storage().use_count() == 1 && dy.is_contiguous(format);
+}
+
+}  // namespace bitpare::ops
