@@ -21,7 +21,7 @@ struct Weight {
   int32_t first_block = 0;  // for the CUDA launch
 };
 
-// scale[c] = max |x| of its values / quant_max, as math::qparams. y and inside are not used.
+// scale[c] = max |x| of its values / quant_max, as math::qparams. weight_scales uses no y, inside.
 struct WeightScales {
   const Weight* weights;
   int64_t size;
@@ -42,5 +42,10 @@ void weight_scales(const WeightScales& args, const OnCuda& cuda);
 template <class Isa>
 void fake_quant_weights(const FakeQuantWeights& args, const OnCpu<Isa>& cpu);
 void fake_quant_weights(const FakeQuantWeights& args, const OnCuda& cuda);
+
+// Both of them. On the CPU x of a weight with many scales comes from memory once.
+template <class Isa>
+void scale_and_fake_quant_weights(const WeightScales& args, const OnCpu<Isa>& cpu);
+void scale_and_fake_quant_weights(const WeightScales& args, const OnCuda& cuda);
 
 }  // namespace bitpare

@@ -1,6 +1,7 @@
 #include "kernels/fake_quant_weights.h"
 
-#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/record_function.h>
 
 #include "ops/control.h"
 #include "ops/straight_through.h"
@@ -60,20 +61,57 @@ Weight weight_of(const Tensor& source, const Tensor& scale, const Tensor& contro
   return w;
 }
 
+// Words for one bit per element, and one more.
+Tensor new_words(const Tensor& x) {
+  return at::empty_symint({(x.sym_numel() + 63) / 64 + 1},
+                          x.options().dtype(at::kLong).memory_format(std::nullopt));
+}
+
+// What kernels read of the weights, and the tensors that hold it.
+struct Worklist {
+  std::vector<Tensor> sources, y, inside;
+  Tensor widest;
+  std::vector<Weight> weights;
+
+  int64_t size() const { return static_cast<int64_t>(weights.size()); }
+};
+
 template <class Device>
-void weight_scales(TensorList x, TensorList scale, TensorList control, bool power_of_two) {
+Worklist worklist(TensorList x, TensorList scale, TensorList control) {
   check(x, scale, control);
   check_values<Device>(x, control);
-  if (x.empty()) return;
-  Tensor scratch = at::zeros({static_cast<int64_t>(2 * x.size())}, control[0].options());
-  std::vector<Tensor> sources;
-  std::vector<Weight> weights;
+  Worklist list;
   for (size_t i = 0; i < x.size(); ++i) {
-    sources.push_back(in_rows(x[i]));
-    weights.push_back(weight_of(sources[i], scale[i], control[i]));
-    weights[i].widest = scratch.data_ptr<int32_t>() + 2 * i;
+    list.sources.push_back(in_rows(x[i]));
+    list.weights.push_back(weight_of(list.sources[i], scale[i], control[i]));
   }
-  WeightScales args = {weights.data(), static_cast<int64_t>(weights.size()), power_of_two};
+  return list;
+}
+
+void add_scratch(Worklist& list, const at::TensorOptions& int32) {
+  list.widest = at::zeros({2 * list.size()}, int32);
+  int32_t* widest = list.widest.data_ptr<int32_t>();
+  for (Weight& w : list.weights) {
+    w.widest = widest;
+    widest += 2;
+  }
+}
+
+void add_results(Worklist& list) {
+  for (size_t i = 0; i < list.weights.size(); ++i) {
+    list.y.push_back(at::empty_like(list.sources[i]));
+    list.inside.push_back(new_words(list.sources[i]));
+    list.weights[i].y = list.y[i].data_ptr();
+    list.weights[i].inside = static_cast<uint64_t*>(list.inside[i].data_ptr());
+  }
+}
+
+template <class Device>
+void weight_scales(TensorList x, TensorList scale, TensorList control, bool power_of_two) {
+  Worklist list = worklist<Device>(x, scale, control);
+  if (x.empty()) return;
+  add_scratch(list, control[0].options());
+  WeightScales args = {list.weights.data(), list.size(), power_of_two};
   Device::run(x[0], [&](const auto& where) { bitpare::weight_scales(args, where); });
 }
 
@@ -88,31 +126,14 @@ void weight_scales_written(c10::DispatchKeySet keys, TensorList x, TensorList sc
   op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, scale, control, power_of_two);
 }
 
-// Words for one bit per element, and one more.
-Tensor new_words(const Tensor& x) {
-  return at::empty_symint({(x.sym_numel() + 63) / 64 + 1},
-                          x.options().dtype(at::kLong).memory_format(std::nullopt));
-}
-
 template <class Device>
 Quantized quantize(TensorList x, TensorList scale, TensorList control) {
-  check(x, scale, control);
-  check_values<Device>(x, control);
-  std::vector<Tensor> sources, y, inside;
-  std::vector<Weight> weights;
-  for (size_t i = 0; i < x.size(); ++i) {
-    sources.push_back(in_rows(x[i]));
-    y.push_back(at::empty_like(sources[i]));
-    inside.push_back(new_words(x[i]));
-    weights.push_back(weight_of(sources[i], scale[i], control[i]));
-    weights[i].y = y[i].data_ptr();
-    weights[i].inside = static_cast<uint64_t*>(inside[i].data_ptr());
-  }
-  FakeQuantWeights args = {weights.data(), static_cast<int64_t>(weights.size())};
-  if (!x.empty()) {
-    Device::run(x[0], [&](const auto& where) { bitpare::fake_quant_weights(args, where); });
-  }
-  return {y, inside};
+  Worklist list = worklist<Device>(x, scale, control);
+  if (x.empty()) return {};
+  add_results(list);
+  FakeQuantWeights args = {list.weights.data(), list.size()};
+  Device::run(x[0], [&](const auto& where) { bitpare::fake_quant_weights(args, where); });
+  return {list.y, list.inside};
 }
 
 Quantized quantize_meta(TensorList x, TensorList scale, TensorList control) {
@@ -125,18 +146,36 @@ Quantized quantize_meta(TensorList x, TensorList scale, TensorList control) {
   return {y, inside};
 }
 
-// Two ops, because a compiler takes no op that both mutates and returns lists.
-Quantized scaled_and_quantized(TensorList x, TensorList scale, TensorList control,
-                               bool power_of_two) {
+bool is_traced(const Tensor& t) {
+  return t.key_set().has_any(c10::python_ks) || t.key_set().has(c10::DispatchKey::Functionalize) ||
+         c10::impl::dispatch_mode_enabled();
+}
+
+// Both in one pass.
+template <class Device>
+Quantized scale_and_quantize(TensorList x, TensorList scale, TensorList control,
+                             bool power_of_two) {
+  RECORD_FUNCTION("bitpare::_scale_and_fake_quant_weights", {});
+  at::AutoDispatchBelowADInplaceOrView below;
+  Worklist list = worklist<Device>(x, scale, control);
+  add_scratch(list, control[0].options());
+  add_results(list);
+  WeightScales args = {list.weights.data(), list.size(), power_of_two};
+  for (const Tensor& s : scale) bump_version(s);
+  Device::run(x[0], [&](const auto& where) { scale_and_fake_quant_weights(args, where); });
+  return {list.y, list.inside};
+}
+
+// A compiler takes no op that both mutates and returns lists: it sees two.
+Quantized fake_quant_weights(TensorList x, TensorList scale, TensorList control,
+                             bool power_of_two) {
+  bool plain = !x.empty() && !at::areAnyTensorSubclassLike(x);
+  if (plain && x[0].is_cpu()) return scale_and_quantize<Cpu>(x, scale, control, power_of_two);
+  if (plain && x[0].is_cuda()) return scale_and_quantize<Cuda>(x, scale, control, power_of_two);
   static auto scales = find_op<ScalesSignature>("bitpare::_weight_scales_");
   static auto quantized = find_op<QuantizeSignature>("bitpare::_fake_quant_weights");
   scales.call(x, scale, control, power_of_two);
   return quantized.call(x, scale, control);
-}
-
-bool is_traced(const Tensor& t) {
-  return t.key_set().has_any(c10::python_ks) || t.key_set().has(c10::DispatchKey::Functionalize) ||
-         c10::impl::dispatch_mode_enabled();
 }
 
 // Whether the last word says that no value was clipped, where it can be looked at.
@@ -216,7 +255,7 @@ TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
   m.impl("_fake_quant_weights", quantize_meta);
 }
 TORCH_LIBRARY_IMPL(bitpare, CompositeImplicitAutograd, m) {
-  m.impl("fake_quant_weights", scaled_and_quantized);
+  m.impl("fake_quant_weights", fake_quant_weights);
   m.impl("use_weight", use_weight);
 }
 TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) {

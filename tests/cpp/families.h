@@ -429,7 +429,7 @@ inline std::vector<float> weight_values(const WeightCase& c) {
 inline Control control_of(const WeightCase& c) { return {-8, 7, c.observe, c.quantize, 0}; }
 
 template <class T, class Where>
-std::vector<QuantizedWeight<T>> run_weights(bool power_of_two, const Where& where) {
+std::vector<QuantizedWeight<T>> run_weights(bool power_of_two, bool at_once, const Where& where) {
   auto cases = weight_cases();
   std::vector<QuantizedWeight<T>> results;
   std::vector<std::vector<T>> x;
@@ -451,8 +451,12 @@ std::vector<QuantizedWeight<T>> run_weights(bool power_of_two, const Where& wher
                        cases[i].scales * cases[i].length, cases[i].scales, kDType<T>});
   }
   auto size = static_cast<int64_t>(weights.size());
-  weight_scales(WeightScales{weights.data(), size, power_of_two}, where);
-  fake_quant_weights(FakeQuantWeights{weights.data(), size}, where);
+  if (at_once) {
+    scale_and_fake_quant_weights(WeightScales{weights.data(), size, power_of_two}, where);
+  } else {
+    weight_scales(WeightScales{weights.data(), size, power_of_two}, where);
+    fake_quant_weights(FakeQuantWeights{weights.data(), size}, where);
+  }
   return results;
 }
 

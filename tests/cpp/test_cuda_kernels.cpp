@@ -207,9 +207,9 @@ TEST(OnHost, UpdateRanges) {
 
 TEST(OnHost, FakeQuantWeights) {
   for_each_type([]<class T>(T) {
-    auto expected = run_weights<T>(false, kCpu);
+    auto expected = run_weights<T>(false, false, kCpu);
     on_cuda([&](const OnCuda& cuda, const std::string& order) {
-      expect_same(run_weights<T>(false, cuda), expected, order);
+      expect_same(run_weights<T>(false, true, cuda), expected, order);
     });
   });
 }

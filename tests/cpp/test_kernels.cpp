@@ -522,7 +522,9 @@ TEST(FakeQuantWeights, IsTheFormula) {
       std::vector<QuantizedWeight<T>> expected;
       for (const auto& c : weight_cases()) expected.push_back(weight_by_hand<T>(c, power_of_two));
       on_every_cpu([&](const auto& cpu, const std::string& name) {
-        expect_same(run_weights<T>(power_of_two, cpu), expected, name);
+        for (bool at_once : {false, true}) {
+          expect_same(run_weights<T>(power_of_two, at_once, cpu), expected, name);
+        }
       });
     }
   });

@@ -1,6 +1,7 @@
 #include "kernels/fake_quant_weights.h"
 
 #include "kernels/cpu/blocks.h"
+#include "kernels/cpu/reduce.h"
 
 namespace bitpare {
 namespace {
@@ -72,9 +73,41 @@ void raise(int32_t* target, int32_t value) {
 
 int64_t rows_before(int64_t element, int64_t length) { return (element + length - 1) / length; }
 
-// y and bits of elements first .. last - 1, and whether any bit is 0.
+// The scales of rows begin .. end - 1, each of which has its own.
 template <class T>
-bool quantize_part(const Weight& w, int64_t first, int64_t last) {
+void scale_rows(const Weight& w, int64_t begin, int64_t end, bool power_of_two) {
+  int64_t length = w.n / w.scales;
+  for (int64_t r = begin; r < end; ++r) {
+    const T* row = static_cast<const T*>(w.x) + r * length;
+    int32_t widest = widest_of(row, length, w.n - r * length);
+    w.scale[r] = math::weight_scale(widest, *w.control, power_of_two);
+  }
+}
+
+// The scales of weights with a single one, from the largest that were found.
+void scale_wholes(const WeightScales& args) {
+  for (int64_t i = 0; i < args.size; ++i) {
+    const Weight& w = args.weights[i];
+    if (w.scales != 1 || w.n == 0 || !w.control->observe) continue;
+    w.scale[0] = math::weight_scale(*w.widest, *w.control, args.power_of_two);
+  }
+}
+
+uint64_t* clipped_flag(const Weight& w) { return w.inside + (w.n + kBlock - 1) / kBlock; }
+
+// Whether results are written past the cache, which they would not fit.
+bool leaves_cache(const Weight* weights, int64_t size) {
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    bytes += weights[i].n * (weights[i].dtype == DType::float32 ? 4 : 2);
+  }
+  return bytes > kStreamBytes;
+}
+
+// y and bits of elements first .. last - 1, of which the first is a multiple of 64, and the flag
+// where any bit is 0.
+template <class T>
+void quantize_part(const Weight& w, int64_t first, int64_t last, bool streamed) {
   Quantizer q;
   q.scale = w.scale;
   q.channel = {w.n / w.scales, w.scales};
@@ -91,16 +124,24 @@ bool quantize_part(const Weight& w, int64_t first, int64_t last) {
   };
   auto x = static_cast<const T*>(w.x);
   if (w.control->quantize) {
-    map(q, first, last, false, quantized, static_cast<T*>(w.y), w.inside, x);
+    map(q, first, last, streamed, quantized, static_cast<T*>(w.y), w.inside, x);
   } else {
-    map(Quantizer{}, first, last, false, copied, static_cast<T*>(w.y), w.inside, x);
+    map(Quantizer{}, first, last, streamed, copied, static_cast<T*>(w.y), w.inside, x);
   }
   uint64_t all = ~0ull;
   for (int64_t i = first; i < last; i += kBlock) {
     uint64_t none = last - i >= kBlock ? 0 : ~0ull << (last - i);
     all &= w.inside[i / kBlock] | none;
   }
-  return ~all != 0;
+  if (~all != 0) __atomic_store_n(clipped_flag(w), 1, __ATOMIC_RELAXED);
+}
+
+// The least number of whole rows that fills whole blocks, and enough of them.
+int64_t rows_in_blocks(const Weight& w) {
+  constexpr int64_t kEnough = 4 * kUnit;
+  int64_t length = w.n / w.scales, rows = 1;
+  while (rows * length % kBlock != 0 || rows * length < kEnough) rows *= 2;
+  return rows;
 }
 
 }  // namespace
@@ -115,33 +156,56 @@ void weight_scales(const WeightScales& args, const OnCpu<BITPARE_ISA>& cpu) {
     with_type(w.dtype, [&]<class T>(T*) {
       auto x = static_cast<const T*>(w.x);
       if (w.scales == 1) return raise(w.widest, widest_of(x + first, last - first, last - first));
-      int64_t length = w.n / w.scales, end = rows_before(last, length);
-      for (int64_t r = rows_before(first, length); r < end; ++r) {
-        int32_t widest = widest_of(x + r * length, length, w.n - r * length);
-        w.scale[r] = math::weight_scale(widest, *w.control, args.power_of_two);
-      }
+      int64_t length = w.n / w.scales;
+      scale_rows<T>(w, rows_before(first, length), rows_before(last, length), args.power_of_two);
     });
   };
   parallel_weights(cpu.parallel_for, args.weights, args.size, part);
-  for (int64_t i = 0; i < args.size; ++i) {
-    const Weight& w = args.weights[i];
-    if (w.scales != 1 || w.n == 0 || !w.control->observe) continue;
-    w.scale[0] = math::weight_scale(*w.widest, *w.control, args.power_of_two);
-  }
+  scale_wholes(args);
 }
 
 // A core takes a share of all units: x in, y and bits out.
 template <>
 void fake_quant_weights(const FakeQuantWeights& args, const OnCpu<BITPARE_ISA>& cpu) {
-  for (int64_t i = 0; i < args.size; ++i) {
-    args.weights[i].inside[(args.weights[i].n + kBlock - 1) / kBlock] = 0;
-  }
+  for (int64_t i = 0; i < args.size; ++i) *clipped_flag(args.weights[i]) = 0;
+  bool streamed = leaves_cache(args.weights, args.size);
   auto part = [&](int64_t i, int64_t first, int64_t last) {
     const Weight& w = args.weights[i];
-    bool clipped = false;
-    with_type(w.dtype, [&]<class T>(T*) { clipped = quantize_part<T>(w, first, last); });
-    uint64_t* flag = w.inside + (w.n + kBlock - 1) / kBlock;
-    if (clipped) __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+    with_type(w.dtype, [&]<class T>(T*) { quantize_part<T>(w, first, last, streamed); });
+  };
+  parallel_weights(cpu.parallel_for, args.weights, args.size, part);
+}
+
+// A core takes a share of all units: of a weight with many scales the groups of rows that begin
+// there, each quantized while it is in the cache. Those with a single scale come first, to find it.
+template <>
+void scale_and_fake_quant_weights(const WeightScales& args, const OnCpu<BITPARE_ISA>& cpu) {
+  auto find_whole = [&](int64_t i, int64_t first, int64_t last) {
+    const Weight& w = args.weights[i];
+    if (w.scales != 1 || !w.control->observe) return;
+    with_type(w.dtype, [&]<class T>(T*) {
+      raise(w.widest, widest_of(static_cast<const T*>(w.x) + first, last - first, last - first));
+    });
+  };
+  bool any_whole = false;
+  for (int64_t i = 0; i < args.size; ++i) {
+    *clipped_flag(args.weights[i]) = 0;
+    any_whole |= args.weights[i].scales == 1;
+  }
+  if (any_whole) parallel_weights(cpu.parallel_for, args.weights, args.size, find_whole);
+  scale_wholes(args);
+  bool streamed = leaves_cache(args.weights, args.size);
+  auto part = [&](int64_t i, int64_t first, int64_t last) {
+    const Weight& w = args.weights[i];
+    with_type(w.dtype, [&]<class T>(T*) {
+      if (w.scales == 1) return quantize_part<T>(w, first, last, streamed);
+      int64_t length = w.n / w.scales, rows = rows_in_blocks(w), group = rows * length;
+      for (int64_t g = rows_before(first, group); g < rows_before(last, group); ++g) {
+        int64_t begin = g * rows, end = at_most(begin + rows, w.scales);
+        if (w.control->observe) scale_rows<T>(w, begin, end, args.power_of_two);
+        quantize_part<T>(w, begin * length, end * length, streamed);
+      }
+    });
   };
   parallel_weights(cpu.parallel_for, args.weights, args.size, part);
 }

@@ -189,4 +189,9 @@ void fake_quant_weights(const FakeQuantWeights& args, const OnCuda& cuda) {
                  });
 }
 
+void scale_and_fake_quant_weights(const WeightScales& args, const OnCuda& cuda) {
+  weight_scales(args, cuda);
+  fake_quant_weights(FakeQuantWeights{args.weights, args.size}, cuda);
+}
+
 }  // namespace bitpare
