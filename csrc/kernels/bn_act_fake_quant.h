@@ -15,8 +15,9 @@ namespace bitpare {
 // control's. running_mean, running_var: [channels]; num_batches_tracked: one, or null.
 // pending: the least and the most activation(v) are folded in where control->observe is set; null:
 // not observed.
-// statistics: [2 * channels + 1], the mean and 1 / sqrt(variance + eps) that were used, then 1
-// where they were the batch's. scratch: bn_scratch(layout) floats.
+// statistics: bn_statistics(channels) floats, the mean and 1 / sqrt(variance + eps) that were used,
+// then 1 where they were the batch's, then slope and offset of v = slope * x + offset.
+// scratch: bn_scratch(layout) floats. activation: hardsigmoid is not among them.
 struct BnActFakeQuant {
   const void* x;
   void* y;
@@ -39,7 +40,8 @@ struct BnActFakeQuant {
 };
 
 // dy, x, dx: laid out as `layout`; dx may alias dy. inside and statistics: what the forward pass
-// wrote. weight_gradient, bias_gradient: [channels]. scratch: bn_scratch(layout) floats.
+// wrote, with the same activation. weight_gradient, bias_gradient: [channels]. scratch:
+// bn_scratch(layout) floats.
 struct BnActFakeQuantGradient {
   const void* dy;
   const void* x;
@@ -52,12 +54,16 @@ struct BnActFakeQuantGradient {
   float* weight_gradient;
   float* bias_gradient;
   float* scratch;
+  Activation activation;
 };
+
+BITPARE_INLINE int64_t bn_statistics(int64_t channels) { return 4 * channels + 1; }
+BITPARE_INLINE int64_t bn_shape_tables(int64_t channels) { return 2 * channels + 1; }
 
 // Scratch: two partial sums of each channel, up to kBnTables values of each column of a wide row
 // and as many more as a block of 64 elements can reach beyond its end, and a range for each
 // kBnPart elements.
-constexpr int kBnTables = 4;
+constexpr int kBnTables = 6;
 constexpr int64_t kBnPart = 2048;
 BITPARE_INLINE int64_t bn_sums(const ReduceLayout& l) {
   return 2 * math::channel_sums(l) * l.channels;

@@ -105,6 +105,21 @@ BITPARE_INLINE V normalized_gradient(V dv, V x, V mean, V slope, V tilt, V offse
   return slope * dv;
 }
 
+// Whether the activation's derivative takes more than the bit that is saved.
+constexpr bool is_shaped(Activation a) { return a == Activation::hardswish; }
+
+// What a shaped activation makes of v, and of the gradient dv that reached it.
+template <bool kShaped, class V>
+BITPARE_INLINE V shaped(V v) {
+  if constexpr (kShaped) return activate<Activation::hardswish>(v);
+  return v;
+}
+template <bool kShaped, class V>
+BITPARE_INLINE V shaped_gradient(V dv, V v) {
+  if constexpr (kShaped) return dv * activation_slope<Activation::hardswish>(v);
+  return dv;
+}
+
 // low, high: what the integers are clamped to, with the activation's own limits folded in, which
 // rounding, being monotonic, leaves exact. least, most: the activation's limits. positive: see
 // is_active().
@@ -117,7 +132,7 @@ struct ActivationGrid {
 
 BITPARE_INLINE ActivationGrid<float> activation_grid(const Quantizer& q, Activation activation) {
   float infinity = __builtin_inff();
-  bool relu = activation != Activation::none, relu6 = activation == Activation::relu6;
+  bool relu6 = activation == Activation::relu6, relu = relu6 || activation == Activation::relu;
   ActivationGrid<float> g = {affine_of_channel(q, 0),
                              q.quant_min,
                              q.quant_max,

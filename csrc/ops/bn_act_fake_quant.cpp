@@ -21,7 +21,7 @@ using ForwardSignature = Results(const Tensor& x, const OptionalTensor& weight,
                                  at::MemoryFormat memory_format);
 using GradientSignature = Results(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
                                   const Tensor& inside, const Tensor& statistics,
-                                  at::MemoryFormat memory_format);
+                                  int64_t activation, at::MemoryFormat memory_format);
 
 template <class... Args>
 Results call_forward(const Args&... args) {
@@ -37,7 +37,7 @@ ReduceLayout layout_in(const Tensor& x, at::MemoryFormat format) {
 
 Tensor new_statistics(const Tensor& x) {
   auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  return at::empty_symint({2 * x.sym_size(1) + 1}, options);
+  return at::empty_symint({4 * x.sym_size(1) + 1}, options);
 }
 
 const float* floats_of(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
@@ -118,8 +118,8 @@ Tensor new_channels(const Tensor& x) {
 // dy, dx: dense in the layout of `format`; they may be the same.
 template <class Device>
 Results write_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
-                       const Tensor& inside, const Tensor& statistics, at::MemoryFormat format,
-                       const Tensor& dx) {
+                       const Tensor& inside, const Tensor& statistics, int64_t activation,
+                       at::MemoryFormat format, const Tensor& dx) {
   Device::require(kOp, x);
   Tensor source = x.contiguous(format), dweight = new_channels(x), dbias = new_channels(x);
   if (x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
@@ -136,21 +136,23 @@ Results write_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& 
                                  statistics.const_data_ptr<float>(),
                                  dweight.data_ptr<float>(),
                                  dbias.data_ptr<float>(),
-                                 scratch.data_ptr<float>()};
+                                 scratch.data_ptr<float>(),
+                                 static_cast<Activation>(activation)};
   Device::run(x, [&](const auto& where) { bn_act_fake_quant_gradient(args, where); });
   return {dx, dweight, dbias};
 }
 
 template <class Device>
 Results gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
-                 const Tensor& inside, const Tensor& statistics, at::MemoryFormat format) {
+                 const Tensor& inside, const Tensor& statistics, int64_t activation,
+                 at::MemoryFormat format) {
   Tensor source = dy.contiguous(format);
-  return write_gradient<Device>(source, x, weight, inside, statistics, format,
+  return write_gradient<Device>(source, x, weight, inside, statistics, activation, format,
                                 at::empty_like(source));
 }
 
 Results gradient_meta(const Tensor&, const Tensor& x, const OptionalTensor&, const Tensor&,
-                      const Tensor&, at::MemoryFormat format) {
+                      const Tensor&, int64_t, at::MemoryFormat format) {
   return {at::empty_like(x, x.options(), format), new_channels(x), new_channels(x)};
 }
 
@@ -177,7 +179,7 @@ Activation check(const Tensor& x, const OptionalTensor& weight, const OptionalTe
   TORCH_CHECK(!training || x.sym_numel() != c || c == 0, kOp,
               ": x must have more than 1 value per channel in training, got shape ", x.sym_sizes());
   return static_cast<Activation>(
-      parse_name(kOp, "activation", activation, {"none", "relu", "relu6"}));
+      parse_name(kOp, "activation", activation, {"none", "relu", "relu6", "hardswish"}));
 }
 
 struct Differentiable : torch::autograd::Function<Differentiable> {
@@ -185,12 +187,13 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
 
   // run() -> the results of _bn_act_fake_quant, below autograd.
   static Tensor forward(AutogradContext* context, const Tensor& x, const OptionalTensor& weight,
-                        const OptionalTensor& bias, at::MemoryFormat format,
+                        const OptionalTensor& bias, Activation activation, at::MemoryFormat format,
                         const std::function<Results()>& run) {
     at::AutoDispatchBelowAutograd below;
     auto [y, inside, statistics] = run();
     context->save_for_backward({x, weight.value_or(Tensor()), inside, statistics});
     context->saved_data["format"] = static_cast<int64_t>(format);
+    context->saved_data["activation"] = static_cast<int64_t>(activation);
     context->saved_data["bias"] = bias.has_value();
     return y;
   }
@@ -202,15 +205,17 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     OptionalTensor weight;
     if (saved[1].defined()) weight = saved[1];
     auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
+    int64_t activation = context->saved_data["activation"].toInt();
     auto run = [&]() -> Results {
       if (!may_overwrite(dy[0], format))
-        return op.call(dy[0], saved[0], weight, saved[2], saved[3], format);
+        return op.call(dy[0], saved[0], weight, saved[2], saved[3], activation, format);
       RECORD_FUNCTION("bitpare::_bn_act_fake_quant_gradient in place", {});
-      return write_gradient<Cpu>(dy[0], saved[0], weight, saved[2], saved[3], format, dy[0]);
+      return write_gradient<Cpu>(dy[0], saved[0], weight, saved[2], saved[3], activation, format,
+                                 dy[0]);
     };
     auto [dx, dweight, dbias] = run();
     bool bias = context->saved_data["bias"].toBool();
-    return {dx, weight ? dweight : Tensor(), bias ? dbias : Tensor(), Tensor(), Tensor()};
+    return {dx, weight ? dweight : Tensor(), bias ? dbias : Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -231,7 +236,7 @@ Tensor public_op(const Tensor& x, const OptionalTensor& weight, const OptionalTe
                         zero_point, control, pending, static_cast<int64_t>(act), training, momentum,
                         eps, differentiable, format);
   };
-  if (differentiable) return Differentiable::apply(x, weight, bias, format, run);
+  if (differentiable) return Differentiable::apply(x, weight, bias, act, format, run);
   at::AutoDispatchBelowAutograd below;
   return std::get<0>(run());
 }
@@ -253,7 +258,7 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       tags());
   m.def(
       "_bn_act_fake_quant_gradient(Tensor dy, Tensor x, Tensor? weight, Tensor inside, "
-      "Tensor statistics, MemoryFormat memory_format) -> (Tensor, Tensor, Tensor)",
+      "Tensor statistics, int activation, MemoryFormat memory_format) -> (Tensor, Tensor, Tensor)",
       tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CPU, m) {

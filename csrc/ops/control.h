@@ -20,7 +20,8 @@ inline void check_written(const char* op, const char* name, const Tensor& t, at:
               " must be a tensor of ", elements, " elements of type ", type, ", got ",
               t.sym_numel(), " of ", t.scalar_type());
   TORCH_CHECK(t.device() == device, op, ": ", name, " must be on ", device, ", got ", t.device());
-  TORCH_CHECK(t.is_contiguous(), op, ": ", name, " must be contiguous");
+  TORCH_CHECK(t.is_contiguous(), op, ": ", name,
+              " must be contiguous, since it is written, got strides ", t.sym_strides());
 }
 
 // Tells autograd that the values are others now: a user may have kept them for a backward pass.

@@ -76,7 +76,7 @@ BnResult<T> run_bn(const BnCase& c, const std::vector<float>& x, const std::vect
   if (c.zero_point) q.zero_point = &s.zero_point;
   Unaligned<T> in(narrowed<T>(x)), gradient(narrowed<T>(dy)), out(n), dx(n);
   Unaligned<float> scratch(std::vector<float>(static_cast<size_t>(room), NAN));
-  Unaligned<float> statistics(2 * channels + 1);
+  Unaligned<float> statistics(bn_statistics(channels));
   auto bits = new_words(n);
   const float* weight = c.affine ? s.weight.data() : nullptr;
   bn_act_fake_quant(
@@ -85,13 +85,13 @@ BnResult<T> run_bn(const BnCase& c, const std::vector<float>& x, const std::vect
                      &s.batches, q, &control, s.pending, statistics.data(), scratch.data(),
                      c.activation, c.training, kMomentum, kEps},
       where);
-  bool intact = out.intact(n) && scratch.intact(room) && statistics.intact(2 * channels + 1);
+  bool intact = out.intact(n) && scratch.intact(room) && statistics.intact(bn_statistics(channels));
   scratch = Unaligned<float>(std::vector<float>(static_cast<size_t>(room), NAN));
   Unaligned<float> dweight(channels), dbias(channels);
   bn_act_fake_quant_gradient(
       BnActFakeQuantGradient{gradient.data(), in.data(), dx.data(), bits.data(), kDType<T>,
                              c.layout, weight, statistics.data(), dweight.data(), dbias.data(),
-                             scratch.data()},
+                             scratch.data(), c.activation},
       where);
   intact &=
       dx.intact(n) && scratch.intact(room) && dweight.intact(channels) && dbias.intact(channels);
@@ -101,7 +101,7 @@ BnResult<T> run_bn(const BnCase& c, const std::vector<float>& x, const std::vect
           s.mean,
           s.variance,
           {s.pending[0], s.pending[1]},
-          statistics.values(2 * channels + 1),
+          statistics.values(bn_statistics(channels)),
           dweight.values(channels),
           dbias.values(channels),
           s.batches,
@@ -141,7 +141,8 @@ inline std::vector<BnCase> bn_layouts() {
 inline std::vector<BnCase> bn_modes() {
   std::vector<BnCase> cases;
   for (ReduceLayout l : {ReduceLayout{130, 12, 1}, {3, 5, 49}}) {
-    for (auto activation : {Activation::none, Activation::relu, Activation::relu6}) {
+    for (auto activation :
+         {Activation::none, Activation::relu, Activation::relu6, Activation::hardswish}) {
       for (int modes = 0; modes < 32; ++modes) {
         auto on = [&](int mode) { return (modes >> mode & 1) != 0; };
         cases.push_back({l, activation, on(0), on(1), on(2), on(3), on(4), on(4)});

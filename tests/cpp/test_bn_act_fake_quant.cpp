@@ -57,7 +57,7 @@ float sum_of(const ReduceLayout& l, int64_t channel, Term term) {
 
 // One value through the formulas, with the mode's template picked at run time.
 math::Activated<float> activated(const BnCase& c, float v, const math::ActivationGrid<float>& g) {
-  bool active = c.activation != Activation::none;
+  bool active = is_mask(c.activation) && c.activation != Activation::none;
   if (c.quantize) {
     return active ? math::activated<true, true>(v, g) : math::activated<false, true>(v, g);
   }
@@ -80,7 +80,7 @@ BnResult<T> expected_of(const BnCase& c, const std::vector<T>& x, const std::vec
   std::vector<math::Normalization> norm;
   auto channels = static_cast<size_t>(l.channels);
   BnResult<T> r;
-  r.statistics.resize(2 * channels + 1, c.of_batch() ? 1.0f : 0.0f);
+  r.statistics.resize(4 * channels + 1, c.of_batch() ? 1.0f : 0.0f);
   for (size_t ch = 0; ch < channels; ++ch) {
     auto channel = static_cast<int64_t>(ch);
     math::Moments m = {s.mean[ch], s.variance[ch]};
@@ -96,6 +96,8 @@ BnResult<T> expected_of(const BnCase& c, const std::vector<T>& x, const std::vec
         math::normalization(m, c.affine ? s.weight[ch] : 1.0f, c.affine ? s.bias[ch] : 0.0f, kEps));
     r.statistics[ch] = norm.back().mean;
     r.statistics[channels + ch] = norm.back().inverse_std;
+    r.statistics[2 * channels + 1 + ch] = norm.back().slope;
+    r.statistics[3 * channels + 1 + ch] = norm.back().offset;
   }
   r.inside.resize(static_cast<size_t>((c.n() + 63) / 64));
   r.y.resize(x.size());
@@ -105,11 +107,15 @@ BnResult<T> expected_of(const BnCase& c, const std::vector<T>& x, const std::vec
   for (int64_t i = 0; i < c.n(); ++i) {
     auto k = static_cast<size_t>(i);
     const auto& n = norm[static_cast<size_t>(i / l.inner % l.channels)];
-    float v = n.slope * at(x, i) + n.offset;
+    float v = n.slope * at(x, i) + n.offset, slope = 1.0f;
+    if (c.activation == Activation::hardswish) {
+      slope = math::activation_slope<Activation::hardswish>(v);
+      v = math::activate<Activation::hardswish>(v);
+    }
     auto a = activated(c, v, grid);
     math::narrow(a.y, &r.y[k]);
     r.inside[k / 64] |= static_cast<uint64_t>(a.rounded == a.code) << (k % 64);
-    dv[k] = a.rounded == a.code ? at(dy, i) : 0.0f;
+    dv[k] = (a.rounded == a.code ? at(dy, i) : 0.0f) * slope;
     float w = math::clamp(v, grid.least, grid.most);
     for (int t = 0; t < 3; ++t) range[t] = math::MinMax::combine<float>(t, range[t], w);
   }
@@ -178,7 +184,7 @@ TEST(BnActFakeQuant, GradientInPlace) {
         BnActFakeQuantGradient{over.data(), x.data(), over.data(), expected.inside.data(),
                                DType::float32, c.layout, s.weight.data(),
                                expected.statistics.data(), dweight.data(), dbias.data(),
-                               scratch.data()},
+                               scratch.data(), c.activation},
         cpu);
     expect_same_bits(over, expected.dx, name);
   });

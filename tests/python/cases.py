@@ -323,7 +323,7 @@ def _bn_cases() -> list[Case]:
         Case("bn_act_fake_quant", shape, {**train, **S4}, "integer"),
         Case("bn_act_fake_quant", shape, {**train, "momentum": 0.3, "eps": 0.1}),
     ]
-    for activation in ("none", "relu", "relu6"):
+    for activation in ("none", "relu", "relu6", "hardswish"):
         both = {**train, **U8, "activation": activation}
         for layout in ("contiguous", "channels_last", "transposed", "sliced"):
             rows.append(Case("bn_act_fake_quant", shape, both, "integer", layout=layout))

@@ -130,13 +130,11 @@ class BnActFakeQuant:
         offset = torch.zeros_like(mean) if bias is None else bias.double()
         self.normal = (x.double() - self.spread(mean)) / self.spread(self.std)
         self.v = self.normal * self.spread(self.weight) + self.spread(offset)
-        limits = {"none": (-math.inf, math.inf), "relu": (0, math.inf), "relu6": (0, 6)}
-        least, most = limits[activation]
-        self.activated = self.v.clamp(least, most)
-        self.active = (self.v > least) & (self.v < most)
+        self.activated = ACTIVATE[activation](self.v)
+        self.slope = ACTIVATION_SLOPE[activation](self.v)
         self.q = Quantized(self.activated, scale, zero_point, low, high, None, None)
         self.value = self.q.value if self.quantize else self.activated
-        self.inside = self.active & (self.q.inside | (self.quantize == 0))
+        self.inside = (self.slope != 0) & (self.q.inside | (self.quantize == 0))
 
     def spread(self, of_channels):
         return of_channels.reshape(self.shape)
@@ -150,7 +148,7 @@ class BnActFakeQuant:
 
     def gradients(self, dy):
         """dx, dweight, dbias."""
-        dv = torch.where(self.inside, dy.double(), 0.0)
+        dv = torch.where(self.inside, dy.double() * self.slope, 0.0)
         dbias, dweight = dv.sum(self.axes), (dv * self.normal).sum(self.axes)
         if self.of_batch:
             mean = dbias / max(self.n, 1), dweight / max(self.n, 1)

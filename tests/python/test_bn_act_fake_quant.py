@@ -8,7 +8,12 @@ from cuda_graphs import captured
 from torch import Tensor
 
 F = bp.functional
-ACTIVATIONS = {"none": lambda v: v, "relu": torch.relu, "relu6": torch.nn.functional.relu6}
+ACTIVATIONS = {
+    "none": lambda v: v,
+    "relu": torch.relu,
+    "relu6": torch.nn.functional.relu6,
+    "hardswish": torch.nn.functional.hardswish,
+}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 

@@ -469,7 +469,8 @@ PRIVATE = [
     ("_bn_act_fake_quant", (_X, None, None, _ZERO.clone(), _SCALE.clone(), None,
                             torch.tensor(0.1), torch.tensor(3, dtype=torch.int32), _CONTROL,
                             torch.zeros(2, 1), 0, False, 0.1, 1e-5, False, _LAST)),
-    ("_bn_act_fake_quant_gradient", (_DY, _X, _SCALE, _BITS, torch.ones(7), _LAST)),
+    ("_bn_act_fake_quant_gradient", (_DY, _X, _SCALE, _BITS, torch.ones(13), 1, _LAST)),
+    ("_bn_act_fake_quant_gradient", (_DY, _X, _SCALE, _BITS, torch.ones(13), 3, _LAST)),
 ]  # fmt: skip
 
 

@@ -8,13 +8,15 @@ namespace {
 // What the batch's statistics are made of.
 template <class T>
 struct ShiftedTerms {
+  static constexpr int kTables = 1;
   const T* x;
 
   [[gnu::always_inline]] void fetch(int64_t at) const { __builtin_prefetch(x + at, 0, 2); }
 
   template <bool kWhole>
-  [[gnu::always_inline]] void add(int64_t at, int64_t count, Vec shift, Vec* sums) const {
-    Vec d;
+  [[gnu::always_inline]] void add(int64_t at, int64_t count, const OneOfTables<1>& of_channel,
+                                  Vec* sums) const {
+    Vec d, shift = of_channel.all[0];
     if constexpr (kWhole) {
       d = load(x + at) - shift;
     } else {
@@ -35,8 +37,9 @@ BITPARE_INLINE uint64_t bits_from(const uint64_t* words, int64_t at, int64_t cou
 }
 
 // What the gradients of weight and bias, and through the statistics, are made of.
-template <class T>
+template <bool kShaped, class T>
 struct GradientTerms {
+  static constexpr int kTables = kShaped ? 3 : 1;  // mean, slope, offset
   const T* dy;
   const T* x;
   const uint64_t* inside;
@@ -47,15 +50,19 @@ struct GradientTerms {
   }
 
   template <bool kWhole>
-  [[gnu::always_inline]] void add(int64_t at, int64_t count, Vec mean, Vec* sums) const {
+  [[gnu::always_inline]] void add(int64_t at, int64_t count, const OneOfTables<kTables>& of_channel,
+                                  Vec* sums) const {
     uint64_t bits = bits_from(inside, at, count);
+    Vec value = kWhole ? load(x + at) : load_some(x + at, count);
+    Vec dv = keep(kWhole ? load(dy + at) : load_some(dy + at, count), bits);
+    if constexpr (kShaped) {
+      dv = math::shaped_gradient<true>(dv, of_channel.all[1] * value + of_channel.all[2]);
+    }
+    Vec product = dv * (value - of_channel.all[0]);
     if constexpr (kWhole) {
-      Vec dv = keep(load(dy + at), bits);
       sums[0] += dv;
-      sums[1] += dv * (load(x + at) - mean);
+      sums[1] += product;
     } else {
-      Vec dv = keep(load_some(dy + at, count), bits);
-      Vec product = dv * (load_some(x + at, count) - mean);
       VecInt there = lane_numbers() < static_cast<int32_t>(count);
       sums[0] += there ? dv : Vec{};
       sums[1] += there ? product : Vec{};
@@ -82,11 +89,12 @@ struct Range {
   }
 };
 
-enum Table { kSlope, kOffset, kMean, kTilt };
+// kShapeSlope, kShapeOffset: those of v, where the backward pass needs v.
+enum Table { kSlope, kOffset, kTilt, kMean, kShapeSlope, kShapeOffset };
 
 // One tile of y = activated(slope * x + offset): x in, y and one bit out. The range is that of v,
-// which the caller activates.
-template <bool kActive, bool kQuantize, bool kObserve, class T>
+// shaped; the caller clamps it as the other activations do.
+template <bool kShaped, bool kActive, bool kQuantize, bool kObserve, class T>
 void activate_tile(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& tables,
                    const math::ActivationGrid<Vec>& grid, int64_t tile, float* range) {
   int64_t end = t.end(tile);
@@ -97,7 +105,7 @@ void activate_tile(const BnActFakeQuant& args, const Tiles& t, const ChannelTabl
   auto activate = [&]<bool kWhole>(int64_t i, const auto& at) [[gnu::always_inline]] {
     uint64_t word = 0;
     auto normalized = [&](Vec v, int64_t k) [[gnu::always_inline]] {
-      return at.get(kSlope, k) * v + at.get(kOffset, k);
+      return math::shaped<kShaped>(at.get(kSlope, k) * v + at.get(kOffset, k));
     };
     if constexpr (kWhole) {
 #pragma GCC unroll 4
@@ -126,16 +134,17 @@ void activate_tile(const BnActFakeQuant& args, const Tiles& t, const ChannelTabl
   if constexpr (kObserve) seen.add_to(range);
 }
 
-// Calls f.template operator()<kActive, kQuantize, kObserve>().
+// Calls f.template operator()<kShaped, kActive, kQuantize, kObserve>().
 template <class F>
 void with_modes(Activation activation, const Control& control, F f) {
-  auto with_active = [&]<bool kActive>() {
-    if (!control.quantize) return f.template operator()<kActive, false, true>();
-    if (control.observe) return f.template operator()<kActive, true, true>();
-    f.template operator()<kActive, true, false>();
+  auto with_activation = [&]<bool kShaped, bool kActive>() {
+    if (!control.quantize) return f.template operator()<kShaped, kActive, false, true>();
+    if (control.observe) return f.template operator()<kShaped, kActive, true, true>();
+    f.template operator()<kShaped, kActive, true, false>();
   };
-  if (activation == Activation::none) return with_active.template operator()<false>();
-  with_active.template operator()<true>();
+  if (math::is_shaped(activation)) return with_activation.template operator()<true, false>();
+  if (activation == Activation::none) return with_activation.template operator()<false, false>();
+  with_activation.template operator()<false, true>();
 }
 
 BITPARE_INLINE math::ActivationGrid<Vec> splat_grid(const math::ActivationGrid<float>& g) {
@@ -152,6 +161,7 @@ void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& 
   int64_t count = t.layout.outer * t.layout.inner, channels = t.layout.channels;
   const float *shift = tables.at(kMean), *weight = args.weight, *bias = args.bias;
   float *slope = tables.at(kSlope), *offset = tables.at(kOffset), *mean = args.statistics;
+  float *v_slope = mean + bn_shape_tables(channels), *v_offset = v_slope + channels;
   float *running_mean = args.running_mean, *running_var = args.running_var;
   double momentum = args.momentum, eps = args.eps;
 #pragma GCC ivdep
@@ -163,8 +173,8 @@ void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& 
       running_var[c] = math::running(running_var[c], math::unbiased(m.variance, count), momentum);
     }
     auto n = math::normalization(m, weight ? weight[c] : 1.0f, bias ? bias[c] : 0.0f, eps);
-    slope[c] = n.slope;
-    offset[c] = n.offset;
+    slope[c] = v_slope[c] = n.slope;
+    offset[c] = v_offset[c] = n.offset;
     mean[c] = n.mean;
     mean[channels + c] = n.inverse_std;
   }
@@ -195,7 +205,7 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu
       for (int64_t c = 0; c < t.layout.channels; ++c) shift[c] = math::widen(x[c * t.layout.inner]);
       for (int64_t j = t.layout.channels; j < tables.room; ++j)
         shift[j] = shift[j - t.layout.channels];
-      sum_channels(cpu.parallel_for, t, ShiftedTerms<T>{x}, shift, partial,
+      sum_channels(cpu.parallel_for, t, ShiftedTerms<T>{x}, tables.from(kMean), partial,
                    [&](int64_t begin, int64_t end, const float* sums, const float* squares) {
                      normalize<true>(args, t, tables, begin, end, sums, squares);
                    });
@@ -204,16 +214,18 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu
       normalize<false>(args, t, tables, 0, t.layout.channels, nullptr, nullptr);
     }
     tables.repeat(2);
-    with_modes(args.activation, control, [&]<bool kActive, bool kQuantize, bool kObserve>() {
-      parallel(cpu.parallel_for, t.count, t.grain, [&](int64_t first, int64_t last) {
-        math::ActivationGrid<Vec> grid = splat_grid(scalar_grid);
-        for (int64_t tile = last - 1; tile >= first; --tile) {
-          float* range = ranges + 3 * tile;
-          for (int k = 0; k < 3; ++k) range[k] = math::MinMax::identity<float>(k);
-          activate_tile<kActive, kQuantize, kObserve, T>(args, t, tables, grid, tile, range);
-        }
-      });
-    });
+    with_modes(args.activation, control,
+               [&]<bool kShaped, bool kActive, bool kQuantize, bool kObserve>() {
+                 parallel(cpu.parallel_for, t.count, t.grain, [&](int64_t first, int64_t last) {
+                   math::ActivationGrid<Vec> grid = splat_grid(scalar_grid);
+                   for (int64_t tile = last - 1; tile >= first; --tile) {
+                     float* range = ranges + 3 * tile;
+                     for (int k = 0; k < 3; ++k) range[k] = math::MinMax::identity<float>(k);
+                     activate_tile<kShaped, kActive, kQuantize, kObserve, T>(args, t, tables, grid,
+                                                                             tile, range);
+                   }
+                 });
+               });
   });
   if (!control.observe) return;
   float* all = ranges;
@@ -228,7 +240,7 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu
 namespace {
 
 // One tile of dx: dy, x and one bit in.
-template <bool kOfBatch, class T>
+template <bool kShaped, bool kOfBatch, class T>
 void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const ChannelTables& tables,
                    int64_t tile) {
   int64_t end = t.end(tile);
@@ -237,9 +249,12 @@ void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const Cha
   auto pass = [&]<bool kWhole>(int64_t i, const auto& at) [[gnu::always_inline]] {
     uint64_t word = args.inside[i / kBlock];
     auto gradient = [&](Vec g, Vec v, int64_t k) [[gnu::always_inline]] {
-      return math::normalized_gradient<kOfBatch>(keep(g, word >> (k * kWidth)), v, at.get(kMean, k),
-                                                 at.get(kSlope, k), at.get(kTilt, k),
-                                                 at.get(kOffset, k));
+      Vec dv = keep(g, word >> (k * kWidth));
+      if constexpr (kShaped) {
+        dv = math::shaped_gradient<true>(dv, at.get(kShapeSlope, k) * v + at.get(kShapeOffset, k));
+      }
+      return math::normalized_gradient<kOfBatch>(dv, v, at.get(kMean, k), at.get(kSlope, k),
+                                                 at.get(kTilt, k), at.get(kOffset, k));
     };
     if constexpr (kWhole) {
 #pragma GCC unroll 4
@@ -255,7 +270,49 @@ void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const Cha
       }
     }
   };
-  for_each_channel_block<kBnTables>(t, tables, t.begin(tile), end, pass);
+  for_each_channel_block<kShaped ? kBnTables : kMean + 1>(t, tables, t.begin(tile), end, pass);
+}
+
+template <bool kShaped, class T>
+void write_gradient(const BnActFakeQuantGradient& args, ParallelFor parallel_for) {
+  Tiles t(args.layout);
+  int64_t channels = t.layout.channels, count = t.layout.outer * t.layout.inner;
+  const float* inverse_std = args.statistics + channels;
+  bool of_batch = args.statistics[2 * channels] != 0.0f;
+  ChannelTables tables = {args.scratch + bn_sums(args.layout), bn_room(args.layout),
+                          bn_period(args.layout), channels};
+  const float* saved = args.statistics + bn_shape_tables(channels);
+  for (int64_t c = 0; c < channels; ++c) tables.at(kMean)[c] = args.statistics[c];
+  for (int64_t c = 0; kShaped && c < channels; ++c) {
+    tables.at(kShapeSlope)[c] = saved[c];
+    tables.at(kShapeOffset)[c] = saved[channels + c];
+  }
+  tables.from(kMean).repeat(kShaped ? 3 : 1);
+  GradientTerms<kShaped, T> terms = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
+                                     args.inside};
+  sum_channels(parallel_for, t, terms, tables.from(kMean), args.scratch,
+               [&](int64_t begin, int64_t end, const float* sums, const float* products) {
+                 for (int64_t c = begin; c < end; ++c) {
+                   auto g = math::normalization_gradient(sums[c - begin], products[c - begin],
+                                                         args.weight ? args.weight[c] : 1.0f,
+                                                         inverse_std[c], count);
+                   tables.at(kSlope)[c] = g.slope;
+                   tables.at(kTilt)[c] = g.tilt;
+                   tables.at(kOffset)[c] = g.offset;
+                   args.weight_gradient[c] = g.weight;
+                   args.bias_gradient[c] = g.bias;
+                 }
+               });
+  tables.repeat(kMean);
+  parallel(parallel_for, t.count, t.grain, [&](int64_t first, int64_t last) {
+    for (int64_t tile = last - 1; tile >= first; --tile) {
+      if (of_batch) {
+        gradient_tile<kShaped, true, T>(args, t, tables, tile);
+      } else {
+        gradient_tile<kShaped, false, T>(args, t, tables, tile);
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -263,41 +320,12 @@ void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const Cha
 // dy, x and bits in for the sums; again, in the opposite order, dx out.
 template <>
 void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
-  Tiles t(args.layout);
-  int64_t channels = t.layout.channels, count = t.layout.outer * t.layout.inner;
-  const float* inverse_std = args.statistics + channels;
-  bool of_batch = args.statistics[2 * channels] != 0.0f;
-  ChannelTables tables = {args.scratch + bn_sums(args.layout), bn_room(args.layout),
-                          bn_period(args.layout), channels};
-  float* mean = tables.at(kMean);
-  for (int64_t c = 0; c < channels; ++c) mean[c] = args.statistics[c];
-  for (int64_t j = channels; j < tables.room; ++j) mean[j] = mean[j - channels];
   with_type(args.dtype, [&]<class T>(T*) {
-    GradientTerms<T> terms = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
-                              args.inside};
-    sum_channels(cpu.parallel_for, t, terms, mean, args.scratch,
-                 [&](int64_t begin, int64_t end, const float* sums, const float* products) {
-                   for (int64_t c = begin; c < end; ++c) {
-                     auto g = math::normalization_gradient(sums[c - begin], products[c - begin],
-                                                           args.weight ? args.weight[c] : 1.0f,
-                                                           inverse_std[c], count);
-                     tables.at(kSlope)[c] = g.slope;
-                     tables.at(kTilt)[c] = g.tilt;
-                     tables.at(kOffset)[c] = g.offset;
-                     args.weight_gradient[c] = g.weight;
-                     args.bias_gradient[c] = g.bias;
-                   }
-                 });
-    tables.repeat(kBnTables);
-    parallel(cpu.parallel_for, t.count, t.grain, [&](int64_t first, int64_t last) {
-      for (int64_t tile = last - 1; tile >= first; --tile) {
-        if (of_batch) {
-          gradient_tile<true, T>(args, t, tables, tile);
-        } else {
-          gradient_tile<false, T>(args, t, tables, tile);
-        }
-      }
-    });
+    if (math::is_shaped(args.activation)) {
+      write_gradient<true, T>(args, cpu.parallel_for);
+    } else {
+      write_gradient<false, T>(args, cpu.parallel_for);
+    }
   });
 }
 

@@ -40,28 +40,78 @@ struct Tiles {
   int64_t end(int64_t tile) const { return at_most((tile + 1) * elements, n); }
 };
 
+// What vector k of a block takes from the tables: the values of its elements ...
+template <int kTables>
+struct SpreadTables {
+  const float* at;
+  int64_t room;
+  [[gnu::always_inline]] Vec get(int table, int64_t k) const {
+    return load(at + table * room + k * kWidth);
+  }
+};
+
+// ... or those of one channel.
+template <int kTables>
+struct OneOfTables {
+  Vec all[kTables];
+  [[gnu::always_inline]] Vec get(int table, int64_t) const { return all[table]; }
+};
+
+// kTables values for each channel: table k is room floats from k * room on.
+struct ChannelTables {
+  float* values;
+  int64_t room, period, channels;
+
+  float* at(int table) const { return values + table * room; }
+  ChannelTables from(int table) const { return {at(table), room, period, channels}; }
+
+  // Writes the values of the channels out over a wide row and the block after it.
+  void repeat(int tables) const {
+    for (int k = 0; k < tables; ++k) {
+      float* v = at(k);
+      for (int64_t j = channels; j < room; ++j) v[j] = v[j - channels];
+    }
+  }
+
+  // The values of the column at offset j of a wide row, and of one channel.
+  template <int kTables>
+  [[gnu::always_inline]] OneOfTables<kTables> spread(int64_t j) const {
+    OneOfTables<kTables> result;
+    for (int k = 0; k < kTables; ++k) result.all[k] = load(at(k) + j);
+    return result;
+  }
+  template <int kTables>
+  [[gnu::always_inline]] OneOfTables<kTables> one(int64_t channel) const {
+    OneOfTables<kTables> result;
+    for (int k = 0; k < kTables; ++k) result.all[k] = math::splat<Vec>(at(k)[channel]);
+    return result;
+  }
+};
+
 // Adds kRows rows of `width` elements from element `at` on to width sums of each of two terms, and
 // asks for those `ahead`, since rows side by side hide from the hardware that memory is read
 // through.
 template <int kRows, class Terms>
 BITPARE_INLINE void add_rows(const Terms& terms, int64_t at, int64_t width, int64_t ahead,
-                             const float* offset, float* first, float* second) {
+                             const ChannelTables& tables, float* first, float* second) {
   int64_t j = 0;
   for (; j + kWidth <= width; j += kWidth) {
-    Vec sums[2] = {load(first + j), load(second + j)}, from = load(offset + j);
+    Vec sums[2] = {load(first + j), load(second + j)};
+    auto of_channel = tables.spread<Terms::kTables>(j);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       terms.fetch(at + ahead + r * width + j);
-      terms.template add<true>(at + r * width + j, kWidth, from, sums);
+      terms.template add<true>(at + r * width + j, kWidth, of_channel, sums);
     }
     store(first + j, sums[0]);
     store(second + j, sums[1]);
   }
   if (j == width) return;
   int64_t left = width - j;
-  Vec sums[2] = {load_some(first + j, left), load_some(second + j, left)}, from = load(offset + j);
+  Vec sums[2] = {load_some(first + j, left), load_some(second + j, left)};
+  auto of_channel = tables.spread<Terms::kTables>(j);
   for (int r = 0; r < kRows; ++r) {
-    terms.template add<false>(at + r * width + j, left, from, sums);
+    terms.template add<false>(at + r * width + j, left, of_channel, sums);
   }
   store_some(first + j, sums[0], left);
   store_some(second + j, sums[1], left);
@@ -83,7 +133,7 @@ void fold_rows(float* rows, int64_t count, int64_t width, int64_t stride) {
 // A tile where channels are innermost: four rows at a time, each a stream of its own; the sums stay
 // in the first cache, as those of the tile's first piece in the end.
 template <class Terms>
-void sum_columns(const Tiles& t, int64_t tile, const Terms& terms, const float* offset,
+void sum_columns(const Tiles& t, int64_t tile, const Terms& terms, const ChannelTables& tables,
                  float* partial) {
   int64_t begin = t.begin(tile), end = t.end(tile), piece = kSumRows * t.width;
   int64_t stride = t.sums * t.layout.channels;
@@ -94,10 +144,10 @@ void sum_columns(const Tiles& t, int64_t tile, const Terms& terms, const float* 
     int64_t stop = at_most(at + piece, end);
     for (int64_t j = 0; j < t.width; ++j) sums[j] = sums[stride + j] = 0.0f;
     for (; at + group <= stop; at += group) {
-      add_rows<4>(terms, at, t.width, ahead, offset, sums, sums + stride);
+      add_rows<4>(terms, at, t.width, ahead, tables, sums, sums + stride);
     }
     for (; at < stop; at += t.width) {
-      add_rows<1>(terms, at, at_most(t.width, stop - at), ahead, offset, sums, sums + stride);
+      add_rows<1>(terms, at, at_most(t.width, stop - at), ahead, tables, sums, sums + stride);
     }
   }
   int64_t channels = t.layout.channels, rows = (sums - first) / channels;
@@ -120,7 +170,7 @@ BITPARE_INLINE float fold_vectors(Vec* lanes) {
 // A tile where a channel's neighbours lie side by side: the chunks of rows that begin in it, 32
 // lanes in registers.
 template <class Terms>
-void sum_chunks(const Tiles& t, int64_t tile, const Terms& terms, const float* offset,
+void sum_chunks(const Tiles& t, int64_t tile, const Terms& terms, const ChannelTables& tables,
                 float* partial) {
   const ReduceLayout& l = t.layout;
   int64_t chunks = math::chunks_per_row(l);
@@ -132,19 +182,20 @@ void sum_chunks(const Tiles& t, int64_t tile, const Terms& terms, const float* o
     int64_t row = task / chunks, chunk = task % chunks, channel = row % l.channels;
     int64_t begin = row * l.inner + chunk * kSumChunk;
     int64_t count = at_most(l.inner - chunk * kSumChunk, kSumChunk), j = 0;
-    Vec from = math::splat<Vec>(offset[channel]), lanes[kLaneVectors][2] = {};
+    auto of_channel = tables.one<Terms::kTables>(channel);
+    Vec lanes[kLaneVectors][2] = {};
     for (; j + kSumLanes <= count; j += kSumLanes) {
 #pragma GCC unroll 8
       for (int64_t v = 0; v < kLaneVectors; ++v) {
-        terms.template add<true>(begin + j + v * kWidth, kWidth, from, lanes[v]);
+        terms.template add<true>(begin + j + v * kWidth, kWidth, of_channel, lanes[v]);
       }
     }
     for (int64_t v = 0; j + v * kWidth < count; ++v) {
       int64_t left = at_most(count - j - v * kWidth, kWidth);
       if (left == kWidth) {
-        terms.template add<true>(begin + j + v * kWidth, kWidth, from, lanes[v]);
+        terms.template add<true>(begin + j + v * kWidth, kWidth, of_channel, lanes[v]);
       } else {
-        terms.template add<false>(begin + j + v * kWidth, left, from, lanes[v]);
+        terms.template add<false>(begin + j + v * kWidth, left, of_channel, lanes[v]);
       }
     }
     float* out = partial + (row / l.channels * chunks + chunk) * l.channels + channel;
@@ -157,16 +208,17 @@ void sum_chunks(const Tiles& t, int64_t tile, const Terms& terms, const float* o
 }
 
 // finish(first, last, sums, second_sums) for ranges of channels, with their sums of
-// terms.add(at, count, offset of the channel, sums). partial: [2, t.sums, channels].
+// terms.add(at, count, what the first kTables tables hold of the channels, sums).
+// partial: [2, t.sums, channels].
 template <class Terms, class Finish>
-void sum_channels(ParallelFor parallel_for, const Tiles& t, const Terms& terms, const float* offset,
-                  float* partial, Finish finish) {
+void sum_channels(ParallelFor parallel_for, const Tiles& t, const Terms& terms,
+                  const ChannelTables& tables, float* partial, Finish finish) {
   parallel(parallel_for, t.count, t.grain, [&](int64_t first, int64_t last) {
     for (int64_t tile = first; tile < last; ++tile) {
       if (t.columns) {
-        sum_columns(t, tile, terms, offset, partial);
+        sum_columns(t, tile, terms, tables, partial);
       } else {
-        sum_chunks(t, tile, terms, offset, partial);
+        sum_chunks(t, tile, terms, tables, partial);
       }
     }
   });
@@ -186,39 +238,6 @@ void sum_channels(ParallelFor parallel_for, const Tiles& t, const Terms& terms, 
   });
 }
 
-// kTables values for each channel: table k is room floats from k * room on.
-struct ChannelTables {
-  float* values;
-  int64_t room, period, channels;
-
-  float* at(int table) const { return values + table * room; }
-
-  // Writes the values of the channels out over a wide row and the block after it.
-  void repeat(int tables) const {
-    for (int k = 0; k < tables; ++k) {
-      float* v = at(k);
-      for (int64_t j = channels; j < room; ++j) v[j] = v[j - channels];
-    }
-  }
-};
-
-// What vector k of a block takes from the tables: the values of its elements ...
-template <int kTables>
-struct SpreadTables {
-  const float* at;
-  int64_t room;
-  [[gnu::always_inline]] Vec get(int table, int64_t k) const {
-    return load(at + table * room + k * kWidth);
-  }
-};
-
-// ... or those of one channel.
-template <int kTables>
-struct OneOfTables {
-  Vec all[kTables];
-  [[gnu::always_inline]] Vec get(int table, int64_t) const { return all[table]; }
-};
-
 // Where a walk over neighbouring elements stands, where a channel's lie side by side.
 template <int kTables>
 class ChannelWalk {
@@ -233,8 +252,7 @@ class ChannelWalk {
 
   // The values of the next block, which is of one channel.
   [[gnu::always_inline]] OneOfTables<kTables> one() {
-    OneOfTables<kTables> result;
-    for (int k = 0; k < kTables; ++k) result.all[k] = math::splat<Vec>(tables_.at(k)[channel_]);
+    auto result = tables_.template one<kTables>(channel_);
     advance(kBlock);
     return result;
   }

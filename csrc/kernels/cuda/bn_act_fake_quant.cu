@@ -20,7 +20,7 @@ struct Statistics {
   __device__ float shift(int64_t channel) const {
     return to_float(static_cast<const T*>(args.x)[channel * args.layout.inner]);
   }
-  __device__ float offset(int64_t channel) const { return shift(channel); }
+  __device__ float of_channel(int64_t channel) const { return shift(channel); }
   __device__ void add(int64_t at, float shift, float* sums) const {
     float d = to_float(static_cast<const T*>(args.x)[at]) - shift;
     sums[0] += d;
@@ -43,6 +43,9 @@ struct Statistics {
     tables[channels + c] = n.offset;
     args.statistics[c] = n.mean;
     args.statistics[channels + c] = n.inverse_std;
+    float* saved = args.statistics + bn_shape_tables(channels);
+    saved[c] = n.slope;
+    saved[channels + c] = n.offset;
     if (c > 0) return;
     args.statistics[2 * channels] = sums ? 1.0f : 0.0f;
     if (sums && args.num_batches_tracked) ++*args.num_batches_tracked;
@@ -53,19 +56,39 @@ __device__ inline bool is_inside(const uint64_t* words, int64_t i) {
   return reinterpret_cast<const uint8_t*>(words)[i / 8] >> (i % 8) & 1;
 }
 
+// mean, slope, offset of one channel; the last two where v is needed.
+struct ChannelValues {
+  float mean, slope, offset;
+};
+
+template <bool kShaped>
+__device__ ChannelValues values_of(const BnActFakeQuantGradient& args, int64_t channel) {
+  ChannelValues v = {args.statistics[channel], 0.0f, 0.0f};
+  if constexpr (kShaped) {
+    const float* saved = args.statistics + bn_shape_tables(args.layout.channels);
+    v.slope = saved[channel];
+    v.offset = saved[args.layout.channels + channel];
+  }
+  return v;
+}
+
 // The same of the gradients.
-template <class T>
+template <bool kShaped, class T>
 struct Gradients {
   BnActFakeQuantGradient args;
   float* tables;
 
   __device__ bool wanted() const { return true; }
-  __device__ float offset(int64_t channel) const { return args.statistics[channel]; }
-  __device__ void add(int64_t at, float mean, float* sums) const {
+  __device__ ChannelValues of_channel(int64_t channel) const {
+    return values_of<kShaped>(args, channel);
+  }
+  __device__ void add(int64_t at, const ChannelValues& of_channel, float* sums) const {
     float dy = to_float(static_cast<const T*>(args.dy)[at]);
-    float dv = is_inside(args.inside, at) ? dy : 0.0f;
+    float x = to_float(static_cast<const T*>(args.x)[at]);
+    float dv = math::shaped_gradient<kShaped>(is_inside(args.inside, at) ? dy : 0.0f,
+                                              of_channel.slope * x + of_channel.offset);
     sums[0] += dv;
-    sums[1] += dv * (to_float(static_cast<const T*>(args.x)[at]) - mean);
+    sums[1] += dv * (x - of_channel.mean);
   }
   __device__ void finish(int64_t c, const float* sums) const {
     int64_t count = args.layout.outer * args.layout.inner, channels = args.layout.channels;
@@ -90,9 +113,10 @@ __global__ void __launch_bounds__(kThreads)
   int64_t merged = math::merged_rows(channels), number = task / channels, channel = task % channels;
   int64_t row = number / merged * (merged * kSumRows) + number % merged;
   int64_t end = row + merged * kSumRows < layout.outer ? row + merged * kSumRows : layout.outer;
-  float offset = terms.offset(channel), sums[2] = {};
+  auto of_channel = terms.of_channel(channel);
+  float sums[2] = {};
 #pragma unroll 8
-  for (; row < end; row += merged) terms.add(row * channels + channel, offset, sums);
+  for (; row < end; row += merged) terms.add(row * channels + channel, of_channel, sums);
   for (int t = 0; t < 2; ++t) partial[t * all * channels + task] = sums[t];
 }
 
@@ -107,9 +131,11 @@ __global__ void __launch_bounds__(kThreads)
   int64_t row = task / chunks, chunk = task % chunks, channel = row % layout.channels;
   int64_t begin = row * layout.inner + chunk * kSumChunk, left = layout.inner - chunk * kSumChunk;
   int64_t count = left < kSumChunk ? left : kSumChunk;
-  float offset = terms.offset(channel), sums[2] = {};
+  auto of_channel = terms.of_channel(channel);
+  float sums[2] = {};
 #pragma unroll 8
-  for (int64_t j = threadIdx.x % kWarp; j < count; j += kWarp) terms.add(begin + j, offset, sums);
+  for (int64_t j = threadIdx.x % kWarp; j < count; j += kWarp)
+    terms.add(begin + j, of_channel, sums);
   for (int t = 0; t < 2; ++t) {
     for (int half = kWarp / 2; half > 0; half /= 2) {
       sums[t] += __shfl_xor_sync(0xffffffffu, sums[t], half);
@@ -193,7 +219,7 @@ __device__ inline void fold_range(RangeRoom& room, float* terms) {
 }
 
 // y and one byte of bits for each thread's eight neighbours; the range of a block's v.
-template <bool kActive, bool kQuantize, class T>
+template <bool kShaped, bool kActive, bool kQuantize, class T>
 __device__ void activate(const BnActFakeQuant& args, const math::ActivationGrid<float>& grid,
                          const float* tables, int64_t n, float* range) {
   int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
@@ -208,7 +234,8 @@ __device__ void activate(const BnActFakeQuant& args, const math::ActivationGrid<
   uint32_t inside = 0;
 #pragma unroll
   for (int e = 0; e < kPerThread; ++e) {
-    float v = tables[walk.channel] * in[e] + tables[args.layout.channels + walk.channel];
+    float v = math::shaped<kShaped>(tables[walk.channel] * in[e] +
+                                    tables[args.layout.channels + walk.channel]);
     auto a = math::activated<kActive, kQuantize>(v, grid);
     out[e] = a.y;
     if (first + e < n) {
@@ -228,7 +255,7 @@ __device__ inline math::ActivationGrid<float> grid_of(const BnActFakeQuant& args
   return math::activation_grid(q, args.activation);
 }
 
-template <bool kActive, class T>
+template <bool kShaped, bool kActive, class T>
 __global__ void __launch_bounds__(kThreads)
     activate_kernel(BnActFakeQuant args, const float* tables, int64_t n, float* ranges) {
   BITPARE_SHARED(RangeRoom, room);
@@ -236,9 +263,9 @@ __global__ void __launch_bounds__(kThreads)
   float range[3];
   for (int t = 0; t < 3; ++t) range[t] = math::MinMax::identity<float>(t);
   if (args.control->quantize) {
-    activate<kActive, true, T>(args, grid, tables, n, range);
+    activate<kShaped, kActive, true, T>(args, grid, tables, n, range);
   } else {
-    activate<kActive, false, T>(args, grid, tables, n, range);
+    activate<kShaped, kActive, false, T>(args, grid, tables, n, range);
   }
   if (!args.pending || !args.control->observe) return;
   fold_range(room, range);
@@ -265,7 +292,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // dx for each thread's eight neighbours.
-template <bool kOfBatch, class T>
+template <bool kShaped, bool kOfBatch, class T>
 __device__ void pass_gradient(const BnActFakeQuantGradient& args, const float* tables, int64_t n) {
   int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
   if (first >= n) return;
@@ -278,21 +305,23 @@ __device__ void pass_gradient(const BnActFakeQuantGradient& args, const float* t
 #pragma unroll
   for (int e = 0; e < kPerThread; ++e) {
     int64_t c = walk.channel;
-    out[e] = math::normalized_gradient<kOfBatch>(inside >> e & 1 ? dy[e] : 0.0f, x[e],
-                                                 args.statistics[c], tables[c],
-                                                 tables[channels + c], tables[2 * channels + c]);
+    ChannelValues of = values_of<kShaped>(args, c);
+    float dv =
+        math::shaped_gradient<kShaped>(inside >> e & 1 ? dy[e] : 0.0f, of.slope * x[e] + of.offset);
+    out[e] = math::normalized_gradient<kOfBatch>(dv, x[e], of.mean, tables[c], tables[channels + c],
+                                                 tables[2 * channels + c]);
     walk.next(args.layout);
   }
   store_pack(static_cast<T*>(args.dx), first, n, out);
 }
 
-template <class T>
+template <bool kShaped, class T>
 __global__ void __launch_bounds__(kThreads)
     gradient_kernel(BnActFakeQuantGradient args, const float* tables, int64_t n) {
   if (args.statistics[2 * args.layout.channels] != 0.0f) {
-    pass_gradient<true, T>(args, tables, n);
+    pass_gradient<kShaped, true, T>(args, tables, n);
   } else {
-    pass_gradient<false, T>(args, tables, n);
+    pass_gradient<kShaped, false, T>(args, tables, n);
   }
 }
 
@@ -325,8 +354,9 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCuda& cuda) {
   float* ranges = tables + kBnTables * bn_room(l);
   with_type(args.dtype, [&]<class T>(T*) {
     sum_channels(cuda, l, args.scratch, Statistics<T>{args, tables});
-    auto kernel =
-        args.activation == Activation::none ? activate_kernel<false, T> : activate_kernel<true, T>;
+    auto kernel = activate_kernel<false, true, T>;
+    if (args.activation == Activation::none) kernel = activate_kernel<false, false, T>;
+    if (math::is_shaped(args.activation)) kernel = activate_kernel<true, false, T>;
     launch(kernel, blocks, kThreads, cuda.stream, args, tables, n, ranges);
   });
   launch(observe_kernel, 1, kThreads, cuda.stream, args, blocks, ranges);
@@ -337,9 +367,17 @@ void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCuda
   const ReduceLayout& l = args.layout;
   int64_t n = l.outer * l.channels * l.inner;
   float* tables = args.scratch + bn_sums(l);
+  auto run = [&]<bool kShaped, class T>() {
+    sum_channels(cuda, l, args.scratch, Gradients<kShaped, T>{args, tables});
+    launch(gradient_kernel<kShaped, T>, blocks_for(n, kPerBlock), kThreads, cuda.stream, args,
+           tables, n);
+  };
   with_type(args.dtype, [&]<class T>(T*) {
-    sum_channels(cuda, l, args.scratch, Gradients<T>{args, tables});
-    launch(gradient_kernel<T>, blocks_for(n, kPerBlock), kThreads, cuda.stream, args, tables, n);
+    if (math::is_shaped(args.activation)) {
+      run.template operator()<true, T>();
+    } else {
+      run.template operator()<false, T>();
+    }
   });
 }
 

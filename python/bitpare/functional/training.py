@@ -60,13 +60,13 @@ def bn_act_fake_quant(
 
     ``y = fake_quant(activation((x - mean) / sqrt(var + eps) * weight + bias))``
 
-    ``activation`` is none, relu or relu6; ``x`` has shape ``[N, C, ...]``. ``control`` is an int32
-    tensor of quant_min, quant_max, observe, quantize and freeze, read where ``x`` is. With
-    ``training`` and without freeze, mean and var are those of ``x`` and move ``running_mean``,
-    ``running_var`` (unbiased) and ``num_batches_tracked``; else they are the running ones. With
-    observe, ``pending`` (float32 of the least and the most, (inf, -inf) at first, or None) takes in
-    the activation's range; without quantize the activation passes as it is. Gradients go to ``x``,
-    ``weight`` and ``bias``, 0 from where a value was clamped.
+    ``activation`` is none, relu, relu6 or hardswish; ``x`` has shape ``[N, C, ...]``. ``control``
+    is an int32 tensor of quant_min, quant_max, observe, quantize and freeze, read where ``x`` is.
+    With ``training`` and without freeze, mean and var are those of ``x`` and move
+    ``running_mean``, ``running_var`` (unbiased) and ``num_batches_tracked``; else they are the
+    running ones. With observe, ``pending`` (float32 of the least and the most, (inf, -inf) at
+    first, or None) takes in the activation's range; without quantize the activation passes as it
+    is. Gradients go to ``x``, ``weight`` and ``bias``, 0 from where a value was clamped.
 
     >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
     >>> mean, var, count = torch.zeros(2), torch.ones(2), torch.tensor(0)

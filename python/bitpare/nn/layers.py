@@ -119,7 +119,7 @@ class QEmbedding(_Layer, nn.Embedding):
 class _BatchNorm:
     """Stays a BatchNorm: its factor per channel goes into the integer requantization at convert.
 
-    Where a quantizer follows, directly or after a ReLU or ReLU6, one op does all of it.
+    Where a quantizer follows, directly or after an activation of FUSED_WITH_NORM, one op does all.
     tail: that quantizer, and the activation between.
     """
 
@@ -174,6 +174,7 @@ QUANTIZED: dict[type, type] = {
 }
 
 WEIGHTED = tuple(t for t in QUANTIZED.values() if issubclass(t, _Layer))
+FUSED_WITH_NORM = ("none", "relu", "relu6", "hardswish")
 NORMS = (QBatchNorm1d, QBatchNorm2d, QBatchNorm3d)
 
 

@@ -305,7 +305,7 @@ class _Builder:
         usable = isinstance(norm, layers.NORMS) and layers.can_fuse(norm)
         if not usable or not isinstance(quantizer, RangeQuantizer) or not quantizer.fast:
             return
-        if site.activation not in ("none", "relu", "relu6") or site.add:
+        if site.activation not in layers.FUSED_WITH_NORM or site.add:
             return
         norm.bp_tail = (quantizer, site.activation)
         quantizer.watched = (norm,) if site.layer in (None, norm) else (norm, site.layer)
