@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
-from bitpare.nn.ranges import RangeQuantizer, quantize_weights, update_ranges
+from bitpare.nn.ranges import (
+    RangeQuantizer,
+    grouped_by_rule,
+    quantize_weights,
+    update_ranges,
+)
 
 
 class Hub:
@@ -62,38 +67,53 @@ class _Members:
         found = [m for m in model.modules() if isinstance(m, Quantizer)]
         self.ranges = [q for q in found if isinstance(q, RangeQuantizer) and q.role == "activation"]
         self.limited = [q for q in found if isinstance(q, LearnedQuantizer) and q.limit > 0]
-        owners = [
+        self.weights: list[tuple[Any, RangeQuantizer]] = [
             (m, m.bp_weight)
             for m in model.modules()
-            if isinstance(getattr(m, "bp_weight", None), RangeQuantizer)
+            if isinstance(getattr(m, "bp_weight", None), RangeQuantizer) and m.bp_weight.batched
         ]
-        self.weights = [(m, q) for m, q in owners if q.batched]
+        self.passing = [q.passing for _, q in self.weights]
+        self.rules = grouped_by_rule(self.ranges)
+        self.powers = [
+            [(m, q) for m, q in self.weights if q.spec.power_of_two == power]
+            for power in (False, True)
+        ]
 
     def merge(self) -> None:
         for q in self.limited:
             q.hold_limit()
-        live = [q for q in self.ranges if not (q.calibrating or q.bypass)]
-        if not live:
-            return
+        rules = [[q for q in alike if not (q.calibrating or q.bypass)] for alike in self.rules]
         if _world_size() > 1:
-            _share([q.pending for q in live])
-        update_ranges(live)
+            _share([q.pending for alike in rules for q in alike])
+        for alike in rules:
+            if alike:
+                update_ranges(alike)
 
     def quantize_weights(self) -> None:
         self.drop_weights()
-        groups: dict[bool, list[tuple[Any, RangeQuantizer]]] = {}
-        for module, q in self.weights:
-            if q.bypass or q.calibrating or hasattr(module.weight, "_local_tensor"):
-                continue  # a sharded weight is whole only in its own layer's forward
-            groups.setdefault(q.spec.power_of_two, []).append((module, q))
-        for members in groups.values():
-            found = quantize_weights([m.weight for m, _ in members], [q for _, q in members])
-            for (_, q), cached in zip(members, found, strict=True):
-                q.passing.weight = cached
+        for alike in self.powers:
+            weights, quantizers = [], []
+            for module, q in alike:
+                weight = module._parameters.get("weight")
+                if weight is None:  # parametrized
+                    weight = module.weight
+                if q.bypass or q.calibrating or _is_sharded(weight):
+                    continue
+                weights.append(weight)
+                quantizers.append(q)
+            if weights:
+                found = quantize_weights(weights, quantizers)
+                for q, cached in zip(quantizers, found, strict=True):
+                    q.passing.weight = cached
 
     def drop_weights(self) -> None:
-        for _, q in self.weights:
-            q.passing.weight = None
+        for passing in self.passing:
+            passing.weight = None
+
+
+def _is_sharded(weight: Tensor) -> bool:
+    """A DTensor is whole only in its own layer's forward."""
+    return type(weight) is not nn.Parameter and hasattr(weight, "_local_tensor")
 
 
 def _world_size() -> int:
@@ -103,6 +123,8 @@ def _world_size() -> int:
 
 def _share(pending: list[Tensor]) -> None:
     """The ranges that all processes saw, in one collective."""
+    if not pending:
+        return
     flat = torch.cat([torch.cat([-p[0], p[1]]) for p in pending])
     torch.distributed.all_reduce(flat, op=torch.distributed.ReduceOp.MAX)
     at = 0

@@ -43,12 +43,8 @@ class _Layer:
 
 class _Convolution(_Layer):
     def forward(self: Any, input: Tensor) -> Tensor:
-        y = self._conv_forward(
-            self._enter(input),
-            self.quantized_weight(),
-            self.bias,
-        )
-        return self._leave(y)
+        x = self._enter(input)
+        return self._leave(self._conv_forward(x, self.quantized_weight(), self.bias))
 
 
 class QConv1d(_Convolution, nn.Conv1d):

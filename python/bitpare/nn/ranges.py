@@ -16,6 +16,7 @@ _bn_act_fake_quant = _ops.bn_act_fake_quant.default
 _act_fake_quant = _ops.act_fake_quant.default
 _fake_quant_weights = _ops.fake_quant_weights.default
 _use_weight = _ops.use_weight.default
+_update_ranges = _ops.update_ranges_.default
 BINS = 2048
 
 
@@ -332,23 +333,29 @@ def quantize_weights(
     return list(zip(values, inside, strict=True))
 
 
-def update_ranges(quantizers: list[RangeQuantizer]) -> None:
-    """Merges the pending ranges of quantizers that share a rule, in one op."""
+def grouped_by_rule(quantizers: list[RangeQuantizer]) -> list[list[RangeQuantizer]]:
+    """Those whose ranges one op can merge together."""
     groups: dict[tuple[Any, ...], list[RangeQuantizer]] = {}
     for q in quantizers:
         key = (q.rule, q.spec.momentum, q.grid.symmetric, q.spec.power_of_two)
         groups.setdefault(key, []).append(q)
-    for (rule, momentum, symmetric, power_of_two), group in groups.items():
-        _ops.update_ranges_(
-            [q.pending for q in group],
-            [q.range for q in group],
-            [q.scale for q in group],
-            [] if symmetric else [q.zero_point for q in group],
-            [q.count for q in group],
-            [q.control for q in group],
-            rule=rule,
-            momentum=momentum,
-            symmetric=symmetric,
-            power_of_two=power_of_two,
-            limit=[q.limit for q in group],
-        )
+    return list(groups.values())
+
+
+def update_ranges(alike: list[RangeQuantizer]) -> None:
+    """Merges the pending ranges of quantizers that share a rule, in one op."""
+    first, held = alike[0], [q._buffers for q in alike]
+    symmetric = first.grid.symmetric
+    _update_ranges(
+        [b["pending"] for b in held],
+        [b["range"] for b in held],
+        [b["scale"] for b in held],
+        [] if symmetric else [b["zero_point"] for b in held],
+        [b["count"] for b in held],
+        [b["control"] for b in held],
+        rule=first.rule,
+        momentum=first.spec.momentum,
+        symmetric=symmetric,
+        power_of_two=first.spec.power_of_two,
+        limit=[q.limit for q in alike],
+    )
