@@ -14,6 +14,7 @@ from bitpare._build_info import version as __version__  # noqa: E402
 from bitpare.errors import Uncalibrated, Unsupported  # noqa: E402
 from bitpare.quant.calibrate import calibrate  # noqa: E402
 from bitpare.quant.config import QConfig  # noqa: E402
+from bitpare.quant.oscillation import Oscillations  # noqa: E402
 from bitpare.quant.prepare import prepare  # noqa: E402
 from bitpare.quant.reestimate import reestimate_bn  # noqa: E402
 from bitpare.quant.schedule import QatSchedule  # noqa: E402
@@ -22,6 +23,7 @@ from bitpare.quant.training import ema, param_groups  # noqa: E402
 
 __all__ = [
     "FLOAT",
+    "Oscillations",
     "QConfig",
     "QSpec",
     "QatSchedule",

@@ -89,7 +89,6 @@ MOBILENET = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", MOBILENET)
 def test_mobilenet_on_composed_digits(mobilenet, name):
     model, data, float_accuracy = mobilenet

@@ -225,3 +225,18 @@ def test_frozen_quantizers_read_nothing():
     for _ in range(3):
         model(x * 7)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in held.items())
+
+
+@pytest.mark.parametrize("learn", ["lsq", "lsq+", "binary"])
+def test_calibration_leaves_weights_alone(learn):
+    weight = bp.QSpec(bits=1, learn="lsq") if learn == "binary" else bp.QSpec(bits=4, learn=learn)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    x = torch.randn(4, 3, 8, 8)
+    config = bp.QConfig(weight=weight, activation=bp.QSpec(bits=8))
+    qat = bp.prepare(model, config, example_inputs=(x,))
+    before = {n: v.clone() for n, v in qat.state_dict().items() if "bp_weight" in n}
+    assert before
+    for batches in (1, 3):
+        bp.calibrate(qat, [x] * batches)
+        state = qat.state_dict()
+        assert all(torch.equal(state[n], v) for n, v in before.items())

@@ -50,6 +50,17 @@ def bn(x=X, **changed):
     return (x, *{**right, **changed}.values())
 
 
+def track(weight=X, **changed):
+    """Arguments of track_oscillations_ that are right but for what is changed."""
+    n = weight.numel()
+    right = {
+        "scale": ONE, "control": torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32),
+        "code": torch.zeros(n, dtype=torch.int16), "turn": torch.zeros(n, dtype=torch.int8),
+        "frequency": torch.zeros(n), "mean": torch.zeros(n),
+    }  # fmt: skip
+    return (weight, *{**right, **changed}.values())
+
+
 TRAIN = {"training": True}
 
 WRONG = [
@@ -103,6 +114,17 @@ WRONG = [
     (F.fake_quant_lsq, (X, torch.tensor(math.nan)), GRID, "fake_quant_lsq: scale must be finite, got nan at index 0"),
     (F.fake_quant_lsq, (X, torch.ones(5)), {**GRID, "axis": 0}, "fake_quant_lsq: scale must have 4 elements (channels of x along axis 0), got 5"),
     (F.fake_quant_lsq, (X, ONE), {**GRID, "grad_scale": math.inf}, "fake_quant_lsq: grad_scale must be finite, got inf"),
+    (F.track_oscillations_, track(X.double()), {}, "track_oscillations_: x must be float32, float16 or bfloat16, got Double"),
+    (F.track_oscillations_, track(X.t()), {}, "track_oscillations_: weight must be contiguous or channels_last, since it is written, got strides [1, "),
+    (F.track_oscillations_, track(scale=torch.ones(5)), {}, "track_oscillations_: scale must have a number of elements that divides weight's "),
+    (F.track_oscillations_, track(scale=ONE.double()), {}, "track_oscillations_: scale must be float32, got Double"),
+    (F.track_oscillations_, track(code=torch.zeros(3, dtype=torch.int16)), {}, "track_oscillations_: code must be a tensor of "),
+    (F.track_oscillations_, track(turn=torch.zeros(X.numel())), {}, "track_oscillations_: turn must be a tensor of "),
+    (F.track_oscillations_, track(mean=torch.zeros(2 * X.numel())[::2]), {}, "track_oscillations_: mean must be contiguous, since it is written, got strides [2]"),
+    (F.track_oscillations_, track(control=torch.tensor([3, -3, 1, 1, 0], dtype=torch.int32)), {}, "track_oscillations_: quant_min must be below quant_max, got 3 and -3"),
+    (F.track_oscillations_, track(), {"momentum": 0.0}, "track_oscillations_: momentum must be in (0, 1], got 0"),
+    (F.track_oscillations_, track(), {"threshold": -1.0}, "track_oscillations_: threshold must be 0 or more, got -1"),
+    (F.track_oscillations_, track(), {"skip": torch.zeros(2)}, "track_oscillations_: skip must be a tensor of 1 elements of type Float, got 2 of Float"),
     (F.bn_act_fake_quant, bn(X.double()), TRAIN, "bn_act_fake_quant: x must be float32, float16 or bfloat16, got Double"),
     (F.bn_act_fake_quant, bn(X[0]), TRAIN, "bn_act_fake_quant: x must have at least 2 dimensions, got shape [6]"),
     (F.bn_act_fake_quant, bn(X[:1]), TRAIN, "bn_act_fake_quant: x must have more than 1 value per channel in training, got shape [1, 6]"),

@@ -38,6 +38,7 @@ from bitpare.functional.training import (
     act_fake_quant,
     bn_act_fake_quant,
     fake_quant_weights,
+    track_oscillations_,
     update_ranges_,
     use_weight,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "qparams",
     "quantize",
     "ternarize",
+    "track_oscillations_",
     "unpack_bits",
     "update_ranges_",
     "use_weight",

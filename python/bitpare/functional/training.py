@@ -192,3 +192,56 @@ def update_ranges_(
         power_of_two=power_of_two,
         limit=limit,
     )
+
+
+def track_oscillations_(
+    weight: Tensor,
+    scale: Tensor,
+    control: Tensor,
+    code: Tensor,
+    turn: Tensor,
+    frequency: Tensor,
+    mean: Tensor,
+    *,
+    momentum: float = 0.01,
+    threshold: float | None = None,
+    first: bool = False,
+    skip: Tensor | None = None,
+) -> None:
+    """Looks at the integers of a weight after an optimizer step (Nagel et al. 2022, alg. 1).
+
+    A weight oscillates where its integer changed, and in the direction opposite to the change
+    before; ``frequency`` is the running mean of that, ``mean`` of the integers. Where the frequency
+    exceeds ``threshold`` the weight is frozen: set to the grid's value nearest to its mean, now and
+    at every later call.
+
+    ``scale``: float32, each serving as many neighbours of ``weight`` as it has elements for each
+    scale; zero point 0. ``control`` as in `act_fake_quant`. The state, an element for each of the
+    weight's in the order they lie in memory: ``code`` int16, the last integer; ``turn`` int8, the
+    direction of the last change, or 2 where frozen; ``frequency`` and ``mean`` float32. ``first``
+    begins it. With ``skip``, a float32 of one element, nothing happens where that is above 0.
+
+    >>> weight, scale = torch.tensor([0.2, 0.2]), torch.ones(1)
+    >>> control = torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32)
+    >>> types = torch.int16, torch.int8, torch.float32, torch.float32
+    >>> state = [torch.zeros(2, dtype=t) for t in types]
+    >>> track_oscillations_(weight, scale, control, *state, first=True)
+    >>> for value in (0.9, 0.3):  # to 1 and back
+    ...     weight[0] = value
+    ...     track_oscillations_(weight, scale, control, *state, momentum=0.25, threshold=0.2)
+    >>> state[1], state[2], weight
+    (tensor([2, 0], dtype=torch.int8), tensor([0.2500, 0.0000]), tensor([0.0000, 0.2000]))
+    """
+    _ops.track_oscillations_(
+        weight,
+        scale,
+        control,
+        code,
+        turn,
+        frequency,
+        mean,
+        momentum=momentum,
+        threshold=threshold,
+        first=first,
+        skip=skip,
+    )

@@ -115,6 +115,8 @@ class LearnedQuantizer(_FromData):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
+        if self.calibrated:  # a weight, in a calibration of the activations
+            return
         x, axis = self._rows(x)
         low, high = bpf.minmax(x, axis=axis)
         batch = torch.stack([low, high, bpf.mean_magnitude(x, axis=axis)]).reshape(3, -1)

@@ -1,5 +1,6 @@
 """Quantizers whose scales follow from the range of the data."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from bitpare import functional as bpf
 from bitpare.nn.quantizer import ACTIVATIONS, OBSERVE, Quantizer
+from bitpare.nn.weights import QuantizedWeight
 from bitpare.quant.grid import Grid
 from bitpare.quant.spec import QSpec
 
@@ -176,10 +178,14 @@ class RangeQuantizer(Quantizer):
             # recomputed: the same ops in either case, as activation checkpointing demands.
             value, inside = self.passing.weight or quantize_weights([weight], [self])[0]
             return _use_weight(weight, value, inside)
+        self.find_scale(weight)
+        return self._on_grid(weight) if self.quantizing else weight
+
+    def find_scale(self, weight: Tensor) -> None:
+        """The scale of a weight from its range, unless that was given or is frozen."""
         if self.observing and not isinstance(self.method, tuple):
             with torch.no_grad():
                 self._set_scale(*self._range_of(weight.detach()))
-        return self._on_grid(weight) if self.quantizing else weight
 
     # -- ranges
 
@@ -331,6 +337,25 @@ def quantize_weights(
             power_of_two=quantizers[0].spec.power_of_two,
         )
     return list(zip(values, inside, strict=True))
+
+
+def refresh_scales(weights: Iterable[QuantizedWeight]) -> None:
+    """Scales that follow from a weight's range, for the weights as they are now."""
+    batched: dict[bool, list[tuple[Tensor, RangeQuantizer]]] = {}
+    for _, owner, attribute, q in weights:
+        if isinstance(q, RangeQuantizer):
+            weight = getattr(owner, attribute)
+            if q.batched:
+                batched.setdefault(q.spec.power_of_two, []).append((weight, q))
+            else:
+                q.find_scale(weight)
+    for power_of_two, found in batched.items():
+        _ops._weight_scales_(
+            [weight for weight, _ in found],
+            [q.scale for _, q in found],
+            [q.control for _, q in found],
+            power_of_two,
+        )
 
 
 def grouped_by_rule(quantizers: list[RangeQuantizer]) -> list[list[RangeQuantizer]]:

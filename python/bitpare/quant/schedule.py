@@ -10,7 +10,13 @@ from torch import nn
 from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.names import find_hub, unwrapped
+from bitpare.quant.oscillation import Oscillations
 from bitpare.quant.steps import StepCounter
+
+
+def _in_force(changes: list[tuple[float, Any]], step: int) -> Any:
+    """The value of the last change up to a step."""
+    return next((value for when, value in reversed(changes) if step >= when), None)
 
 
 class QatSchedule:
@@ -24,6 +30,8 @@ class QatSchedule:
         statistics from then on.
     bits: {when: bits} for the weights (or, with ``anneal``, "activations" or "both"):
         {0: 8, 0.3: 4, 0.6: 2}. Layers whose config asks for more bits keep theirs.
+    freeze_oscillating: a frequency, or {when: frequency}, above which weights that jump between two
+        integers are frozen; see `Oscillations`, which ``oscillations`` then is. inf: only tracked.
 
     The state of the model is a pure function of the number of applied steps: ``attach(optimizer)``
     counts them (skipped ones of a GradScaler do not count), or call ``step()`` after each one.
@@ -49,6 +57,7 @@ class QatSchedule:
         freeze_bn: float | None = None,
         bits: Mapping[float, int] | None = None,
         anneal: str = "weights",
+        freeze_oscillating: float | Mapping[float, float] | None = None,
     ) -> None:
         find_hub(model, "QatSchedule")
         if total_steps < 1:
@@ -68,7 +77,17 @@ class QatSchedule:
                 raise ValueError(f"QatSchedule: bits must be 1 to 16, got {value!r}")
         self.quantizers = [m for m in self.model.modules() if isinstance(m, Quantizer)]
         self._own_bits = {q: q.spec.bits for q in self.quantizers}
-        self.counter = StepCounter(self._events(), self._apply)
+        self.oscillations: Oscillations | None = None
+        self._thresholds: list[tuple[float, float]] = []
+        if freeze_oscillating is not None:
+            self.oscillations = Oscillations(self.model)
+            given = freeze_oscillating
+            given = given if isinstance(given, Mapping) else {0: given}
+            self._thresholds = sorted(
+                (self._at("freeze_oscillating", when), value) for when, value in given.items()
+            )
+        each = None if self.oscillations is None else self.oscillations.step
+        self.counter = StepCounter(self._events(), self._apply, each)
         # A state loaded later is of the bits it was trained with, not of step 0.
         self._before = {q: q.snapshot() for q in self.quantizers}
         self._loads = {q: q.loads for q in self.quantizers}
@@ -100,15 +119,15 @@ class QatSchedule:
         return min(count, math.ceil(count * (step - self._delay + 1) / (self._ramp + 1)))
 
     def _bits_at(self, step: int) -> int | None:
-        found = None
-        for when, value in self._bits:
-            if step >= when:
-                found = value
-        return found
+        return _in_force(self._bits, step)
+
+    def _threshold_at(self, step: int) -> float | None:
+        return _in_force(self._thresholds, step)
 
     def _events(self) -> list[int]:
         """The steps at which something changes."""
-        found = {self._delay, self._freeze_ranges, self._freeze_bn, *(w for w, _ in self._bits)}
+        found = {self._delay, self._freeze_ranges, self._freeze_bn}
+        found |= {when for when, _ in (*self._bits, *self._thresholds)}
         if self._ramp:
             found |= {self._delay + i for i in range(int(self._ramp) + 1)}
         return sorted(int(step) for step in found if 0 < step < math.inf)
@@ -128,6 +147,8 @@ class QatSchedule:
                     wanted = wanted if self._can_change(q) else self._own_bits[q]
                 if q.bits != wanted:
                     q.set_bits(wanted)
+            if self.oscillations is not None:
+                self.oscillations.freeze_above = self._threshold_at(step)
             for module in self.model.modules():
                 if isinstance(module, layers.NORMS):
                     module.bp_frozen = freeze  # type: ignore[assignment]
@@ -151,7 +172,10 @@ class QatSchedule:
         return self.counter.count()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step_count}
+        state: dict[str, Any] = {"step": self.step_count}
+        if self.oscillations is not None:
+            state["oscillations"] = self.oscillations.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to the step of ``state``; load the model's own state first."""
@@ -161,6 +185,10 @@ class QatSchedule:
                 q.put_back(snapshot)
         self.counter.reset(step)
         self._apply(step)
+        if self.oscillations is not None:
+            if "oscillations" not in state:
+                raise ValueError("QatSchedule: the state is of a schedule without oscillations")
+            self.oscillations.load_state_dict(state["oscillations"])
 
     def __str__(self) -> str:
         step, count = self.step_count, len(self.quantizers)
@@ -175,6 +203,8 @@ class QatSchedule:
                 what.append("freeze BatchNorm")
             if self._bits_at(event) != self._bits_at(event - 1):
                 what.append(f"{self._bits_at(event)} bits for {self.anneal}")
+            if self._threshold_at(event) != self._threshold_at(event - 1):
+                what.append(f"freeze weights oscillating above {self._threshold_at(event):g}")
             lines.append(f"  step {event}: {', '.join(what)}")
         now = "observe" if not self._enabled(step) else "observe and quantize"
         if step >= self._freeze_ranges:

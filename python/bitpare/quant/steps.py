@@ -7,16 +7,28 @@ import torch
 from torch import Tensor
 
 
+def found_inf_of(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Above 0 where a GradScaler had a fused optimizer leave its step out; on the device."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf if isinstance(found_inf, Tensor) else None
+
+
 class StepCounter:
-    """Calls ``apply(step)`` when the number of applied steps passes one of ``events``.
+    """Calls ``apply(step)`` when the number of applied steps passes one of ``events``, and
+    ``each(found_inf)`` after every step.
 
     With a fused optimizer under GradScaler the step hook also runs where the step is skipped; the
     optimizer then holds ``found_inf``, on the device. So the count lies on the device too, and is
     read only where an event may be due: after as many hooks as are missing to it.
     """
 
-    def __init__(self, events: list[int], apply: Callable[[int], None]) -> None:
-        self.events, self.apply = events, apply
+    def __init__(
+        self,
+        events: list[int],
+        apply: Callable[[int], None],
+        each: Callable[[Tensor | None], None] | None = None,
+    ) -> None:
+        self.events, self.apply, self.each = events, apply, each
         self._known = 0  # a count that was read
         self._hooks = 0  # hooks since then, each of which may count
         self._skipped: Tensor | None = None  # of those, on the device
@@ -25,13 +37,15 @@ class StepCounter:
         optimizer.register_step_post_hook(self._after_step)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)
-        if isinstance(found_inf, Tensor):
+        found_inf = found_inf_of(optimizer)
+        if found_inf is not None:
             skipped = (found_inf > 0).to(torch.int64).reshape(())
             self._skipped = skipped if self._skipped is None else self._skipped + skipped
-        self.step()
+        self.step(found_inf)
 
-    def step(self) -> None:
+    def step(self, found_inf: Tensor | None = None) -> None:
+        if self.each is not None:
+            self.each(found_inf)
         self._hooks += 1
         due = self._next()
         if due is not None and self._known + self._hooks >= due:

@@ -1,0 +1,173 @@
+"""Weights that jump to and fro between two integers: how many there are, and holding them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitpare import functional as bpf
+from bitpare.nn.learned import LearnedQuantizer
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer, refresh_scales
+from bitpare.nn.weights import QuantizedWeight, quantized_weights
+from bitpare.quant.names import find_hub, unwrapped
+from bitpare.quant.steps import found_inf_of
+
+_STATE = {
+    "code": torch.int16,
+    "turn": torch.int8,
+    "frequency": torch.float32,
+    "mean": torch.float32,
+}
+_FROZEN = 2
+
+
+@dataclasses.dataclass
+class _Tracked:
+    weight: QuantizedWeight
+    state: dict[str, Tensor]
+    limits: tuple[int, int] | None = None  # of the grid that the state is of
+
+    def begins(self) -> bool:
+        grid = self.weight.quantizer.grid
+        before, self.limits = self.limits, (grid.quant_min, grid.quant_max)
+        return before != self.limits
+
+
+class Oscillations:
+    """Tracks how often each weight's integer turns back, and freezes those that do so too often
+    (Nagel et al. 2022, alg. 1).
+
+    After each applied optimizer step: a weight oscillates when its integer changes, in the
+    direction opposite to the change before. ``momentum``: of the running mean of that, the
+    frequency. A weight whose frequency exceeds ``freeze_above`` is held, for good, at the integer
+    it was at on average; None: it is only tracked. Usual thresholds are 0.01 to 0.04, best lowered
+    in the course of training (`QatSchedule` does it with ``freeze_oscillating={0.2: 0.04, ...}``).
+
+    Tracked are weights on a fixed symmetric integer grid, with scales from their range or learned
+    (LSQ); ``untracked`` names the others. A change of bits starts anew, and so does a quantizer
+    that was off. It takes 11 bytes and one pass over each weight a step.
+
+    >>> import bitpare as bp
+    >>> qat = bp.prepare(nn.Sequential(nn.Linear(4, 2)), example_inputs=(torch.ones(1, 4),))
+    >>> optimizer = torch.optim.SGD(qat.parameters(), lr=0.1)
+    >>> oscillations = Oscillations(qat, freeze_above=0.02).attach(optimizer)
+    >>> print(oscillations)
+    1 weight tensors: 0.0 % of 8 weights oscillate, 0.0 % are frozen
+    """
+
+    def __init__(
+        self, model: nn.Module, *, momentum: float = 0.01, freeze_above: float | None = None
+    ) -> None:
+        find_hub(model, "Oscillations")
+        if not 0 < momentum <= 1:
+            raise ValueError(f"Oscillations: momentum must be in (0, 1], got {momentum}")
+        if freeze_above is not None and freeze_above < 0:
+            raise ValueError(f"Oscillations: freeze_above must be 0 or more, got {freeze_above}")
+        self.momentum, self.freeze_above = momentum, freeze_above
+        self.untracked: dict[str, str] = {}
+        self._tracked: list[_Tracked] = []
+        seen: set[int] = set()
+        for weight in quantized_weights(unwrapped(model)):
+            value = weight.value
+            reason = "shared with a layer before" if id(value) in seen else _why_not(weight)
+            seen.add(id(value))
+            if reason is not None:
+                self.untracked[weight.name] = reason
+                continue
+            state = {
+                name: torch.zeros(value.numel(), dtype=dtype, device=value.device)
+                for name, dtype in _STATE.items()
+            }
+            self._tracked.append(_Tracked(weight, state))
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> "Oscillations":
+        """Looks at the weights after each step of the optimizer; returns itself."""
+        optimizer.register_step_post_hook(lambda o, args, kwargs: self.step(found_inf_of(o)))
+        return self
+
+    @torch.no_grad()
+    def step(self, skip: Tensor | None = None) -> None:
+        """One look, after an applied step; not needed after ``attach``. skip: above 0 where the
+        step was not applied, as a GradScaler leaves it on the device."""
+        on = [t for t in self._tracked if t.weight.quantizer.quantizing]
+        for tracked in self._tracked:
+            if not tracked.weight.quantizer.quantizing:
+                tracked.limits = None
+        refresh_scales([t.weight for t in on])
+        for tracked in on:
+            quantizer: Any = tracked.weight.quantizer
+            if not quantizer.calibrated:
+                tracked.limits = None
+                continue
+            bpf.track_oscillations_(
+                tracked.weight.value,
+                quantizer.scale,
+                quantizer.control,
+                **tracked.state,
+                momentum=self.momentum,
+                threshold=self.freeze_above,
+                first=tracked.begins(),
+                skip=skip,
+            )
+
+    def shares(self, above: float = 0.005) -> dict[str, tuple[float, float]]:
+        """Of each weight the percentage that oscillates (more often than ``above``), and that is
+        frozen."""
+        found = {}
+        for tracked in self._tracked:
+            state = tracked.state
+            frozen = state["turn"] == _FROZEN
+            moving = (state["frequency"] > above) & ~frozen
+            count = max(frozen.numel(), 1)
+            found[tracked.weight.name] = (
+                100.0 * int(moving.sum()) / count,
+                100.0 * int(frozen.sum()) / count,
+            )
+        return found
+
+    def __str__(self) -> str:
+        sizes = {t.weight.name: t.weight.value.numel() for t in self._tracked}
+        total = max(sum(sizes.values()), 1)
+        shares = self.shares()
+        moving, frozen = (sum(shares[n][k] * size for n, size in sizes.items()) for k in (0, 1))
+        return (
+            f"{len(sizes)} weight tensors: {moving / total:.1f} % of {sum(sizes.values())} weights "
+            f"oscillate, {frozen / total:.1f} % are frozen"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            t.weight.name: {**{k: v.clone() for k, v in t.state.items()}, "limits": t.limits}
+            for t in self._tracked
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        names = {t.weight.name for t in self._tracked}
+        if names != set(state):
+            odd = sorted(names ^ set(state))
+            raise ValueError("Oscillations: the state is of other weights: " + ", ".join(odd[:5]))
+        for t in self._tracked:
+            theirs = state[t.weight.name]
+            t.limits = None if theirs["limits"] is None else tuple(theirs["limits"])
+            for name, value in t.state.items():
+                value.copy_(theirs[name])
+
+
+def _why_not(weight: QuantizedWeight) -> str | None:
+    q: Quantizer = weight.quantizer
+    value = weight.value
+    if hasattr(value, "_local_tensor"):
+        return "sharded"
+    learned = isinstance(q, LearnedQuantizer) and q.kind == "lsq"
+    if not (learned or isinstance(q, RangeQuantizer)) or q.spec.is_float:
+        return f"{type(q).__name__} has no fixed integer grid"
+    if not q.grid.symmetric:
+        return "asymmetric"
+    if q.grid.axis not in (None, 0):
+        return "its scales do not lie along dimension 0"
+    if q.grid.group is not None and not value.is_contiguous():
+        return "groups of a weight that is not contiguous"
+    return None
