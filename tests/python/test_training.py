@@ -205,6 +205,57 @@ def test_compile(network, backend):
         assert count.frame_count == frames
 
 
+SWITCHED = {
+    "lsq": (bp.QSpec(bits=4, learn="lsq"), bp.QSpec(bits=4, learn="lsq")),
+    "lsq+": (bp.QSpec(bits=4, learn="lsq"), bp.QSpec(bits=4, learn="lsq+")),
+    "pact": (bp.QSpec(bits=4, learn="dorefa"), bp.QSpec(bits=4, learn="pact")),
+    "binary": (bp.QSpec(bits=1), bp.QSpec(bits=8, dynamic=True)),
+    "mse": (bp.QSpec(bits=4, range="mse"), bp.QSpec(bits=8, range="sigma")),
+    "channels": (bp.QSpec(bits=8, group=4), bp.QSpec(bits=8, granularity="channel")),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_switches_do_not_recompile(name):
+    """Whatever the quantizer, a graph reads its switches on the device."""
+    torch._dynamo.reset()
+    weight, activation = SWITCHED[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(16, 8)
+    eager = bp.prepare(model, bp.QConfig(weight=weight, activation=activation), example_inputs=(x,))
+    bp.calibrate(eager, [x])
+    other = copy.deepcopy(eager)
+    count = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(other, backend=count, fullgraph=True)
+    results, frames = [], 0
+    for step, (observe, quantize) in enumerate([(1, 1), (0, 1), (1, 0), (0, 0), (1, 1)]):
+        for kept in (eager, other):
+            kept.train()
+            for q in (m for m in kept.modules() if isinstance(m, Quantizer)):
+                q.set_flags(observe=bool(observe), quantize=bool(quantize))
+        torch.manual_seed(step)
+        batch = torch.randn(16, 8) * (1 + step)
+        for run, kept in ((eager, eager), (compiled, other)):
+            kept.zero_grad()
+            y = run(batch)
+            y.square().mean().backward()
+            results.append((y.detach(), [p.grad for p in kept.parameters()], kept.state_dict()))
+        (y1, g1, s1), (y2, g2, s2) = results[-2:]
+        torch.testing.assert_close(y1, y2)
+        for a, b in zip(g1, g2, strict=True):
+            zero = torch.zeros(()) if a is None or b is None else None
+            torch.testing.assert_close(
+                zero.expand_as(b) if a is None and b is not None else a,
+                zero.expand_as(a) if b is None and a is not None else b,
+            )
+        for key, value in s1.items():
+            torch.testing.assert_close(value, s2[key], msg=lambda m, key=key: f"{key}: {m}")
+        frames = frames or count.frame_count
+        assert count.frame_count == frames
+    assert not torch.equal(results[0][0], results[4][0])
+
+
 def test_compiled_models_are_found_inside():
     model = bp.prepare(networks.LeNet(), example_inputs=data("lenet", 0)[0])
     wrapped = torch.compile(model, backend="eager")

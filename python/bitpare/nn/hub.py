@@ -36,18 +36,11 @@ class Hub:
         model.register_forward_pre_hook(self.begin)
         model.register_forward_hook(self.end)
         model.bp_hub = self  # type: ignore[assignment]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_members": None}
-
-    def members(self, model: nn.Module) -> "_Members":
-        """The model's quantizers, looked up once."""
-        if self._members is None:
-            self._members = _Members(model)
-        return self._members
+        self._members = _Members(model)
 
     def begin(self, model: nn.Module, args: Any) -> None:
-        members = self.members(model)
+        members = self._members
+        assert members is not None
         if torch.compiler.is_compiling():  # a graph knows best when to quantize each weight
             if model.training:
                 members.merge()

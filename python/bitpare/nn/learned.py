@@ -80,11 +80,10 @@ class LearnedQuantizer(_FromData):
     def quantize(self, x: Tensor) -> Tensor:
         if not self.calibrated:
             self._start(x.detach())
-        if not self.quantizing:
-            return x
+        return self._where_on(self._pact if self.kind == "pact" else self._lsq, x)
+
+    def _lsq(self, x: Tensor) -> Tensor:
         grid = self.grid
-        if self.kind == "pact":
-            return self._pact(x)
         zero_point = None
         if self.offset is not None:
             zero_point = (grid.quant_min - self.offset / self.scale).clamp(
@@ -183,8 +182,9 @@ class BinaryQuantizer(Quantizer):
         self.scale = None
 
     def quantize(self, x: Tensor) -> Tensor:
-        if not self.quantizing:
-            return x
+        return self._where_on(self._binarized, x)
+
+    def _binarized(self, x: Tensor) -> Tensor:
         grid, estimator = self.grid, self.spec.estimator
         if self.ternary:
             return bpf.ternarize(x, axis=grid.axis, group=grid.group, estimator=estimator)
@@ -240,8 +240,9 @@ class DorefaQuantizer(Quantizer):
         self.register_buffer("scale", torch.full((1,), 1.0 / (2**spec.bits - 1)))
 
     def quantize(self, x: Tensor) -> Tensor:
-        if not self.quantizing:
-            return x
+        return self._where_on(self._on_levels, x)
+
+    def _on_levels(self, x: Tensor) -> Tensor:
         top = 2**self.bits - 1
         if self.role == "activation":
             return bpf.fake_quant(x, self.scale, quant_min=0, quant_max=top)
@@ -264,8 +265,9 @@ class DynamicQuantizer(Quantizer):
         del scales, limit
 
     def quantize(self, x: Tensor) -> Tensor:
-        if not self.quantizing:
-            return x
+        return self._where_on(self._with_its_range, x)
+
+    def _with_its_range(self, x: Tensor) -> Tensor:
         grid, per_token = self.grid, self.spec.granularity == "token"
         with torch.no_grad():
             values = x.detach().reshape(-1, x.shape[-1]) if per_token else x.detach()

@@ -92,7 +92,7 @@ class Quantizer(nn.Module):
             return x
         if self.bypass or self.calibrating or not self.fast:
             value = x if other is None else x + other
-            value = (plain or ACTIVATIONS[activation])(value)
+            value = (ACTIVATIONS[activation] if plain is None else plain)(value)
             if self.bypass or not value.is_floating_point():
                 return value
             if self.calibrating:
@@ -109,6 +109,17 @@ class Quantizer(nn.Module):
 
     def quantize_fast(self, x: Tensor, other: Tensor | None, activation: str) -> Tensor:
         raise NotImplementedError
+
+    def _on(self, flag: int, host: bool) -> Tensor | bool:
+        """Whether a flag is set: by its copy here, or within a graph by the one on the device."""
+        return self.control[flag] != 0 if torch.compiler.is_compiling() else host
+
+    def _where_on(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """run(x), or x where nothing is quantized."""
+        on = self._on(QUANTIZE, self.quantizing)
+        if isinstance(on, Tensor):
+            return torch.where(on, run(x), x)
+        return run(x) if on else x
 
     def observe(self, x: Tensor) -> None:
         """Takes x into what calibration is about to conclude."""

@@ -88,11 +88,20 @@ class RangeQuantizer(Quantizer):
     def quantize(self, x: Tensor) -> Tensor:
         if self.role == "weight":
             return self._quantize_weight(x)
-        if self.training and self.observing:
-            self._first_batch(x)
-            self._fold(*self._range_of(x.detach()))
+        if self.training:
+            self._observe_batch(x)
         self._require_known()
-        return self._on_grid(x) if self.quantizing else x
+        return self._where_on(self._on_grid, x)
+
+    def _observe_batch(self, x: Tensor) -> None:
+        on = self._on(OBSERVE, self.observing)
+        if on is False:
+            return
+        self._first_batch(x)
+        low, high = self._range_of(x.detach())
+        if isinstance(on, Tensor):
+            low, high = low.where(on, torch.inf), high.where(on, -torch.inf)
+        self._fold(low, high)
 
     def quantize_fast(self, x: Tensor, other: Tensor | None, activation: str) -> Tensor:
         if not self.calibrated:
@@ -179,13 +188,15 @@ class RangeQuantizer(Quantizer):
             value, inside = self.passing.weight or quantize_weights([weight], [self])[0]
             return _use_weight(weight, value, inside)
         self.find_scale(weight)
-        return self._on_grid(weight) if self.quantizing else weight
+        return self._where_on(self._on_grid, weight)
 
     def find_scale(self, weight: Tensor) -> None:
         """The scale of a weight from its range, unless that was given or is frozen."""
-        if self.observing and not isinstance(self.method, tuple):
-            with torch.no_grad():
-                self._set_scale(*self._range_of(weight.detach()))
+        on = self._on(OBSERVE, self.observing)
+        if on is False or isinstance(self.method, tuple):
+            return
+        with torch.no_grad():
+            self._set_scale(*self._range_of(weight.detach()), on)
 
     # -- ranges
 
@@ -242,7 +253,7 @@ class RangeQuantizer(Quantizer):
         self.pending[0].copy_(torch.minimum(self.pending[0], low))
         self.pending[1].copy_(torch.maximum(self.pending[1], high))
 
-    def _set_scale(self, low: Tensor, high: Tensor) -> None:
+    def _set_scale(self, low: Tensor, high: Tensor, on: Tensor | bool = True) -> None:
         scale, zero_point = bpf.qparams(
             low,
             high,
@@ -251,9 +262,9 @@ class RangeQuantizer(Quantizer):
             symmetric=self.grid.symmetric,
             power_of_two=self.spec.power_of_two,
         )
-        self.scale.copy_(scale)
-        if self.zero_point is not None:
-            self.zero_point.copy_(zero_point)
+        for mine, found in ((self.scale, scale), (self.zero_point, zero_point)):
+            if mine is not None:
+                mine.copy_(torch.where(on, found, mine) if isinstance(on, Tensor) else found)
 
     def merge(self) -> None:
         """Merges what is pending into the range in force."""
