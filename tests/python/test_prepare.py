@@ -400,3 +400,27 @@ def test_bad_input():
         prepared.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="not prepared"):
         bp.report.placement(model)
+
+
+def test_hardswish_joins_its_convolution_where_the_target_computes_both_at_once():
+    """ONNX Runtime reads a convolution's integers and looks Hardswish up: two quantizers. On the
+    grid of TensorRT there is one, and training computes BatchNorm, Hardswish and it in one op."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 4, 1))
+    x = torch.randn(4, 3, 8, 8)
+    counts = {}
+    for target in ("onnxruntime", "tensorrt"):
+        config = bp.QConfig.int8(target=target)
+        qat = bp.prepare(model, config, example_inputs=(x,))
+        bp.calibrate(qat, [x])
+        qat.train()
+        counts[target] = sum(
+            isinstance(m, Quantizer) and m.role == "activation" for m in qat.modules()
+        )
+        with torch.profiler.profile(acc_events=True) as profile:
+            y = qat(x)
+        ran = {event.key for event in profile.key_averages()}
+        assert "bitpare::bn_act_fake_quant" in ran
+        assert ("aten::hardswish" not in ran) and y.isfinite().all()
+        if target == "tensorrt":  # only the model's input is quantized by itself
+            assert profile.key_averages() and qat[1].bp_tail[1] == "hardswish"
+    assert counts["onnxruntime"] == counts["tensorrt"] + 1

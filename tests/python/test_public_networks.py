@@ -17,7 +17,10 @@ NETWORKS = {
     "mobilenet_v2": (models.mobilenet_v2, 64),
     "mobilenet_v3_small": (models.mobilenet_v3_small, 64),
     "densenet121": (models.densenet121, 64),
-    "googlenet": (lambda num_classes: models.googlenet(num_classes=num_classes, init_weights=False), 64),
+    "googlenet": (
+        lambda num_classes: models.googlenet(num_classes=num_classes, init_weights=False),
+        64,
+    ),
     "shufflenet_v2_x0_5": (models.shufflenet_v2_x0_5, 64),
     "squeezenet1_0": (models.squeezenet1_0, 64),
     "mnasnet0_5": (models.mnasnet0_5, 64),

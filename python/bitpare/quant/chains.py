@@ -40,10 +40,14 @@ class Point:
 
 
 class Analysis:
-    """Points of one flat trace, and which layers stand at the model's ends."""
+    """Points of one flat trace, and which layers stand at the model's ends.
 
-    def __init__(self, root: nn.Module, trace: FlatTrace) -> None:
-        self.root, self.graph = root, trace.graph
+    target: ONNX Runtime computes a convolution or linear with a clamp in one integer kernel; on the
+    grid of TensorRT and cuDNN, with a Hardswish too.
+    """
+
+    def __init__(self, root: nn.Module, trace: FlatTrace, target: str) -> None:
+        self.root, self.graph, self.target = root, trace.graph, target
         self.kinds: dict[fx.Node, Kind] = {n: kind_of(root, n) for n in trace.graph.nodes}
         self._reach: dict[fx.Node, bool] = {}
         self.points: list[Point] = []
@@ -93,10 +97,15 @@ class Analysis:
         while self.kind(chain[-1]) not in (CAT, CLAMP, TABLE) and len(chain[-1].users) == 1:
             after = next(iter(chain[-1].users))
             is_norm = self.kind(after) == NORM and self.kind(chain[-1]) == COMPUTE
-            if not (is_norm or self.kind(after) == CLAMP) or same_input(after) is not chain[-1]:
+            joins = is_norm or self.kind(after) == CLAMP or self._joins_kernel(chain[-1], after)
+            if not joins or same_input(after) is not chain[-1]:
                 break
             chain.append(after)
         return chain
+
+    def _joins_kernel(self, before: fx.Node, after: fx.Node) -> bool:
+        hardswish = self.kinds[after].activation == "hardswish"
+        return self.target == "tensorrt" and hardswish and self.kind(before) in (COMPUTE, NORM)
 
     def _nonnegative(self, node: fx.Node) -> bool:
         found = self.kinds[node]

@@ -45,9 +45,14 @@ class Plan:
     """Traces a model, finds what cannot be traced, and lists the sites."""
 
     def __init__(
-        self, model: nn.Module, calls: dict[bool, dict[str, list[g.Call]]], islands: dict[str, str]
+        self,
+        model: nn.Module,
+        calls: dict[bool, dict[str, list[g.Call]]],
+        islands: dict[str, str],
+        target: str,
     ) -> None:
         self.model, self.calls, self.islands = model, calls, dict(islands)
+        self.target = target
         self.names = {module: name for name, module in model.named_modules()}
         self.traces: dict[str, dict[bool, g.OwnerTrace]] = {}
         self.aligned: dict[str, dict[bool, dict[int, Any]]] = {}
@@ -162,7 +167,7 @@ class Plan:
     # -- sites
 
     def _collect(self, name: str, root: nn.Module, mode: bool, trace: g.FlatTrace) -> None:
-        analysis = Analysis(root, trace)
+        analysis = Analysis(root, trace, self.target)
         places: dict[nn.Module, set[tuple[str, int]]] = {}
         for node in trace.graph.nodes:
             if node.op == "call_module":

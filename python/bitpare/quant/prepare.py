@@ -106,7 +106,7 @@ def _prepare_once(
     copied = copy.deepcopy(model)
     with g.without_hooks(copied):
         calls = _record(copied, call)
-        plan = Plan(copied, calls, islands)
+        plan = Plan(copied, calls, islands, config.target)
     builder = _Builder(copied, config, plan)
     builder.build()
     return copied, plan
