@@ -26,6 +26,7 @@ from bitpare.functional.fakes import (
     mean_magnitude,
     ternarize,
 )
+from bitpare.functional.masks import apply_mask, pack_mask, unpack_mask
 from bitpare.functional.ranges import (
     histogram_range,
     minmax,
@@ -45,6 +46,7 @@ from bitpare.functional.training import (
 
 __all__ = [
     "act_fake_quant",
+    "apply_mask",
     "binarize",
     "bn_act_fake_quant",
     "dequantize",
@@ -59,11 +61,13 @@ __all__ = [
     "mse_range",
     "observe_histogram_",
     "pack_bits",
+    "pack_mask",
     "qparams",
     "quantize",
     "ternarize",
     "track_oscillations_",
     "unpack_bits",
+    "unpack_mask",
     "update_ranges_",
     "use_weight",
 ]

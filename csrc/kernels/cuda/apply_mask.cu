@@ -1,0 +1,41 @@
+#include "kernels/apply_mask.h"
+#include "kernels/cuda/blocks.h"
+
+namespace bitpare {
+namespace {
+
+// A thread takes eight neighbours: x and its bits in, y out.
+template <class T>
+__global__ void __launch_bounds__(kThreads) apply_mask_kernel(ApplyMask args, int64_t n) {
+  int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
+  if (first >= n) return;
+  float values[kPerThread];
+  load_pack(static_cast<const T*>(args.x), first, n, values);
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(args.mask);
+  if (math::in_logical_order(args.layout)) {
+    uint32_t bits = bytes[first / 8];
+#pragma unroll
+    for (int e = 0; e < kPerThread; ++e) values[e] = bits >> e & 1 ? values[e] : 0.0f;
+  } else {
+    auto walk = math::MaskWalk::from(args.layout, first);
+#pragma unroll
+    for (int e = 0; e < kPerThread; ++e) {
+      if (first + e >= n) break;
+      values[e] = bytes[walk.bit / 8] >> (walk.bit % 8) & 1 ? values[e] : 0.0f;
+      math::MaskWalk::next(args.layout, &walk);
+    }
+  }
+  store_pack(static_cast<T*>(args.y), first, n, values);
+}
+
+}  // namespace
+
+void apply_mask(const ApplyMask& args, const OnCuda& cuda) {
+  int64_t n = args.layout.n();
+  if (n == 0) return;
+  with_type(args.dtype, [&]<class T>(T*) {
+    launch(apply_mask_kernel<T>, blocks_for(n, kPerBlock), kThreads, cuda.stream, args, n);
+  });
+}
+
+}  // namespace bitpare

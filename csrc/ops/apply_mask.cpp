@@ -1,0 +1,100 @@
+#include "kernels/apply_mask.h"
+
+#include "ops/mask.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr const char* kOp = "apply_mask";
+
+using Signature = Tensor(const Tensor& x, const Tensor& mask, at::MemoryFormat memory_format);
+
+void check(const Tensor& x, const Tensor& mask) {
+  check_input(kOp, x);
+  check_mask(kOp, mask, x.sym_numel(), x.device());
+}
+
+template <class Device>
+Tensor body(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
+  Device::require(kOp, x);
+  check(x, mask);
+  Tensor source = x.contiguous(format), y = at::empty_like(source), words = mask.contiguous();
+  if (x.numel() == 0) return y;
+  ApplyMask args = {source.const_data_ptr(), y.data_ptr(),
+                    static_cast<const uint64_t*>(words.const_data_ptr()), dtype_of(kOp, x),
+                    mask_layout(x, format)};
+  Device::run(x, [&](const auto& where) { bitpare::apply_mask(args, where); });
+  return y;
+}
+
+Tensor meta(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
+  check(x, mask);
+  return at::empty_like(x, x.options(), format);
+}
+
+Tensor masked(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
+  static auto op = find_op<Signature>("bitpare::_apply_mask");
+  return op.call(x, mask, format);
+}
+
+// Linear in x: the gradient is masked as x is, or passes as it came.
+struct Masked : torch::autograd::Function<Masked> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& mask, bool passes,
+                        at::MemoryFormat format) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    if (!passes) context->save_for_backward({mask});
+    context->saved_data["format"] = static_cast<int64_t>(format);
+    return masked(x, mask, format);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& dy) {
+    auto saved = context->get_saved_variables();
+    if (saved.empty()) return {dy[0], Tensor(), Tensor(), Tensor()};
+    BelowAutogradUnlessRecording below;
+    auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
+    return {masked(dy[0], saved[0], format), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor autograd(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
+  return Masked::apply(x, mask, false, format);
+}
+
+bool parse_mode(c10::string_view mode) { return parse_name(kOp, "mode", mode, {"hard", "ste"}); }
+
+Tensor without_gradient(const Tensor& x, const Tensor& mask, c10::string_view mode) {
+  parse_mode(mode);
+  check(x, mask);
+  return masked(x, mask, x.suggest_memory_format());
+}
+
+Tensor with_gradient(const Tensor& x, const Tensor& mask, c10::string_view mode) {
+  if (!needs_gradient(x)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return without_gradient(x, mask, mode);
+  }
+  bool passes = parse_mode(mode);
+  check(x, mask);
+  return Masked::apply(x, mask, passes, x.suggest_memory_format());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def("apply_mask(Tensor x, Tensor mask, *, str mode='hard') -> Tensor", tags());
+  m.def("_apply_mask(Tensor x, Tensor mask, MemoryFormat memory_format) -> Tensor", tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_apply_mask", body<Cpu>); }
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_apply_mask", body<Cuda>); }
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_apply_mask", meta); }
+TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
+  m.impl("apply_mask", without_gradient);
+}
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("apply_mask", with_gradient);
+  m.impl("_apply_mask", autograd);
+}
+
+}  // namespace bitpare::ops

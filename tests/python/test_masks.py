@@ -1,0 +1,117 @@
+"""Masks of weights: packing, selecting by them, and their gradients."""
+
+import bitpare as bp
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+F = bp.functional
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "sliced": lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+}
+
+
+def a_mask(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator) < 0.6
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=st.lists(st.integers(0, 9), min_size=0, max_size=4), seed=st.integers(0, 99))
+def test_pack_and_unpack(shape, seed):
+    kept = a_mask(shape, seed)
+    mask = F.pack_mask(kept)
+    assert mask.dtype == torch.int64 and mask.shape == ((kept.numel() + 63) // 64,)
+    assert torch.equal(F.unpack_mask(mask, shape), kept)
+    bits = [bool(int(mask[i // 64]) >> (i % 64) & 1) for i in range(kept.numel())]
+    assert bits == kept.flatten().tolist()
+    if kept.numel() % 64:  # the rest is 0
+        assert (int(mask[-1]) & (2**64 - 1)) >> (kept.numel() % 64) == 0
+
+
+def test_strides_do_not_matter_to_packing():
+    kept = a_mask((3, 4, 5, 6))
+    for make in LAYOUTS.values():
+        assert torch.equal(F.pack_mask(make(kept)), F.pack_mask(kept))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", ["hard", "ste"])
+@pytest.mark.parametrize("shape", [(7, 5, 3, 3), (64, 1, 3, 3), (9, 130, 1, 1)])
+def test_apply_is_a_selection(shape, mode, layout, dtype):
+    torch.manual_seed(1)
+    kept = a_mask(shape)
+    x = LAYOUTS[layout](torch.randn(shape, dtype=dtype))
+    x[0, 0] = torch.nan
+    x = x.requires_grad_()
+    y = F.apply_mask(x, F.pack_mask(kept), mode=mode)
+    expected = torch.where(kept, x.detach(), torch.zeros((), dtype=dtype))
+    assert torch.equal(y.nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+    if layout in ("contiguous", "channels_last"):
+        assert y.stride() == x.stride()
+    assert not torch.signbit(y[~kept]).any()  # never -0
+    dy = torch.randn_like(y)
+    dy[-1, -1] = torch.nan
+    (dx,) = torch.autograd.grad(y, x, dy)
+    wanted = dy if mode == "ste" else torch.where(kept, dy, torch.zeros((), dtype=dtype))
+    assert torch.equal(dx.nan_to_num(nan=7.0), wanted.nan_to_num(nan=7.0))
+
+
+def test_masked_values_bring_no_nan_into_a_loss():
+    x = torch.tensor([1.0, torch.nan, torch.inf, 2.0], requires_grad=True)
+    mask = F.pack_mask(torch.tensor([True, False, False, True]))
+    F.apply_mask(x, mask).square().sum().backward()
+    assert x.grad.tolist() == [2.0, 0.0, 0.0, 4.0]
+
+
+def test_second_derivatives_are_masked():
+    x = torch.randn(9, dtype=torch.float32, requires_grad=True)
+    kept = a_mask(9)
+    y = F.apply_mask(x, F.pack_mask(kept))
+    (dx,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx.sum(), x)
+    assert torch.allclose(ddx, torch.where(kept, 6 * x.detach(), torch.zeros(())))
+
+
+def test_opcheck_and_compile():
+    x = torch.randn(4, 6, 3, 3).contiguous(memory_format=torch.channels_last)
+    mask = F.pack_mask(a_mask(x.shape))
+    ops = torch.ops.bitpare
+    torch.library.opcheck(ops.pack_mask.default, (a_mask(x.shape),))
+    torch.library.opcheck(ops.unpack_mask.default, (mask, x.shape))
+    torch.library.opcheck(ops._apply_mask.default, (x, mask, torch.channels_last))
+    for mode in ("hard", "ste"):
+        given = (x.clone().requires_grad_(), mask)
+        torch.library.opcheck(ops.apply_mask.default, given, {"mode": mode})
+    torch._dynamo.reset()
+    compiled = torch.compile(F.apply_mask, fullgraph=True, backend="inductor")
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    y, z = compiled(a, mask), F.apply_mask(b, mask)
+    (y.square().sum() + z.square().sum()).backward()
+    assert torch.equal(y, z) and torch.equal(a.grad, b.grad) and y.stride() == z.stride()
+
+
+def test_autocast_and_inference():
+    x, kept = torch.randn(8, 8), a_mask((8, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert F.apply_mask(x, F.pack_mask(kept)).dtype == torch.float32
+    with torch.inference_mode():
+        y = F.apply_mask(x, F.pack_mask(kept))
+    assert torch.equal(y, x * kept)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cuda_has_the_same_bits(layout):
+    x, kept = LAYOUTS[layout](torch.randn(70, 33, 3, 3)), a_mask((70, 33, 3, 3))
+    mask = F.pack_mask(kept.cuda())
+    assert torch.equal(mask.cpu(), F.pack_mask(kept))
+    assert torch.equal(F.unpack_mask(mask, kept.shape).cpu(), kept)
+    y = F.apply_mask(x.cuda(), mask)
+    assert torch.equal(y.cpu(), F.apply_mask(x, F.pack_mask(kept)))
