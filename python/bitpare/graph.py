@@ -7,6 +7,7 @@ shows what feeds what. Each call in a flat trace knows its place: the owner and 
 the calls of that owner's forward, which is the same in both traces.
 """
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -179,6 +180,7 @@ def _flatten(expression: str, value: Any, entry: Entry, numbers: bool) -> Callab
 def make_entry(owner: nn.Module, call: Call, numbers: bool) -> Entry:
     parameters = list(_signature(owner).parameters.values())[1:]
     bound = _signature(owner).bind(owner, *call.args, **call.kwargs)
+    given = set(bound.arguments)
     bound.apply_defaults()
     entry = Entry("self", [], [], lambda flat: ([], {}), [])
     parts, keyword_only = {}, False
@@ -193,18 +195,21 @@ def make_entry(owner: nn.Module, call: Call, numbers: bool) -> Entry:
         parts[p.name] = _flatten(p.name, bound.arguments[p.name], entry, numbers)
 
     def rebuild(flat: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
+        """As the example call gave them: a decorated forward may look at what is there."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
-        for p in parameters:
+        for index, p in enumerate(parameters):
             value = parts[p.name](flat)
             if p.kind is p.VAR_POSITIONAL:
                 args.extend(value)
             elif p.kind is p.VAR_KEYWORD:
                 kwargs.update(value)
-            elif p.kind is p.KEYWORD_ONLY:
-                kwargs[p.name] = value
-            else:
+            elif p.name not in given:
+                continue
+            elif index < len(call.args) and p.kind is not p.KEYWORD_ONLY:
                 args.append(value)
+            else:
+                kwargs[p.name] = value
         return args, kwargs
 
     entry.rebuild = rebuild
@@ -243,8 +248,29 @@ def _modes() -> tuple[bool, ...]:
     )
 
 
+def sizes_of(sizes: torch.Size, rank: int) -> torch.Size:
+    """What a forward unpacks: the number of sizes is part of the forward that was traced."""
+    if len(sizes) != rank:
+        raise Unsupported(
+            f"prepared with example inputs of {rank} dimensions here, got {len(sizes)}: "
+            f"{tuple(sizes)}"
+        )
+    return sizes
+
+
+class _Proxy(fx.Proxy):
+    def __len__(self) -> int:
+        assert isinstance(self.tracer, _Tracer)
+        rank = self.tracer.rank_of(self)
+        return super().__len__() if rank is None else rank
+
+
 class _Tracer(fx.Tracer):
-    """Refuses what a graph cannot hold: modes that change in the middle of a forward."""
+    """Refuses what a graph cannot hold: modes that change in the middle of a forward.
+
+    Sizes may be unpacked; how many there are is seen by running what leads to them on the values
+    of the example call.
+    """
 
     proxy_buffer_attributes = True
     traced_func_name = ENTRY
@@ -252,6 +278,70 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._modes_at_start = _modes()
+        self.example: list[Any] = []  # values of the placeholders
+        self._known: dict[fx.Node, Any] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        rank = self.rank_of(obj)
+        if rank is None:
+            return super().iter(obj)
+        return iter([obj[i] for i in range(rank)])
+
+    def rank_of(self, obj: fx.Proxy) -> int | None:
+        """The number of sizes that a proxy stands for, which the graph then checks."""
+        try:
+            value = self._value_of(obj.node)
+        except Exception:  # the error of fx says what could not be traced
+            return None
+        if not isinstance(value, torch.Size):
+            return None
+        self.create_proxy("call_function", sizes_of, (obj, len(value)), {})
+        return len(value)
+
+    def _value_of(self, node: fx.Node) -> Any:
+        if node not in self._known:
+            args = fx.node.map_arg(node.args, self._value_of)
+            kwargs = fx.node.map_arg(node.kwargs, self._value_of)
+            self._known[node] = self._run(node, args, kwargs)
+        return self._known[node]
+
+    def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if node.op == "placeholder":
+            return self.example[int(str(node.target).removeprefix("arg"))]
+        with untraced(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            if node.op == "get_attr":
+                held = self.root
+                for name in str(node.target).split("."):
+                    held = getattr(held, name)
+                return held
+            if node.op == "call_function":
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            module = self.root.get_submodule(str(node.target))
+            modes = {m: m.training for m in module.modules()}
+            try:
+                return module.eval()(*args, **kwargs)  # the sizes are those of training too
+            finally:
+                for m, mode in modes.items():
+                    m.training = mode
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, dict) and type(a) is not dict:
+            return self._own_dict(a)
+        return super().create_arg(a)
+
+    def _own_dict(self, a: dict[Any, Any]) -> fx.Node:
+        """A result of a class of its own, as of libraries whose results are dicts with fields."""
+        kind, items = type(a), {key: self.create_arg(value) for key, value in a.items()}
+        if dataclasses.is_dataclass(a):
+            return self.create_node("call_function", kind, (), items)
+        if kind is collections.OrderedDict:
+            return self.create_node("call_function", kind, (items,), {})
+        raise Unsupported(f"its forward makes a {kind.__name__}, a dict of another kind")
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         if kind in CALLS and _modes() != self._modes_at_start:
@@ -316,13 +406,26 @@ def _no_checkpointing() -> Iterator[None]:
         torch.utils.checkpoint.checkpoint = original
 
 
-def _run_tracer(tracer: fx.Tracer, owner: nn.Module, entry: Entry, live: list[str]) -> fx.Graph:
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Modules called while a trace is made run as they do outside of it."""
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__ = fx._symbolic_trace._orig_module_call  # type: ignore[method-assign]
+    nn.Module.__getattr__ = fx._symbolic_trace._orig_module_getattr  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched  # type: ignore[method-assign]
+
+
+def _run_tracer(tracer: _Tracer, owner: nn.Module, entry: Entry, live: list[str]) -> fx.Graph:
     """The owner's graph; refuses a forward that leaves traces of another kind than the graph.
 
     Tensors made during the trace are constants: they become buffers of the owner, outside its
     state_dict.
     """
     kind = type(owner)
+    tracer.example = entry.values
     attributes, buffers = dict(owner.__dict__), dict(owner._buffers)
     python_random, torch_random = random.getstate(), torch.get_rng_state()
     owner.__class__ = type(

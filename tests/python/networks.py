@@ -1,5 +1,6 @@
 """Networks that the tests prepare: small ones by hand, and forwards that break tracers."""
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +82,16 @@ class Base(nn.Module):
     def more(self) -> None: ...
 
 
+def decorated(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if "shift" not in kwargs:
+            kwargs["shift"] = 0.5
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
 class Hard:
     """Forwards that a tracer gets wrong if it is not careful, by name."""
 
@@ -91,6 +102,25 @@ class Hard:
 
         def forward(self, *args: Any, **kwargs: Any) -> Tensor:
             return self.inner(*args, **kwargs) + self.b(args[0])
+
+    class UnpackedSizes(Base):
+        """The usual way to split heads: what comes before the last dimension, unpacked."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).permute(0, 2, 3, 1)
+            heads = y.view(*y.shape[:-1], 2, -1)
+            batch, height, width, count, _ = heads.shape
+            y = heads.transpose(-1, -2).reshape((*y.shape[:-1], 4))
+            y = y.reshape(batch, height, width, count * 2).permute(0, 3, 1, 2)
+            return self.b(y) + x
+
+    class DecoratedForward(Base):
+        """A decorator that looks at what the caller gave."""
+
+        @decorated
+        def forward(self, x: Tensor, scale: float = 1.0, shift: float | None = None) -> Tensor:
+            y = self.b(F.relu(self.a(x) + x)) * scale
+            return y if shift is None else y + shift
 
     class NoGradRegion(Base):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """prepare keeps a model's shape and, quantizers off, its results bit for bit."""
 
+import collections
 import copy
+import dataclasses
 import pickle
 import random
 
@@ -424,3 +426,82 @@ def test_hardswish_joins_its_convolution_where_the_target_computes_both_at_once(
         if target == "tensorrt":  # only the model's input is quantized by itself
             assert profile.key_averages() and qat[1].bp_tail[1] == "hardswish"
     assert counts["onnxruntime"] == counts["tensorrt"] + 1
+
+
+@dataclasses.dataclass
+class Output(collections.OrderedDict):
+    """A result such as libraries return: fields that are items too."""
+
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is not None:
+                self[field.name] = getattr(self, field.name)
+
+
+class WithOutput(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.a, self.b, self.kind = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), kind
+
+    def forward(self, x):
+        hidden = torch.relu(self.a(x)).mean([2, 3])
+        if self.kind == "fields":
+            return Output(logits=self.b(hidden))
+        return collections.OrderedDict(logits=self.b(hidden), hidden=hidden)
+
+
+@pytest.mark.parametrize("kind", ["fields", "ordered"])
+def test_results_keep_their_class(kind):
+    x = torch.randn(2, 3, 8, 8)
+    model = WithOutput(kind).eval()
+    qat = bp.prepare(model, example_inputs=(x,))
+    bp.calibrate(qat, [x])
+    expected, got = model(x), qat.eval()(x)
+    assert type(got) is type(expected) and list(got) == list(expected)
+    assert torch.allclose(got["logits"], expected["logits"], atol=0.1)
+    if kind == "fields":
+        assert got.logits is got["logits"] and got.hidden is None
+    assert not bp.report.placement(qat).floating, bp.report.placement(qat).floating
+    again = pickle.loads(pickle.dumps(qat))
+    assert type(again(x)) is type(expected)
+
+
+class UserDict(dict):
+    pass
+
+
+def test_a_result_of_an_unknown_class_is_kept_by_an_island():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return UserDict(y=torch.relu(self.a(x)))
+
+    x = torch.randn(2, 3, 8, 8)
+    qat = bp.prepare(Model(), example_inputs=(x,))
+    bp.calibrate(qat, [x])
+    assert type(qat.eval()(x)) is UserDict
+    assert "UserDict" in str(bp.report.placement(qat))
+
+
+def test_another_number_of_dimensions_is_said():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 6)
+
+        def forward(self, x):
+            y = torch.relu(self.a(x))
+            return y.view(*y.shape[:-1], 2, 3)
+
+    x = torch.randn(2, 5, 4)
+    qat = bp.prepare(Model(), example_inputs=(x,))
+    bp.calibrate(qat, [x])
+    assert qat.eval()(torch.randn(7, 9, 4)).shape == (7, 9, 2, 3)
+    with pytest.raises(bp.Unsupported, match="prepared with example inputs of 2 dimensions here"):
+        qat(torch.randn(5, 4))
