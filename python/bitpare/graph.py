@@ -248,28 +248,42 @@ def _modes() -> tuple[bool, ...]:
     )
 
 
-def sizes_of(sizes: torch.Size, rank: int) -> torch.Size:
-    """What a forward unpacks: the number of sizes is part of the forward that was traced."""
-    if len(sizes) != rank:
+def require_rank(sized: Tensor | torch.Size, rank: int) -> None:
+    """In a traced forward that looked at a number of dimensions: it must be what it was."""
+    shape = sized.shape if isinstance(sized, Tensor) else sized
+    if len(shape) != rank:
         raise Unsupported(
-            f"prepared with example inputs of {rank} dimensions here, got {len(sizes)}: "
-            f"{tuple(sizes)}"
+            f"prepared with example inputs of {rank} dimensions here, got {len(shape)}: "
+            f"{tuple(shape)}"
         )
-    return sizes
 
 
 class _Proxy(fx.Proxy):
+    """Knows its number of dimensions, which forwards branch on."""
+
+    tracer: "_Tracer"
+
     def __len__(self) -> int:
-        assert isinstance(self.tracer, _Tracer)
-        rank = self.tracer.rank_of(self)
+        rank = self.tracer.rank_of(self, torch.Size)
         return super().__len__() if rank is None else rank
+
+    def __getattr__(self, k: str) -> Any:
+        if k == "shape":
+            return self.tracer.create_proxy("call_function", getattr, (self, k), {})
+        if k in ("ndim", "dim", "ndimension"):
+            rank = self.tracer.rank_of(self, Tensor)
+            if rank is not None:
+                return rank if k == "ndim" else lambda: rank
+        if k == "is_nested":  # the example is not, and a nested tensor has no shape to trace
+            return False
+        return super().__getattr__(k)
 
 
 class _Tracer(fx.Tracer):
     """Refuses what a graph cannot hold: modes that change in the middle of a forward.
 
-    Sizes may be unpacked; how many there are is seen by running what leads to them on the values
-    of the example call.
+    Sizes may be unpacked and dimensions counted: how many there are is seen by running what leads
+    to them on the values of the example call.
     """
 
     proxy_buffer_attributes = True
@@ -285,21 +299,22 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
-        rank = self.rank_of(obj)
+        rank = self.rank_of(obj, torch.Size)
         if rank is None:
             return super().iter(obj)
         return iter([obj[i] for i in range(rank)])
 
-    def rank_of(self, obj: fx.Proxy) -> int | None:
-        """The number of sizes that a proxy stands for, which the graph then checks."""
+    def rank_of(self, obj: fx.Proxy, kind: type[Tensor] | type[torch.Size]) -> int | None:
+        """How many dimensions a tensor, or sizes, have, which the graph then checks."""
         try:
             value = self._value_of(obj.node)
         except Exception:  # the error of fx says what could not be traced
             return None
-        if not isinstance(value, torch.Size):
+        if not isinstance(value, kind):
             return None
-        self.create_proxy("call_function", sizes_of, (obj, len(value)), {})
-        return len(value)
+        rank = len(value.shape if isinstance(value, Tensor) else value)
+        self.create_proxy("call_function", require_rank, (obj, rank), {})
+        return rank
 
     def _value_of(self, node: fx.Node) -> Any:
         if node not in self._known:
@@ -346,7 +361,10 @@ class _Tracer(fx.Tracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         if kind in CALLS and _modes() != self._modes_at_start:
             raise Unsupported("the grad or autocast mode changes inside its forward")
-        return super().create_node(kind, *args, **kwargs)
+        node = super().create_node(kind, *args, **kwargs)
+        if node.name == "self":  # what a child of that name gives
+            node._rename("self_value")
+        return node
 
 
 class OwnerTracer(_Tracer):

@@ -114,6 +114,16 @@ class Hard:
             y = y.reshape(batch, height, width, count * 2).permute(0, 3, 1, 2)
             return self.b(y) + x
 
+    class ChildNamedSelf(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("self", conv())
+            self.register_buffer("input", torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self_outputs = self.self(x)
+            return self.b(F.relu(self_outputs + x) * self.input) + self.a(x)
+
     class DecoratedForward(Base):
         """A decorator that looks at what the caller gave."""
 

@@ -28,7 +28,6 @@ ISLANDS = {  # what no graph can hold, and a word of the reason
     "TypeBranch": "cannot be traced",
     "IteratedOutput": "values or sizes",
     "Length": "cannot be traced",
-    "Asserts": "values or sizes",
 }
 
 
@@ -505,3 +504,39 @@ def test_another_number_of_dimensions_is_said():
     assert qat.eval()(torch.randn(7, 9, 4)).shape == (7, 9, 2, 3)
     with pytest.raises(bp.Unsupported, match="prepared with example inputs of 2 dimensions here"):
         qat(torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_transformer_encoder_is_traced_whole(norm_first):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model, x = nn.Sequential(nn.Linear(8, 16), encoder, nn.Linear(16, 3)), torch.randn(2, 5, 8)
+    qat = bp.prepare(model, example_inputs=(x,))
+    assert "keeps its own forward" not in str(bp.report.placement(qat))
+    bp.calibrate(qat, [x])
+    expected, got = model.eval()(x), qat.eval()(x)
+    assert (got - expected).norm() < 0.1 * expected.norm()
+    qat.train()(x).sum().backward()
+
+
+def test_a_forward_that_counts_dimensions():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.a(x))
+            assert x.ndim in (2, 3)
+            if x.dim() == 3:
+                x = x.mean(1)
+            return self.a(x) if len(x.shape) == 2 else x
+
+    x = torch.randn(2, 5, 4)
+    qat = bp.prepare(Model(), example_inputs=(x,))
+    assert not bp.report.placement(qat).floating
+    bp.calibrate(qat, [x])
+    assert qat.eval()(torch.randn(3, 9, 4)).shape == (3, 4)
+    with pytest.raises(bp.Unsupported, match="inputs of 3 dimensions here, got 2: \\(3, 4\\)"):
+        qat(torch.randn(3, 4))

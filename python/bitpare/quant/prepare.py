@@ -104,12 +104,22 @@ def _prepare_once(
     model: nn.Module, config: QConfig, call: g.Call, islands: dict[str, str]
 ) -> tuple[nn.Module, Plan]:
     copied = copy.deepcopy(model)
+    _leave_fast_paths(copied)
     with g.without_hooks(copied):
         calls = _record(copied, call)
         plan = Plan(copied, calls, islands, config.target)
     builder = _Builder(copied, config, plan)
     builder.build()
     return copied, plan
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    """Those of transformers would bypass the quantizers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.enable_nested_tensor = module.use_nested_tensor = False
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
 
 
 class _Builder:
@@ -143,10 +153,6 @@ class _Builder:
         count = 0
         read = self._weights_read()
         for name, module in list(self.model.named_modules()):
-            if isinstance(module, nn.TransformerEncoder):
-                module.enable_nested_tensor = module.use_nested_tensor = False
-            if isinstance(module, nn.TransformerEncoderLayer):
-                module.activation_relu_or_gelu = 0  # the fast path would bypass the quantizers
             if type(module) is nn.MultiheadAttention and self.plan.call_of(name) is not None:
                 count += self._place_attention(name, module)
                 continue
