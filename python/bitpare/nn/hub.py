@@ -15,6 +15,7 @@ from bitpare.nn.ranges import (
     quantize_weights,
     update_ranges,
 )
+from bitpare.nn.weights import is_sharded
 
 
 class Hub:
@@ -58,7 +59,7 @@ class Hub:
 class _Members:
     def __init__(self, model: nn.Module) -> None:
         found = [m for m in model.modules() if isinstance(m, Quantizer)]
-        self.ranges = [q for q in found if isinstance(q, RangeQuantizer) and q.role == "activation"]
+        ranges = [q for q in found if isinstance(q, RangeQuantizer) and q.role == "activation"]
         self.limited = [q for q in found if isinstance(q, LearnedQuantizer) and q.limit > 0]
         self.weights: list[tuple[Any, RangeQuantizer]] = [
             (m, m.bp_weight)
@@ -66,7 +67,7 @@ class _Members:
             if isinstance(getattr(m, "bp_weight", None), RangeQuantizer) and m.bp_weight.batched
         ]
         self.passing = [q.passing for _, q in self.weights]
-        self.rules = grouped_by_rule(self.ranges)
+        self.rules = grouped_by_rule(ranges)
         self.powers = [
             [(m, q) for m, q in self.weights if q.spec.power_of_two == power]
             for power in (False, True)
@@ -90,7 +91,7 @@ class _Members:
                 weight = module._parameters.get("weight")
                 if weight is None:  # parametrized
                     weight = module.weight
-                if q.bypass or q.calibrating or _is_sharded(weight):
+                if q.bypass or q.calibrating or is_sharded(weight):
                     continue
                 weights.append(weight)
                 quantizers.append(q)
@@ -102,11 +103,6 @@ class _Members:
     def drop_weights(self) -> None:
         for passing in self.passing:
             passing.weight = None
-
-
-def _is_sharded(weight: Tensor) -> bool:
-    """A DTensor is whole only in its own layer's forward."""
-    return type(weight) is not nn.Parameter and hasattr(weight, "_local_tensor")
 
 
 def _world_size() -> int:

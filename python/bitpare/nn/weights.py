@@ -23,6 +23,11 @@ class QuantizedWeight(NamedTuple):
         return found
 
 
+def is_sharded(weight: Tensor) -> bool:
+    """A DTensor is whole only in its own layer's forward."""
+    return type(weight) is not nn.Parameter and hasattr(weight, "_local_tensor")
+
+
 def quantized_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
     """In the order of the modules; a weight that several layers share comes once for each."""
     for prefix, module in model.named_modules():

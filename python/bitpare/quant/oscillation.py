@@ -11,7 +11,7 @@ from bitpare import functional as bpf
 from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer, refresh_scales
-from bitpare.nn.weights import QuantizedWeight, quantized_weights
+from bitpare.nn.weights import QuantizedWeight, is_sharded, quantized_weights
 from bitpare.quant.names import find_hub, unwrapped
 from bitpare.quant.steps import found_inf_of
 
@@ -92,16 +92,15 @@ class Oscillations:
     def step(self, skip: Tensor | None = None) -> None:
         """One look, after an applied step; not needed after ``attach``. skip: above 0 where the
         step was not applied, as a GradScaler leaves it on the device."""
-        on = [t for t in self._tracked if t.weight.quantizer.quantizing]
+        on = []
         for tracked in self._tracked:
-            if not tracked.weight.quantizer.quantizing:
+            if tracked.weight.quantizer.quantizing and tracked.weight.quantizer.calibrated:
+                on.append(tracked)
+            else:
                 tracked.limits = None
         refresh_scales([t.weight for t in on])
         for tracked in on:
             quantizer: Any = tracked.weight.quantizer
-            if not quantizer.calibrated:
-                tracked.limits = None
-                continue
             bpf.track_oscillations_(
                 tracked.weight.value,
                 quantizer.scale,
@@ -159,7 +158,7 @@ class Oscillations:
 def _why_not(weight: QuantizedWeight) -> str | None:
     q: Quantizer = weight.quantizer
     value = weight.value
-    if hasattr(value, "_local_tensor"):
+    if is_sharded(value):
         return "sharded"
     learned = isinstance(q, LearnedQuantizer) and q.kind == "lsq"
     if not (learned or isinstance(q, RangeQuantizer)) or q.spec.is_float:
