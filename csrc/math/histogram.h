@@ -93,6 +93,7 @@ struct HistogramRow {
 struct Span {
   int32_t down, up;
 };
+BITPARE_INLINE int32_t widest_side(const Span& s) { return s.down > s.up ? s.down : s.up; }
 
 BITPARE_INLINE int64_t total_of(const HistogramRow& r) { return r.below[r.bins]; }
 BITPARE_INLINE int64_t kept_by(const HistogramRow& r, const Span& s) {
@@ -126,7 +127,7 @@ BITPARE_INLINE Span span_without(const HistogramRow& r, int64_t below, int64_t a
 // What the outermost bins that are not empty span.
 BITPARE_INLINE Span outermost(const HistogramRow& r, bool symmetric) {
   Span s = span_without(r, 0, 0);
-  int32_t widest = s.down > s.up ? s.down : s.up;
+  int32_t widest = widest_side(s);
   return symmetric ? Span{widest, widest} : s;
 }
 
@@ -148,17 +149,19 @@ BITPARE_INLINE Span percentile_span(const HistogramRow& r, double left_out, bool
   return span_without(r, side, side);
 }
 
-// Candidates are the outermost span shrunk to k / n on both sides, rounded up to whole bins, for
-// k = 1 ... n: every span there is, up to kMostCandidates.
+// Candidates are what lies in the outermost span up to a magnitude, k / n of the largest, rounded up
+// to whole bins, for k = 1 ... n: every magnitude there is, up to kMostCandidates. So a long tail on
+// one side is cut before the other side is.
 constexpr int32_t kMostCandidates = 1024;
 
 BITPARE_INLINE int32_t candidates_of(const Span& all) {
-  int32_t widest = all.down > all.up ? all.down : all.up;
+  int32_t widest = widest_side(all);
   return widest < kMostCandidates ? widest : kMostCandidates;
 }
 
 BITPARE_INLINE Span shrunk(const Span& all, int32_t k, int32_t n) {
-  return {(all.down * k + n - 1) / n, (all.up * k + n - 1) / n};
+  int32_t most = (widest_side(all) * k + n - 1) / n;
+  return {all.down < most ? all.down : most, all.up < most ? all.up : most};
 }
 
 struct Limits {

@@ -146,11 +146,6 @@ Quantized quantize_meta(TensorList x, TensorList scale, TensorList control) {
   return {y, inside};
 }
 
-bool is_traced(const Tensor& t) {
-  return t.key_set().has_any(c10::python_ks) || t.key_set().has(c10::DispatchKey::Functionalize) ||
-         c10::impl::dispatch_mode_enabled();
-}
-
 // Both in one pass.
 template <class Device>
 Quantized scale_and_quantize(TensorList x, TensorList scale, TensorList control,
@@ -180,7 +175,7 @@ Quantized fake_quant_weights(TensorList x, TensorList scale, TensorList control,
 
 // Whether the last word says that no value was clipped, where it can be looked at.
 bool nothing_clipped(const Tensor& inside) {
-  if (is_traced(inside) || !inside.is_cpu()) return false;
+  if (at::isTensorSubclassLike(inside) || !inside.is_cpu()) return false;
   return inside.const_data_ptr<int64_t>()[inside.numel() - 1] == 0;
 }
 
@@ -200,7 +195,7 @@ struct Use : torch::autograd::Function<Use> {
     if (format != at::MemoryFormat::Contiguous) {  // the dictionary costs 0.2 us
       context->saved_data["format"] = static_cast<int64_t>(format);
     }
-    return is_traced(value) ? value : alias_of(value);
+    return at::isTensorSubclassLike(value) ? value : alias_of(value);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
@@ -223,7 +218,15 @@ Tensor use_weight(const Tensor& weight, const Tensor& value, const Tensor& insid
       "use_weight: inside must have ", (value.sym_numel() + 63) / 64 + 1,
       " words of int64, as fake_quant_weights gives, got ", inside.sym_numel(), " of ",
       inside.scalar_type());
-  return needs_gradient(weight) ? Use::apply(weight, value, inside) : value;
+  if (!needs_gradient(weight)) return value;
+  if (at::isTensorSubclassLike(weight) || at::isTensorSubclassLike(value) ||
+      !nothing_clipped(inside)) {
+    return Use::apply(weight, value, inside);
+  }
+  // The gradient of the value is that of the weight: a node would only pass it on, for 10 us.
+  Tensor used = alias_of(value);
+  torch::autograd::impl::set_gradient_edge(used, torch::autograd::impl::gradient_edge(weight));
+  return used;
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 import functools
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -234,6 +234,42 @@ class Hard:
             for part in self.two(x):
                 y = y + part
             return y
+
+    class PartsOfAChild(Base):
+        """A child's tuple, dict and named tuple, with parts that are None or made in float."""
+
+        class Pair(NamedTuple):
+            first: Tensor
+            second: Tensor | None
+
+        class Many(Base):
+            def forward(self, x: Tensor) -> Any:
+                y = self.a(x)
+                softened = torch.softmax(self.b(y), 1)
+                pair = Hard.PartsOfAChild.Pair(y, None)
+                return {"all": (y, softened), "pair": pair, "none": None}, x.shape[0]
+
+        class Opaque(Many):
+            def forward(self, x: Tensor) -> Any:
+                with torch.enable_grad():
+                    return super().forward(x)
+
+        def more(self) -> None:
+            if type(self) is Hard.PartsOfAChild:
+                self.inside, self.opaque = self.Many(), self.Opaque()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for child in (self.inside, self.opaque):
+                named, count = child(x)
+                (y, softened), (first, second) = named["all"], named["pair"]
+                assert second is None and named["none"] is None and len(named) == 3
+                x = self.a(y + first.view(count, *first.shape[1:])) + softened
+            return x
+
+    class Chunks(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            parts = [part * 2 for part in self.a(x).chunk(2, 1)]
+            return self.b(torch.cat(parts, 1))
 
     class SequentialWithForward(nn.Sequential):
         def __init__(self) -> None:

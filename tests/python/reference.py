@@ -212,7 +212,8 @@ def qparams(low: float, high: float, qmin: int, qmax: int, symmetric: bool) -> t
     if symmetric:
         return max(-low, high, qmax * 2.0**-40) / qmax, 0
     scale = max((high - low) / (qmax - qmin), 2.0**-40)
-    return scale, int(min(max(qmin - round(low / scale), qmin), qmax))
+    zero = torch.tensor(low).div(torch.tensor(scale)).round()  # in float32, which decides ties
+    return scale, min(max(qmin - int(zero), qmin), qmax)
 
 
 def merged_range(rule, momentum, merges, range_, seen):
@@ -280,7 +281,8 @@ def percentile_span(counts: Tensor, percentile: float, symmetric: bool) -> tuple
 def candidate_spans(counts: Tensor, symmetric: bool) -> list[tuple[int, int]]:
     down, up = outermost(counts, symmetric)
     n = min(max(down, up), 1024)
-    return [(-(-down * k // n), -(-up * k // n)) for k in range(1, n + 1)]
+    magnitudes = [-(-max(down, up) * k // n) for k in range(1, n + 1)]
+    return [(min(down, m), min(up, m)) for m in magnitudes]
 
 
 def squared_error(x: Tensor, low: float, high: float, qmin: int, qmax: int, symmetric: bool):

@@ -26,7 +26,6 @@ ISLANDS = {  # what no graph can hold, and a word of the reason
     "CheckpointedChild": "checkpoint",
     "ShapeBranch": "values or sizes",
     "TypeBranch": "cannot be traced",
-    "IteratedOutput": "values or sizes",
     "Length": "cannot be traced",
 }
 

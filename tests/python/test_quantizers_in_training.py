@@ -300,16 +300,39 @@ def test_use_weight_passes_the_gradient_itself_where_nothing_was_clipped():
     assert dx.data_ptr() != dy.data_ptr() and (dx == 0).any()
 
 
-def test_each_use_of_a_weight_has_its_own_node():
-    w = torch.randn(4, 5, requires_grad=True)
-    (value,), (inside,) = F.fake_quant_weights([w], [torch.ones(4)], [control()])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_uses_of_a_weight_run_backward_by_themselves(clipped):
+    w = torch.full((4, 5), 0.4, requires_grad=True)
+    scale = torch.full((4,), 0.1 if clipped else 1.0)
+    (value,), (inside,) = F.fake_quant_weights([w], [scale], [control(observe=int(not clipped))])
+    if clipped:
+        inside[0], inside[-1] = -2, 1  # the first value is outside
     first, second = F.use_weight(w, value, inside), F.use_weight(w, value, inside)
-    assert first.grad_fn is not second.grad_fn
+    assert first._version == value._version and not first.is_leaf
     first.sum().backward()  # micro-batches: each backward pass on its own
     (second * 2).sum().backward()
-    assert torch.equal(w.grad, torch.full((4, 5), 3.0))
     with torch.no_grad():
         assert not F.use_weight(w, value, inside).requires_grad
+    expected = torch.full((4, 5), 3.0)
+    if clipped:
+        expected[0, 0] = 0
+    assert torch.equal(w.grad, expected)
+
+
+def test_hooks_of_a_weight_run_once_for_each_backward_pass():
+    w, seen = torch.randn(4, 5, requires_grad=True), []
+    w.register_hook(lambda dw: seen.append("gradient") or dw * 2)
+    w.register_post_accumulate_grad_hook(lambda w: seen.append(w.grad.clone()))
+    (value,), (inside,) = F.fake_quant_weights([w], [torch.ones(4)], [control()])
+    (F.use_weight(w, value, inside).sum() + F.use_weight(w, value, inside).sum()).backward()
+    assert seen[0] == "gradient" and torch.equal(seen[1], torch.full((4, 5), 4.0))
+    assert len(seen) == 2
+    doubled = w * 2  # not a leaf
+    y = F.use_weight(doubled, value, inside)
+    (dw,) = torch.autograd.grad(y.sum(), w)
+    assert torch.equal(dw, torch.full((4, 5), 4.0))
+    detached = w.detach()
+    assert not F.use_weight(detached, value, inside).requires_grad
 
 
 def test_second_derivative_through_use_weight():

@@ -111,7 +111,7 @@ def test_spans_by_hand():
     assert reference.percentile_span(counts, 100, False) == (2, 4)
     assert reference.percentile_span(counts, 98, False) == (1, 2)
     assert reference.percentile_span(counts, 98, True) == (2, 2)
-    assert reference.candidate_spans(counts, False) == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert reference.candidate_spans(counts, False) == [(1, 1), (2, 2), (2, 3), (2, 4)]
 
 
 def test_histogram_costs_by_hand():

@@ -71,6 +71,12 @@ void raise(int32_t* target, int32_t value) {
   }
 }
 
+// What elements first .. last - 1 add to the largest magnitude of a weight with a single scale.
+template <class T>
+void widen(const Weight& w, int64_t first, int64_t last) {
+  raise(w.widest, widest_of(static_cast<const T*>(w.x) + first, last - first, last - first));
+}
+
 int64_t rows_before(int64_t element, int64_t length) { return (element + length - 1) / length; }
 
 // The scales of rows begin .. end - 1, each of which has its own.
@@ -154,8 +160,7 @@ void weight_scales(const WeightScales& args, const OnCpu<BITPARE_ISA>& cpu) {
     const Weight& w = args.weights[i];
     if (!w.control->observe) return;
     with_type(w.dtype, [&]<class T>(T*) {
-      auto x = static_cast<const T*>(w.x);
-      if (w.scales == 1) return raise(w.widest, widest_of(x + first, last - first, last - first));
+      if (w.scales == 1) return widen<T>(w, first, last);
       int64_t length = w.n / w.scales;
       scale_rows<T>(w, rows_before(first, length), rows_before(last, length), args.power_of_two);
     });
@@ -183,9 +188,7 @@ void scale_and_fake_quant_weights(const WeightScales& args, const OnCpu<BITPARE_
   auto find_whole = [&](int64_t i, int64_t first, int64_t last) {
     const Weight& w = args.weights[i];
     if (w.scales != 1 || !w.control->observe) return;
-    with_type(w.dtype, [&]<class T>(T*) {
-      raise(w.widest, widest_of(static_cast<const T*>(w.x) + first, last - first, last - first));
-    });
+    with_type(w.dtype, [&]<class T>(T*) { widen<T>(w, first, last); });
   };
   bool any_whole = false;
   for (int64_t i = 0; i < args.size; ++i) {

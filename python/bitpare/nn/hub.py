@@ -15,7 +15,7 @@ from bitpare.nn.ranges import (
     quantize_weights,
     update_ranges,
 )
-from bitpare.nn.weights import is_sharded
+from bitpare.nn.weights import is_sharded, quantized_weights
 
 
 class Hub:
@@ -61,15 +61,15 @@ class _Members:
         found = [m for m in model.modules() if isinstance(m, Quantizer)]
         ranges = [q for q in found if isinstance(q, RangeQuantizer) and q.role == "activation"]
         self.limited = [q for q in found if isinstance(q, LearnedQuantizer) and q.limit > 0]
-        self.weights: list[tuple[Any, RangeQuantizer]] = [
-            (m, m.bp_weight)
-            for m in model.modules()
-            if isinstance(getattr(m, "bp_weight", None), RangeQuantizer) and m.bp_weight.batched
+        weights = [
+            (owner, attribute, q)
+            for _, owner, attribute, q in quantized_weights(model)
+            if isinstance(q, RangeQuantizer) and q.batched
         ]
-        self.passing = [q.passing for _, q in self.weights]
+        self.passing = [q.passing for _, _, q in weights]
         self.rules = grouped_by_rule(ranges)
         self.powers = [
-            [(m, q) for m, q in self.weights if q.spec.power_of_two == power]
+            [held for held in weights if held[2].spec.power_of_two == power]
             for power in (False, True)
         ]
 
@@ -86,11 +86,12 @@ class _Members:
     def quantize_weights(self) -> None:
         self.drop_weights()
         for alike in self.powers:
-            weights, quantizers = [], []
-            for module, q in alike:
-                weight = module._parameters.get("weight")
+            weights: list[Tensor] = []
+            quantizers: list[RangeQuantizer] = []
+            for owner, attribute, q in alike:
+                weight = owner._parameters.get(attribute)
                 if weight is None:  # parametrized
-                    weight = module.weight
+                    weight = getattr(owner, attribute)
                 if q.bypass or q.calibrating or is_sharded(weight):
                     continue
                 weights.append(weight)

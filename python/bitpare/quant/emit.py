@@ -1,5 +1,7 @@
 """Writes the new forward of an owner, with a call of a quantizer at each of its sites."""
 
+import operator
+
 from torch import fx, nn
 from torch.fx.graph_module import _format_import_block  # type: ignore[attr-defined]
 from torch.package import sys_importer
@@ -102,6 +104,9 @@ class _Editor:
 
     def source(self, name: str) -> str:
         self.graph._owning_module = None
+        for node in reversed(list(self.graph.nodes)):
+            if node.target is operator.getitem and not node.users:
+                self.graph.erase_node(node)  # a part of a child's result that nothing reads
         code = self.graph.python_code("self")
         imports = _format_import_block(code.globals, sys_importer)
         return f"{imports}\n{code.src.replace('def forward(self', f'def {name}(self', 1)}"

@@ -54,6 +54,10 @@ class Plan:
         self.model, self.calls, self.islands = model, calls, dict(islands)
         self.target = target
         self.names = {module: name for name, module in model.named_modules()}
+        self.results = {
+            mode: {model.get_submodule(n): g.one_of([c.result for c in cs]) for n, cs in by.items()}
+            for mode, by in calls.items()
+        }
         self.traces: dict[str, dict[bool, g.OwnerTrace]] = {}
         self.aligned: dict[str, dict[bool, dict[int, Any]]] = {}
         self.sites: dict[Any, Site] = {}
@@ -81,7 +85,7 @@ class Plan:
             try:
                 for mode in (EVAL, TRAIN):
                     owner.train(mode)
-                    found[mode] = g.trace_owner(owner, call)
+                    found[mode] = g.trace_owner(owner, call, self.results[mode])
             except Exception as error:  # whatever a forward does with a proxy
                 self.islands[name] = reason_of(error)
                 return
@@ -133,7 +137,7 @@ class Plan:
             for mode in (EVAL, TRAIN):
                 root.train(mode)
                 try:
-                    trace = g.trace_flat(root, call, opaque)
+                    trace = g.trace_flat(root, call, opaque, self.results[mode])
                 except Exception as error:  # whatever a forward does with a proxy
                     self.islands[name] = reason_of(error)
                     return False

@@ -14,6 +14,7 @@ from bitpare.nn.hub import Hub
 from bitpare.nn.learned import quantizer_class
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer
+from bitpare.nn.recurrent import is_recurrent, upgrade_recurrent
 from bitpare.nn.rewritten import rewrite
 from bitpare.quant.config import QConfig
 from bitpare.quant.emit import emit, own_weights
@@ -156,6 +157,9 @@ class _Builder:
             if type(module) is nn.MultiheadAttention and self.plan.call_of(name) is not None:
                 count += self._place_attention(name, module)
                 continue
+            if is_recurrent(module) and self.plan.call_of(name) is not None:
+                count += self._place_recurrent(name, module)
+                continue
             if self.plan.call_of(name) is None and g.is_layer(module) and module not in read:
                 own = any(True for _ in module.parameters(recurse=False))
                 attention = self._module(name.rpartition(".")[0])
@@ -183,6 +187,16 @@ class _Builder:
                 if node.op == "get_attr" and layer and attribute == "weight":
                     found.add(owner.get_submodule(layer))
         return found
+
+    def _place_recurrent(self, name: str, module: nn.Module) -> int:
+        kind = type(module).__name__
+        spec = self.config.spec_for("weight", name, module)
+        count = upgrade_recurrent(
+            module, lambda part, held: self._weight_quantizer(f"{name}.{part}", spec, held, 0)
+        )
+        weights = ", with quantized weights" if count else ""
+        self.hub.note(name, f"{kind} is computed in float{weights}")
+        return count
 
     def _place_attention(self, name: str, module: nn.MultiheadAttention) -> int:
         def weight(part: str, held: Tensor) -> Quantizer | None:

@@ -1,0 +1,98 @@
+"""What a look at a model must leave as it was: random numbers, modes, hooks."""
+
+import contextlib
+import copy
+import dataclasses
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree
+
+from bitpare.graph.results import WHOLE, parts_of
+
+
+@dataclasses.dataclass
+class Call:
+    """The arguments of one call of a module, and the parts of what it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any = WHOLE
+
+
+def _copied(values: Any) -> Any:
+    return _pytree.tree_map(lambda value: value, values)
+
+
+@contextlib.contextmanager
+def quiet_state(model: nn.Module) -> Iterator[None]:
+    """Random numbers, buffers and modes come out as they went in."""
+    python_state = random.getstate()
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            for module, mode in modes.items():
+                module.training = mode
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@contextlib.contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Calls nothing of the user's but the forwards."""
+    held = [(m, {name: m.__dict__[name] for name in _HOOKS}) for m in model.modules()]
+    for module, hooks in held:
+        module.__dict__.update({name: type(hooks[name])() for name in hooks})
+    try:
+        yield
+    finally:
+        for module, hooks in held:
+            module.__dict__.update(hooks)
+
+
+def clear_hooks(model: nn.Module) -> None:
+    for module in model.modules():
+        for name in _HOOKS:
+            module.__dict__[name].clear()
+
+
+def record_calls(model: nn.Module, call: Call, training: bool) -> dict[str, list[Call]]:
+    """The calls of each module, by its first name, in one run of a copy of the model."""
+    with quiet_state(model):
+        probe = copy.deepcopy(model).train(training)
+        clear_hooks(probe)
+        found: dict[str, list[Call]] = {}
+
+        open_calls: list[Call] = []
+
+        def before(name: str) -> Callable[..., None]:
+            def record(_: nn.Module, args: Any, kwargs: Any) -> None:
+                open_calls.append(Call(*_copied((args, kwargs))))
+                found.setdefault(name, []).append(open_calls[-1])
+
+            return record
+
+        def after(_: nn.Module, args: Any, result: Any) -> None:
+            open_calls.pop().result = parts_of(result)
+
+        for name, module in probe.named_modules():
+            module.register_forward_pre_hook(before(name), with_kwargs=True)
+            module.register_forward_hook(after)
+        with torch.no_grad():
+            probe(*_copied(call.args), **_copied(call.kwargs))
+    return found

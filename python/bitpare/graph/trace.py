@@ -1,0 +1,173 @@
+"""Traces of one owner, and of all that is below a module."""
+
+import copy
+import dataclasses
+import random
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from bitpare.errors import Unsupported
+from bitpare.graph.entry import ENTRY, Entry, entry_function, make_entry
+from bitpare.graph.state import Call, quiet_state
+from bitpare.graph.tracer import CALLS, FlatTracer, OwnerTracer, Tracer, no_checkpointing
+
+
+def _run_tracer(
+    tracer: Tracer,
+    owner: nn.Module,
+    entry: Entry,
+    live: list[str],
+    results: dict[nn.Module, Any],
+) -> fx.Graph:
+    """The owner's graph; refuses a forward that leaves traces of another kind than the graph.
+
+    Tensors made during the trace are constants: they become buffers of the owner, outside its
+    state_dict.
+    """
+    kind = type(owner)
+    tracer.example, tracer.results = entry.values, results
+    attributes, buffers = dict(owner.__dict__), dict(owner._buffers)
+    python_random, torch_random = random.getstate(), torch.get_rng_state()
+    owner.__class__ = type(
+        kind.__name__, (kind,), {ENTRY: entry_function(owner, entry, tracer, live)}
+    )
+    try:
+        with no_checkpointing():
+            graph = tracer.trace(owner)
+    finally:
+        owner.__class__ = kind
+        after, after_buffers = dict(owner.__dict__), dict(owner._buffers)
+        owner.__dict__.clear()
+        owner.__dict__.update(attributes)
+        owner._buffers.clear()
+        owner._buffers.update(buffers)
+    if python_random != random.getstate() or not torch.equal(torch_random, torch.get_rng_state()):
+        raise Unsupported("its forward takes random numbers outside of torch's modules")
+    constants = {
+        name: value
+        for name, value in {**after, **after_buffers}.items()
+        if name.startswith("_tensor_constant")
+    }
+    changed = [
+        k
+        for k, v in after.items()
+        if attributes.get(k, k) is not v and k not in constants and k not in live
+    ]
+    changed += [
+        k for k, v in after_buffers.items() if buffers.get(k) is not v and k not in constants
+    ]
+    if changed:
+        raise Unsupported(f"its forward assigns to {', '.join(sorted(changed))}")
+    graph.bitpare_constants = constants  # type: ignore[attr-defined]
+    return graph
+
+
+@dataclasses.dataclass
+class OwnerTrace:
+    entry: Entry
+    graph: fx.Graph
+    frozen: dict[str, Any]  # numbers of the owner that the graph holds as constants
+
+    @property
+    def events(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op in CALLS]
+
+
+def event_key(owner: nn.Module, node: fx.Node) -> tuple[str, Any]:
+    """What an event calls: the same object in both traces."""
+    if node.op != "call_module":
+        return node.op, node.target
+    return node.op, owner.get_submodule(str(node.target))
+
+
+def _numbers_of(owner: nn.Module) -> dict[str, Any]:
+    return {k: v for k, v in owner.__dict__.items() if type(v) is float}
+
+
+def trace_owner(owner: nn.Module, call: Call, results: dict[nn.Module, Any]) -> OwnerTrace:
+    """Traces one owner, children as leaves: numbers stay variables where its forward allows."""
+    error: Exception | None = None
+    for numbers in (True, False):
+        entry = make_entry(owner, call, numbers)
+        try:
+            live = list(_numbers_of(owner)) if numbers else []
+            graph = _run_tracer(OwnerTracer(), owner, entry, live, results)
+            _try_graph(owner, graph, entry)
+        except Exception as caught:  # whatever a forward does with a proxy
+            error = caught
+        else:
+            _drop_unused(graph)
+            return OwnerTrace(entry, graph, {} if numbers else _numbers_of(owner))
+    assert error is not None
+    raise error
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Numbers that nothing reads."""
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def _try_graph(owner: nn.Module, graph: fx.Graph, entry: Entry) -> None:
+    """Runs the graph on the values it was traced for; raises what it raises."""
+    if owner.training:  # the same calls were tried in eval
+        return
+    held = dict(owner.__dict__)
+    owner.__dict__.update(graph.bitpare_constants)  # type: ignore[attr-defined]
+    try:
+        with torch.no_grad():
+            values = _pytree.tree_map(
+                lambda v: v.clone() if isinstance(v, Tensor) else v, entry.values
+            )
+            fx.Interpreter(owner, graph=graph).run(*values)
+    finally:
+        owner.__dict__.clear()
+        owner.__dict__.update(held)
+
+
+@dataclasses.dataclass
+class FlatTrace:
+    graph: fx.Graph
+    entry: Entry
+    events: dict[str, list[list[tuple[str, Any]]]]
+    uses: Counter[nn.Module]  # of layers
+
+
+def trace_flat(
+    root: nn.Module, call: Call, opaque: set[nn.Module], results: dict[nn.Module, Any]
+) -> FlatTrace:
+    """Traces down to the layers and the opaque modules; constants are those of this call."""
+    tracer = FlatTracer(opaque)
+    entry = make_entry(root, call, numbers=False)
+    graph = _run_tracer(tracer, root, entry, [], results)
+    uses = Counter(root.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module")
+    trace = FlatTrace(graph, entry, tracer.events, uses)
+    _note_values(root, trace)
+    return trace
+
+
+class _Shapes(fx.Interpreter):
+    """Notes at each node whether its value is a tensor of floats."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["float"] = isinstance(value, Tensor) and value.is_floating_point()
+        n.meta["tensor"] = isinstance(value, Tensor)
+        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        return value
+
+
+def _note_values(root: nn.Module, trace: FlatTrace) -> None:
+    with quiet_state(root), torch.no_grad():
+        probe = copy.deepcopy(root)
+        for name, value in trace.graph.bitpare_constants.items():  # type: ignore[attr-defined]
+            setattr(probe, name, value)
+        values = _pytree.tree_map(
+            lambda v: v.clone() if isinstance(v, Tensor) else v, trace.entry.values
+        )
+        _Shapes(probe, graph=trace.graph).run(*values)
