@@ -149,9 +149,9 @@ BITPARE_INLINE Span percentile_span(const HistogramRow& r, double left_out, bool
   return span_without(r, side, side);
 }
 
-// Candidates are what lies in the outermost span up to a magnitude, k / n of the largest, rounded up
-// to whole bins, for k = 1 ... n: every magnitude there is, up to kMostCandidates. So a long tail on
-// one side is cut before the other side is.
+// Candidates are what lies in the outermost span up to a magnitude, k / n of the largest, rounded
+// up to whole bins, for k = 1 ... n: every magnitude there is, up to kMostCandidates. So a long
+// tail on one side is cut before the other side is.
 constexpr int32_t kMostCandidates = 1024;
 
 BITPARE_INLINE int32_t candidates_of(const Span& all) {

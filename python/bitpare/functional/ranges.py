@@ -104,10 +104,10 @@ def histogram_range(
     cutting the same number at either end, or at one where the other side of 0 has no values.
     Otherwise the ranges tried are the outermost bins that are not empty, and of these what lies
     within k / n of the largest magnitude, k = 1 ... n; n is the bins of the wider side, 1024 at
-    most. "mse" takes the one with the least ``sum(count * (centre - fake_quant(centre))**2)`` on the grid that `qparams`
-    gives it. "entropy" is TensorRT's calibration: the least Kullback-Leibler divergence of the
-    histogram, with what lies outside added to the end bins, from the same bins merged into as many
-    levels as the grid has and spread out again.
+    most. "mse" takes the one with the least ``sum(count * (centre - fake_quant(centre))**2)`` on
+    the grid that `qparams` gives it. "entropy" is TensorRT's calibration: the least
+    Kullback-Leibler divergence of the histogram, with what lies outside added to the end bins, from
+    the same bins merged into as many levels as the grid has and spread out again.
 
     Symmetric ranges are as wide on both sides, the others hold 0. Where a histogram is empty they
     are (inf, -inf). No gradient.
