@@ -62,10 +62,8 @@ Tensor autograd(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   return Masked::apply(x, mask, false, format);
 }
 
-bool parse_mode(c10::string_view mode) { return parse_name(kOp, "mode", mode, {"hard", "ste"}); }
-
 Tensor without_gradient(const Tensor& x, const Tensor& mask, c10::string_view mode) {
-  parse_mode(mode);
+  parse_mask_mode(kOp, mode);
   check(x, mask);
   return masked(x, mask, x.suggest_memory_format());
 }
@@ -75,7 +73,7 @@ Tensor with_gradient(const Tensor& x, const Tensor& mask, c10::string_view mode)
     at::AutoDispatchBelowADInplaceOrView below;
     return without_gradient(x, mask, mode);
   }
-  bool passes = parse_mode(mode);
+  bool passes = parse_mask_mode(kOp, mode) == MaskMode::ste;
   check(x, mask);
   return Masked::apply(x, mask, passes, x.suggest_memory_format());
 }

@@ -15,6 +15,13 @@ inline void check_mask(const char* op, const Tensor& mask, const c10::SymInt& n,
   TORCH_CHECK(mask.device() == device, op, ": mask must be on ", device, ", got ", mask.device());
 }
 
+// hard: value and gradient are masked; ste: the gradient passes to all of x.
+enum class MaskMode { hard, ste };
+
+inline MaskMode parse_mask_mode(const char* op, c10::string_view mode) {
+  return static_cast<MaskMode>(parse_name(op, "mode", mode, {"hard", "ste"}));
+}
+
 // How x lies in memory once it is dense in `format`.
 inline MaskLayout mask_layout(const Tensor& x, at::MemoryFormat format) {
   if (format == at::MemoryFormat::Contiguous || x.dim() < 3) return {1, 1, x.numel()};

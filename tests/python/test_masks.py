@@ -115,3 +115,115 @@ def test_cuda_has_the_same_bits(layout):
     assert torch.equal(F.unpack_mask(mask, kept.shape).cpu(), kept)
     y = F.apply_mask(x.cuda(), mask)
     assert torch.equal(y.cpu(), F.apply_mask(x, F.pack_mask(kept)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mode", ["hard", "ste"])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_masked_fake_quant(zero_point, axis, mode, layout, dtype):
+    """Fake quantization, then a selection; and the gradient of that."""
+    torch.manual_seed(1)
+    shape = (7, 10, 3, 3)
+    kept, x = a_mask(shape), LAYOUTS[layout](torch.randn(shape, dtype=dtype)).requires_grad_()
+    scale = torch.tensor(0.1) if axis is None else torch.rand(shape[axis]) / 5 + 0.05
+    zero = torch.full_like(scale, 3, dtype=torch.int32) if zero_point else None
+    options = dict(quant_min=-8, quant_max=7, axis=axis)
+    y = F.masked_fake_quant(x, F.pack_mask(kept), scale, zero, mode=mode, **options)
+    plain = F.fake_quant(x, scale, zero, **options)
+    expected = torch.where(kept, plain, torch.zeros((), dtype=dtype))
+    assert torch.equal(y, expected) and y.stride() == plain.stride()
+    assert not torch.signbit(y[~kept]).any()
+    dy = torch.randn_like(y)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    (straight,) = torch.autograd.grad(plain, x, dy)
+    wanted = straight if mode == "ste" else torch.where(kept, straight, 0.0)
+    assert torch.equal(dx, wanted)
+
+
+def test_masked_fake_quant_in_groups():
+    x, kept = torch.randn(6, 32), a_mask((6, 32))
+    scale = torch.rand(6, 4) / 5 + 0.05
+    options = dict(quant_min=-8, quant_max=7, group=8)
+    y = F.masked_fake_quant(x, F.pack_mask(kept), scale, **options)
+    assert torch.equal(y, F.fake_quant(x, scale, **options) * kept)
+
+
+STATE_TYPES = [*DTYPES, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool]
+
+
+@pytest.mark.parametrize("dtype", STATE_TYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_remask(layout, dtype):
+    torch.manual_seed(1)
+    shapes = [(7, 5, 3, 3), (64, 8, 1, 1), (130, 9, 2, 1)]
+    kept = [a_mask(s, i) for i, s in enumerate(shapes)]
+    tensors = [LAYOUTS[layout](torch.randn(s).mul(9).to(dtype)) for s in shapes]
+    zero = torch.zeros((), dtype=dtype)
+    expected = [torch.where(k, t, zero) for k, t in zip(kept, tensors, strict=True)]
+    strides, versions = [t.stride() for t in tensors], [t._version for t in tensors]
+    F.remask_(tensors, [F.pack_mask(k) for k in kept])
+    for t, e, k, stride, version in zip(tensors, expected, kept, strides, versions, strict=True):
+        assert torch.equal(t, e) and t.stride() == stride and t._version > version
+        assert not dtype.is_floating_point or not torch.signbit(t[~k]).any()
+
+
+def test_remask_clears_what_is_not_finite_and_negative_zeros():
+    x = torch.tensor([torch.nan, torch.inf, -0.0, -0.0, torch.nan, 5.0])
+    F.remask_([x], [F.pack_mask(torch.tensor([False, False, False, True, True, True]))])
+    assert torch.signbit(x).tolist()[:4] == [False, False, False, True]
+    assert x.nan_to_num(nan=7.0).tolist() == [0, 0, 0, 0, 7, 5]
+
+
+def test_remask_in_other_cases():
+    F.remask_([], [])
+    F.remask_([torch.empty(0)], [torch.empty(0, dtype=torch.int64)])
+    weight = torch.ones(3, requires_grad=True)
+    loss = (weight**2).sum()
+    with torch.no_grad():
+        F.remask_([weight], [torch.tensor([5])])
+    assert weight.tolist() == [1, 0, 1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match="masks must be 1, one for each tensor, got 0"):
+        F.remask_([weight], [])
+    with pytest.raises(RuntimeError, match="mask must be an int64 tensor of 1 words"):
+        F.remask_([weight], [torch.zeros(2, dtype=torch.int64)])
+    with pytest.raises(RuntimeError, match="elements of 1, 2, 4 or 8 bytes"):
+        F.remask_([torch.ones(3, dtype=torch.complex64)], [torch.tensor([5])])
+
+
+def test_masked_ops_pass_opcheck_and_compile():
+    x, mask = torch.randn(4, 6, requires_grad=True), F.pack_mask(a_mask((4, 6)))
+    ops, scale = torch.ops.bitpare, torch.tensor(0.1)
+    grid = {"quant_min": -8, "quant_max": 7}
+    torch.library.opcheck(ops.masked_fake_quant.default, (x, mask, scale), grid)
+    torch.library.opcheck(
+        ops._masked_fake_quant.default,
+        (x.detach(), mask, scale, None, -8, 7, None, None, True, True, torch.contiguous_format),
+    )
+    torch.library.opcheck(ops.remask_.default, ([x.detach().clone()], [mask]))
+
+    def run(x):
+        y = F.masked_fake_quant(x, mask, scale, **grid)
+        z = y.detach() * 1
+        F.remask_([z], [mask])
+        return y, z
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(x), run(x), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masked_ops_on_cuda(layout):
+    shape = (64, 32, 3, 3)
+    x, mask = LAYOUTS[layout](torch.randn(shape)), F.pack_mask(a_mask(shape))
+    options = dict(quant_min=-8, quant_max=7)
+    y = F.masked_fake_quant(x.cuda(), mask.cuda(), torch.tensor(0.1).cuda(), **options)
+    assert torch.equal(y.cpu(), F.masked_fake_quant(x, mask, torch.tensor(0.1), **options))
+    z = x.cuda()
+    F.remask_([z], [mask.cuda()])
+    assert torch.equal(z.cpu(), F.apply_mask(x, mask))

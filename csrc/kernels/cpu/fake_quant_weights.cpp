@@ -1,37 +1,17 @@
 #include "kernels/fake_quant_weights.h"
 
-#include "kernels/cpu/blocks.h"
+#include "kernels/cpu/pieces.h"
 #include "kernels/cpu/reduce.h"
 
 namespace bitpare {
 namespace {
 
-// Weights are cut into units, so that small and large ones share threads evenly.
 constexpr int64_t kUnit = 1024;
-constexpr int64_t kGrainUnits = kGrain / kUnit;
 
-int64_t units_of(const Weight& w) { return (w.n + kUnit - 1) / kUnit; }
-
-// f(i, first, last) for the elements of weight i that units [begin, end) of all of them hold.
-template <class F>
-void for_each_weight(const Weight* weights, int64_t size, int64_t begin, int64_t end, F f) {
-  int64_t unit = 0;
-  for (int64_t i = 0; i < size && unit < end; ++i) {
-    int64_t units = units_of(weights[i]);
-    int64_t first = begin > unit ? begin - unit : 0, last = end - unit < units ? end - unit : units;
-    unit += units;
-    if (first >= last) continue;
-    f(i, first * kUnit, last * kUnit < weights[i].n ? last * kUnit : weights[i].n);
-  }
-}
-
-// f over all units, in parallel.
+// f(i, first, last) for elements first .. last - 1 of weight i, in parallel.
 template <class F>
 void parallel_weights(ParallelFor parallel_for, const Weight* weights, int64_t size, F f) {
-  int64_t units = 0;
-  for (int64_t i = 0; i < size; ++i) units += units_of(weights[i]);
-  parallel(parallel_for, units, kGrainUnits,
-           [&](int64_t begin, int64_t end) { for_each_weight(weights, size, begin, end, f); });
+  parallel_pieces<kUnit>(parallel_for, size, [=](int64_t i) { return weights[i].n; }, f);
 }
 
 BITPARE_INLINE VecInt larger(VecInt a, VecInt b) { return a > b ? a : b; }

@@ -111,6 +111,8 @@ BITPARE_INLINE uint64_t equal_bits(Vec a, Vec b) {
 BITPARE_INLINE uint64_t less_bits(Vec a, Vec b) {
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
 }
+// Of lanes that are all ones or 0.
+BITPARE_INLINE uint64_t true_bits(VecInt lanes) { return _mm512_movepi32_mask((__m512i)lanes); }
 // v where the lane's bit is set, elsewhere 0.
 BITPARE_INLINE Vec keep(Vec v, uint64_t bits) {
   return (Vec)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)v);
@@ -182,6 +184,18 @@ BITPARE_INLINE uint64_t less_bits(Vec a, Vec b) {
 #else
   uint64_t bits = 0;
   for (int l = 0; l < kWidth; ++l) bits |= static_cast<uint64_t>(a[l] < b[l]) << l;
+  return bits;
+#endif
+}
+
+BITPARE_INLINE uint64_t true_bits(VecInt lanes) {
+#if defined(__AVX2__)
+  return static_cast<uint64_t>(_mm256_movemask_ps((__m256)lanes));
+#elif defined(__SSE__)
+  return static_cast<uint64_t>(_mm_movemask_ps((__m128)lanes));
+#else
+  uint64_t bits = 0;
+  for (int l = 0; l < kWidth; ++l) bits |= static_cast<uint64_t>(lanes[l] != 0) << l;
   return bits;
 #endif
 }

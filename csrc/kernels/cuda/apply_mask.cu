@@ -1,5 +1,5 @@
 #include "kernels/apply_mask.h"
-#include "kernels/cuda/blocks.h"
+#include "kernels/cuda/mask.h"
 
 namespace bitpare {
 namespace {
@@ -11,20 +11,9 @@ __global__ void __launch_bounds__(kThreads) apply_mask_kernel(ApplyMask args, in
   if (first >= n) return;
   float values[kPerThread];
   load_pack(static_cast<const T*>(args.x), first, n, values);
-  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(args.mask);
-  if (math::in_logical_order(args.layout)) {
-    uint32_t bits = bytes[first / 8];
+  uint32_t bits = mask_bits(args.mask, args.layout, first, n);
 #pragma unroll
-    for (int e = 0; e < kPerThread; ++e) values[e] = bits >> e & 1 ? values[e] : 0.0f;
-  } else {
-    auto walk = math::MaskWalk::from(args.layout, first);
-#pragma unroll
-    for (int e = 0; e < kPerThread; ++e) {
-      if (first + e >= n) break;
-      values[e] = bytes[walk.bit / 8] >> (walk.bit % 8) & 1 ? values[e] : 0.0f;
-      math::MaskWalk::next(args.layout, &walk);
-    }
-  }
+  for (int e = 0; e < kPerThread; ++e) values[e] = bits >> e & 1 ? values[e] : 0.0f;
   store_pack(static_cast<T*>(args.y), first, n, values);
 }
 

@@ -1,4 +1,4 @@
-#include "kernels/cuda/blocks.h"
+#include "kernels/cuda/batch.h"
 #include "kernels/fake_quant_weights.h"
 
 namespace bitpare {
@@ -6,30 +6,6 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-
-// A kernel's parameters hold 4 KB.
-constexpr int64_t kWeights = 56;
-
-struct Chunk {
-  Weight weights[kWeights];
-  int32_t size;
-  bool power_of_two;
-};
-static_assert(sizeof(Chunk) <= 4096);
-
-// The weight that the block belongs to.
-BITPARE_INLINE const Weight& weight_of(const Chunk& chunk, int32_t block) {
-  int32_t low = 0, high = chunk.size;
-  while (high - low > 1) {
-    int32_t middle = (low + high) / 2;
-    if (chunk.weights[middle].first_block <= block) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return chunk.weights[low];
-}
 
 __device__ int32_t fold_warp(int32_t widest) {
   for (int half = kWarp / 2; half > 0; half /= 2) {
@@ -82,14 +58,15 @@ __device__ void scale_of_row(const Weight& w, bool power_of_two, int64_t row) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) weight_scales_kernel(Chunk chunk) {
-  const Weight& w = weight_of(chunk, static_cast<int32_t>(blockIdx.x));
+__global__ void __launch_bounds__(kThreads)
+    weight_scales_kernel(Batch<Weight> batch, bool power_of_two) {
+  const Weight& w = item_of(batch, static_cast<int32_t>(blockIdx.x));
   if (!w.control->observe) return;
   int64_t block = static_cast<int64_t>(blockIdx.x) - w.first_block;
   if (w.scales == 1) {
-    widest_of_part<T>(w, chunk.power_of_two, block);
+    widest_of_part<T>(w, power_of_two, block);
   } else {
-    scale_of_row<T>(w, chunk.power_of_two, block * kWarps + threadIdx.x / kWarp);
+    scale_of_row<T>(w, power_of_two, block * kWarps + threadIdx.x / kWarp);
   }
 }
 
@@ -115,8 +92,8 @@ BITPARE_INLINE uint32_t quantize_pack(const Weight& w, int64_t first, float* val
 
 // A thread takes eight neighbours, as in map(), and tells where one was clipped.
 template <class T>
-__global__ void __launch_bounds__(kThreads) fake_quant_weights_kernel(Chunk chunk) {
-  const Weight& w = weight_of(chunk, static_cast<int32_t>(blockIdx.x));
+__global__ void __launch_bounds__(kThreads) fake_quant_weights_kernel(Batch<Weight> batch) {
+  const Weight& w = item_of(batch, static_cast<int32_t>(blockIdx.x));
   int64_t block = static_cast<int64_t>(blockIdx.x) - w.first_block, n = w.n;
   int64_t first = block * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
   int64_t words = (n + 63) / 64;
@@ -135,57 +112,35 @@ __global__ void __launch_bounds__(kThreads) fake_quant_weights_kernel(Chunk chun
 }
 
 // Before any of them is set.
-__global__ void __launch_bounds__(kThreads) clear_clipped(Chunk chunk) {
+__global__ void __launch_bounds__(kThreads) clear_clipped(Batch<Weight> batch) {
   int32_t i = static_cast<int32_t>(threadIdx.x);
-  if (i < chunk.size) chunk.weights[i].inside[(chunk.weights[i].n + 63) / 64] = 0;
-}
-static_assert(kWeights <= kThreads);
-
-// f(chunk, blocks, T*) for up to kWeights weights of one type at a time; blocks_of(w) of them each.
-template <class BlocksOf, class F>
-void for_each_chunk(const Weight* weights, int64_t size, BlocksOf blocks_of, F f) {
-  for (DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
-    Chunk chunk = {};
-    int64_t blocks = 0;
-    auto flush = [&] {
-      if (chunk.size > 0) with_type(dtype, [&](auto* type) { f(chunk, blocks, type); });
-      blocks = chunk.size = 0;
-    };
-    for (int64_t i = 0; i < size; ++i) {
-      if (weights[i].dtype != dtype) continue;
-      if (chunk.size == kWeights) flush();
-      Weight& w = chunk.weights[chunk.size++] = weights[i];
-      w.first_block = static_cast<int32_t>(blocks);
-      blocks += blocks_of(w);
-    }
-    flush();
-  }
+  if (i < batch.size) batch.items[i].inside[(batch.items[i].n + 63) / 64] = 0;
 }
 
 }  // namespace
 
-// x in once. One launch for up to kWeights weights, whose pointers go with it.
+// x in once. One launch for as many weights as fit a kernel's parameters.
 void weight_scales(const WeightScales& args, const OnCuda& cuda) {
   auto blocks_of = [](const Weight& w) {
     if (w.n == 0) return int64_t{0};
     return w.scales == 1 ? blocks_for(w.n, kPart) : blocks_for(w.scales, kWarps);
   };
-  for_each_chunk(args.weights, args.size, blocks_of,
-                 [&]<class T>(Chunk& chunk, int64_t blocks, T*) {
-                   chunk.power_of_two = args.power_of_two;
+  for_each_batch(args.weights, args.size, blocks_of,
+                 [&]<class T>(const Batch<Weight>& batch, int64_t blocks, T*) {
                    if (blocks > 0)
-                     launch(weight_scales_kernel<T>, blocks, kThreads, cuda.stream, chunk);
+                     launch(weight_scales_kernel<T>, blocks, kThreads, cuda.stream, batch,
+                            args.power_of_two);
                  });
 }
 
 // x in, y and bits out, and before that one small launch for the words that tell what was clipped.
 void fake_quant_weights(const FakeQuantWeights& args, const OnCuda& cuda) {
   auto blocks_of = [](const Weight& w) { return blocks_for(w.n, kPerBlock); };
-  for_each_chunk(args.weights, args.size, blocks_of,
-                 [&]<class T>(Chunk& chunk, int64_t blocks, T*) {
-                   launch(clear_clipped, 1, kThreads, cuda.stream, chunk);
+  for_each_batch(args.weights, args.size, blocks_of,
+                 [&]<class T>(const Batch<Weight>& batch, int64_t blocks, T*) {
+                   launch(clear_clipped, 1, kThreads, cuda.stream, batch);
                    if (blocks > 0)
-                     launch(fake_quant_weights_kernel<T>, blocks, kThreads, cuda.stream, chunk);
+                     launch(fake_quant_weights_kernel<T>, blocks, kThreads, cuda.stream, batch);
                  });
 }
 

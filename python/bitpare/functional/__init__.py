@@ -26,7 +26,14 @@ from bitpare.functional.fakes import (
     mean_magnitude,
     ternarize,
 )
-from bitpare.functional.masks import apply_mask, pack_mask, unpack_mask
+from bitpare.functional.masks import (
+    apply_mask,
+    masked_fake_quant,
+    pack_mask,
+    remask_,
+    select_mask,
+    unpack_mask,
+)
 from bitpare.functional.ranges import (
     histogram_range,
     minmax,
@@ -55,6 +62,7 @@ __all__ = [
     "fake_quant_lsq",
     "fake_quant_weights",
     "histogram_range",
+    "masked_fake_quant",
     "mean_magnitude",
     "minmax",
     "minmax_histogram",
@@ -64,6 +72,8 @@ __all__ = [
     "pack_mask",
     "qparams",
     "quantize",
+    "remask_",
+    "select_mask",
     "ternarize",
     "track_oscillations_",
     "unpack_bits",

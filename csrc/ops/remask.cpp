@@ -1,0 +1,70 @@
+#include "kernels/remask.h"
+
+#include "ops/control.h"
+#include "ops/mask.h"
+
+namespace bitpare::ops {
+namespace {
+
+using at::TensorList;
+
+constexpr const char* kOp = "remask_";
+
+void check(TensorList tensors, TensorList masks) {
+  TORCH_CHECK(tensors.size() == masks.size(), kOp, ": masks must be ", tensors.size(),
+              ", one for each tensor, got ", masks.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& t = tensors[i];
+    int64_t bytes = t.element_size();
+    TORCH_CHECK(t.layout() == at::kStrided && bytes <= 8 && !t.is_complex(), kOp, ": tensors[", i,
+                "] must be dense, with elements of 1, 2, 4 or 8 bytes, got ", t.scalar_type());
+    TORCH_CHECK(t.device() == tensors[0].device(), kOp, ": tensors must be on one device, got ",
+                tensors[0].device(), " and ", t.device());
+    check_mask(kOp, masks[i], t.sym_numel(), t.device());
+  }
+}
+
+template <class Device>
+void body(TensorList tensors, TensorList masks) {
+  check(tensors, masks);
+  if (tensors.empty()) return;
+  Device::require(kOp, tensors[0]);
+  std::vector<Tensor> words, copies(tensors.size());
+  std::vector<Masked> items;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    auto format = tensors[i].suggest_memory_format();
+    bool dense = tensors[i].is_contiguous(format);
+    if (!dense) copies[i] = tensors[i].contiguous();
+    const Tensor& t = dense ? tensors[i] : copies[i];
+    words.push_back(masks[i].contiguous());
+    items.push_back({t.data_ptr(), static_cast<const uint64_t*>(words[i].const_data_ptr()),
+                     mask_layout(t, dense ? format : at::MemoryFormat::Contiguous), t.numel(),
+                     static_cast<int32_t>(t.element_size()), 0});
+  }
+  Remask args = {items.data(), static_cast<int64_t>(items.size())};
+  Device::run(tensors[0], [&](const auto& where) { remask(args, where); });
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (copies[i].defined()) tensors[i].copy_(copies[i]);
+  }
+}
+
+void written(c10::DispatchKeySet keys, TensorList tensors, TensorList masks) {
+  static auto op = find_op<void(TensorList, TensorList)>("bitpare::remask_");
+  for (const Tensor& t : tensors) bump_version(t);
+  op.redispatch(keys & c10::after_ADInplaceOrView_keyset, tensors, masks);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def("remask_(Tensor(a!)[] tensors, Tensor[] masks) -> ()", tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("remask_", body<Cpu>); }
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("remask_", body<Cuda>); }
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("remask_", check); }
+TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("remask_", written); }
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("remask_", torch::CppFunction::makeFallthrough());
+}
+
+}  // namespace bitpare::ops
