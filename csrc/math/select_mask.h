@@ -23,34 +23,36 @@ BITPARE_INLINE typename Value<V>::Uint order_key(V score) {
   return (Uint)(bits ^ ((bits >> 31) | static_cast<int32_t>(0x80000000u)));
 }
 
-// The k-th least key is found digit by digit, from the highest on.
-struct Digit {
-  int32_t shift, bits;
+// Keys of numbers are those from kLeastKey on, this many; the others are of NaN.
+constexpr uint32_t kLeastKey = 0x007fffff, kNumberKeys = 0xff800000 - kLeastKey + 1;
+
+// The k-th least key lies in a window, `low` and the kBuckets << shift keys from there on. Counting
+// the keys of each bucket tells which one it lies in, which is the next window.
+struct Window {
+  uint32_t low;
+  int32_t shift;
 };
 
-constexpr int32_t kDigits = 3, kBuckets = 2048;
+constexpr int32_t kBucketBits = 11, kBuckets = 1 << kBucketBits;
+constexpr Window kWholeWindow = {0, 32 - kBucketBits};
+constexpr int32_t kPasses = 3;  // from the whole window to a single key
 
-BITPARE_INLINE Digit digit_of(int32_t pass) {
-  return pass == 0 ? Digit{21, 11} : pass == 1 ? Digit{10, 11} : Digit{0, 10};
-}
-
+// The bucket of a key; kBuckets or more outside the window.
 template <class U>
-BITPARE_INLINE U bucket_of(U key, Digit d) {
-  return (key >> d.shift) & static_cast<uint32_t>((1 << d.bits) - 1);
+BITPARE_INLINE U bucket_of(U key, const Window& w) {
+  return (key - w.low) >> w.shift;
 }
 
-// What is known of the k-th least key: its digits above those still looked for. below: how many of
-// the candidates that share them are to be pruned.
+BITPARE_INLINE Window window_of_bucket(const Window& w, int32_t bucket) {
+  uint32_t low = w.low + (static_cast<uint32_t>(bucket) << w.shift);
+  return {low, w.shift > kBucketBits ? w.shift - kBucketBits : 0};
+}
+
+// below: how many of the candidates from the window's first key on are to be pruned.
 struct Search {
-  uint32_t prefix;
+  Window window;
   int64_t below;
 };
-
-// Whether a key may still be the one; none of its digits is known before the first pass.
-template <class U>
-BITPARE_INLINE auto shares_prefix(U key, const Search& s, Digit d) {
-  return (key >> (d.shift + d.bits)) == s.prefix;
-}
 
 BITPARE_INLINE bool is_kept(const uint64_t* mask, int64_t i) {
   return mask[i / 64] >> (i % 64) & 1;

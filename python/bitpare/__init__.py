@@ -9,7 +9,7 @@ from bitpare import _load
 
 _load.load()
 
-from bitpare import functional, report  # noqa: E402
+from bitpare import functional, prune, report  # noqa: E402
 from bitpare._build_info import version as __version__  # noqa: E402
 from bitpare.errors import Uncalibrated, Unsupported  # noqa: E402
 from bitpare.quant.calibrate import calibrate  # noqa: E402
@@ -35,6 +35,7 @@ __all__ = [
     "functional",
     "param_groups",
     "prepare",
+    "prune",
     "reestimate_bn",
     "report",
 ]

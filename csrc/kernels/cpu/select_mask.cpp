@@ -5,8 +5,8 @@
 namespace bitpare {
 namespace {
 
-using math::Digit;
 using math::Search;
+using math::Window;
 
 int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t ones(uint64_t word) { return __builtin_popcountll(word); }
@@ -72,67 +72,114 @@ BITPARE_INLINE Keys keys_of(const Scores& s, int64_t i) {
   return keys;
 }
 
-// The bits of the keys for which f, a comparison of vectors, is true.
+// The bits that f gives of each vector of keys.
 template <class F>
 BITPARE_INLINE uint64_t bits_where(const Keys& keys, F f) {
   uint64_t word = 0;
 #pragma GCC unroll 16
-  for (int64_t k = 0; k < kVectors; ++k) word |= true_bits((VecInt)f(keys.at[k])) << (k * kWidth);
+  for (int64_t k = 0; k < kVectors; ++k) word |= f(keys.at[k]) << (k * kWidth);
   return word;
 }
 
 VecUint splat_key(uint32_t key) { return VecUint{} + key; }
 
-template <class T>
-bool holds_nan(const Scores& s, int64_t first, int64_t last) {
-  uint64_t same = ~0ull >> (kBlock - kWidth);
-  for (int64_t i = first; i < last; i += kWidth) {
-    Vec x = scores_at(static_cast<const T*>(s.x), i, s.n);
-    same &= equal_bits(x, x);
-  }
-  return same != ~0ull >> (kBlock - kWidth);
+bool holds_nan(const Keys& keys) {
+  VecUint least = splat_key(math::kLeastKey), count = splat_key(math::kNumberKeys);
+  return ~bits_where(keys, [&](VecUint key) { return less_bits(key - least, count); });
 }
 
 // Several counters for each bucket, since neighbours often share one.
 constexpr int64_t kCopies = 4;
 
-// Adds what the candidates of a piece have in the digit, where they share what is known.
-template <class T>
-void count_digit(const Scores& s, const Pool& pool, int32_t pass, const Search& search,
-                 int64_t first, int64_t last, int32_t* counts) {
-  Digit d = math::digit_of(pass);
-  for (int64_t i = first; i < last; i += kBlock) {
-    uint64_t wanted = pool.candidates(s, i);
-    if (!wanted) continue;
-    Keys keys = keys_of<T>(s, i);
-    if (pass > 0) {
-      wanted &= bits_where(keys, [&](VecUint key) { return math::shares_prefix(key, search, d); });
-      if (!wanted) continue;
-    }
-    uint32_t bucket[kBlock];
+// What candidates lie before a window, and in each of its buckets.
+struct Counts {
+  int64_t before = 0;
+  int32_t at[math::kBuckets * kCopies] = {};
+
+  int64_t of(int64_t bucket) const {
+    int64_t sum = 0;
+    for (int64_t c = 0; c < kCopies; ++c) sum += at[bucket * kCopies + c];
+    return sum;
+  }
+};
+
+// kFirst: what lies before the window is not known yet.
+template <bool kFirst>
+BITPARE_INLINE void count(const Keys& keys, uint64_t candidates, const Window& w, Counts* counts) {
+  if constexpr (kFirst) {
+    VecUint low = splat_key(w.low);
+    counts->before +=
+        ones(bits_where(keys, [&](VecUint key) { return less_bits(key, low); }) & candidates);
+  }
+  VecUint end = splat_key(math::kBuckets);
+  uint64_t wanted = candidates & bits_where(keys, [&](VecUint key) {
+                      return less_bits(math::bucket_of(key, w), end);
+                    });
+  if (!wanted) return;
+  uint32_t bucket[kBlock];
 #pragma GCC unroll 16
-    for (int64_t k = 0; k < kVectors; ++k) {
-      VecUint b = math::bucket_of(keys.at[k], d);
-      __builtin_memcpy(bucket + k * kWidth, &b, sizeof b);
-    }
-    if (wanted == ~0ull) {
-      for (int64_t j = 0; j < kBlock; ++j) ++counts[bucket[j] * kCopies + j % kCopies];
-    } else {
-      for (; wanted; wanted &= wanted - 1) {
-        int64_t j = __builtin_ctzll(wanted);
-        ++counts[bucket[j] * kCopies + j % kCopies];
-      }
-    }
+  for (int64_t k = 0; k < kVectors; ++k) {
+    VecUint b = math::bucket_of(keys.at[k], w);
+    __builtin_memcpy(bucket + k * kWidth, &b, sizeof b);
+  }
+  if (wanted == ~0ull) {
+    for (int64_t j = 0; j < kBlock; ++j) ++counts->at[bucket[j] * kCopies + j % kCopies];
+    return;
+  }
+  for (; wanted; wanted &= wanted - 1) {
+    int64_t j = __builtin_ctzll(wanted);
+    ++counts->at[bucket[j] * kCopies + j % kCopies];
   }
 }
 
-// The digit of the last one to be pruned, from how many candidates have each.
-void take_digit(const int64_t* total, Digit d, Search* search) {
-  int64_t bucket = 0;
-  while (bucket < math::kBuckets - 1 && total[bucket] < search->below) {
-    search->below -= total[bucket++];
+// Goes on to the bucket of the last one to be pruned; false where the window does not hold it.
+template <class CountOf>
+bool take_bucket(int64_t before, CountOf count_of, Search* search) {
+  int64_t below = search->below - before;
+  if (below <= 0) return false;
+  for (int32_t bucket = 0; bucket < math::kBuckets; ++bucket) {
+    int64_t here = count_of(bucket);
+    if (below <= here) {
+      *search = {math::window_of_bucket(search->window, bucket), below};
+      return true;
+    }
+    below -= here;
   }
-  search->prefix = search->prefix << d.bits | static_cast<uint32_t>(bucket);
+  return false;
+}
+
+// Keys that stand for all candidates: a guess of the window takes the place of a pass over them.
+constexpr int64_t kSample = 8192;
+// Neighbours are alike, so that few of them are taken from one place.
+constexpr int64_t kSampledNeighbours = 16;
+
+// The key of a rank among the sample.
+uint32_t key_of_rank(const uint32_t* keys, int64_t size, int64_t rank) {
+  Search search = {math::kWholeWindow, rank + 1};
+  for (int32_t pass = 0; pass < math::kPasses; ++pass) {
+    int32_t counts[math::kBuckets] = {};
+    for (int64_t i = 0; i < size; ++i) {
+      uint32_t bucket = math::bucket_of(keys[i], search.window);
+      if (bucket < math::kBuckets) ++counts[bucket];
+    }
+    take_bucket(0, [&](int32_t bucket) { return counts[bucket]; }, &search);
+  }
+  return search.window.low;
+}
+
+// A window around the rank `below` of `all` that the sample allows for.
+Window guessed_window(const uint32_t* keys, int64_t size, int64_t below, int64_t all) {
+  double share = static_cast<double>(below) / static_cast<double>(all);
+  int64_t rank = static_cast<int64_t>(share * static_cast<double>(size));
+  int64_t margin = 16;  // of several times what chance does: 4 sqrt(size share (1 - share))
+  double spread = 16.0 * static_cast<double>(size) * share * (1.0 - share);
+  while (static_cast<double>(margin * margin) < spread) margin += 16;
+  int64_t first = rank - margin, last = rank + margin;
+  uint32_t low = first < 0 ? 0 : key_of_rank(keys, size, first);
+  uint32_t high = last >= size ? ~0u : key_of_rank(keys, size, last);
+  int32_t shift = 0;
+  while ((high - low) >> shift >= math::kBuckets) ++shift;
+  return {low, shift};
 }
 
 // Bits that are pruned by their score, and those of the threshold itself.
@@ -142,8 +189,8 @@ struct Verdict {
 
 BITPARE_INLINE Verdict verdict_of(const Keys& keys, uint32_t threshold, uint64_t candidates) {
   VecUint t = splat_key(threshold);
-  return {bits_where(keys, [&](VecUint key) { return key < t; }) & candidates,
-          bits_where(keys, [&](VecUint key) { return key == t; }) & candidates};
+  return {bits_where(keys, [&](VecUint key) { return less_bits(key, t); }) & candidates,
+          bits_where(keys, [&](VecUint key) { return equal_bits(key, t); }) & candidates};
 }
 
 // The mask of a piece, ties still in it, and how many of those each part has.
@@ -154,7 +201,7 @@ void write_piece(const Scores& s, const Pool& pool, const Search* search, int64_
     if ((i - first) % kSelectPart == 0) ties[i / kSelectPart] = 0;
     uint64_t candidates = pool.candidates(s, i), pruned = pool.pruned(s, i);
     if (search && candidates) {
-      Verdict v = verdict_of(keys_of<T>(s, i), search->prefix, candidates);
+      Verdict v = verdict_of(keys_of<T>(s, i), search->window.low, candidates);
       pruned |= v.below;
       ties[i / kSelectPart] += ones(v.equal);
     }
@@ -180,19 +227,32 @@ void prune_ties(const Scores& s, const Pool& pool, uint32_t threshold, int64_t p
 
 class Selection {
  public:
-  Selection(const Active& active, int64_t* ties, ParallelFor parallel_for)
-      : active_(active), ties_(ties), parallel_for_(parallel_for) {}
+  Selection(const Active& active, int64_t* ties, int64_t* nan, ParallelFor parallel_for)
+      : active_(active), ties_(ties), nan_(nan), parallel_for_(parallel_for) {}
 
   // Writes masks that prune the first `pruned` of all elements.
   void run(int64_t pruned) {
-    int64_t masked = count_masked();
+    int64_t all = 0, masked = count_masked();
+    for (int64_t i = 0; i < active_.size; ++i) all += active_.size_of(i);
     pool_.from_masked = pruned <= masked;
-    search_ = {0, pool_.from_masked ? pruned : pruned - masked};
+    int64_t candidates = pool_.from_masked ? masked : all - masked;
+    search_ = {math::kWholeWindow, pool_.from_masked ? pruned : pruned - masked};
     if (search_.below == 0) {
+      find_nan();
       write(nullptr);
       return;
     }
-    for (int32_t pass = 0; pass < math::kDigits; ++pass) narrow(pass);
+    Search whole = search_;
+    if (candidates > 16 * kSample) guess(all, candidates);
+    bool single = search_.window.shift == 0;
+    while (!narrow<true>()) {
+      search_ = whole;
+      single = false;
+    }
+    while (!single) {
+      single = search_.window.shift == 0;
+      narrow<false>();
+    }
     write(&search_);
     share_ties();
   }
@@ -210,24 +270,68 @@ class Selection {
     return masked;
   }
 
-  void narrow(int32_t pass) {
-    int64_t total[math::kBuckets] = {};
+  void note_nan(const Scores& s) { __atomic_store_n(nan_, s.index, __ATOMIC_RELAXED); }
+
+  void find_nan() {
+    parallel_parts(parallel_for_, active_, [&](int64_t i, int64_t first, int64_t last) {
+      const Scores& s = active_.scores[i];
+      with_type(s.dtype, [&]<class T>(T*) {
+        for (int64_t e = first; e < last; e += kBlock) {
+          if (holds_nan(keys_of<T>(s, e))) note_nan(s);
+        }
+      });
+    });
+  }
+
+  // Starts the search in a window that a sample of all elements suggests.
+  void guess(int64_t all, int64_t candidates) {
+    uint32_t sample[kSample];
+    int64_t size = 0, next = 0, stride = (all / kSample + 1) * kSampledNeighbours;
+    for (int64_t i = 0; i < active_.size; ++i) {
+      const Scores& s = active_.scores[i];
+      for (; next < active_.size_of(i) && size + kSampledNeighbours <= kSample; next += stride) {
+        int64_t e = next / kBlock * kBlock;
+        uint64_t wanted = pool_.candidates(s, e) & ~(~0ull << kSampledNeighbours);
+        with_type(s.dtype, [&]<class T>(T*) {
+          Keys keys = keys_of<T>(s, e);
+          for (; wanted; wanted &= wanted - 1) {
+            int64_t j = __builtin_ctzll(wanted);
+            sample[size++] = keys.at[j / kWidth][j % kWidth];
+          }
+        });
+      }
+      next -= next < active_.size_of(i) ? 0 : active_.size_of(i);
+    }
+    if (size < kBlock) return;
+    search_.window = guessed_window(sample, size, search_.below, candidates);
+  }
+
+  // One pass over all candidates; false where the window does not hold the threshold.
+  template <bool kFirst>
+  bool narrow() {
+    int64_t before = 0, total[math::kBuckets] = {};
     Search known = search_;
     Pool pool = pool_;
     parallel_for_pieces([&](auto each) {
-      int32_t counts[math::kBuckets * kCopies] = {};
+      Counts counts;
       each([&](int64_t i, int64_t first, int64_t last) {
         const Scores& s = active_.scores[i];
-        with_type(s.dtype,
-                  [&]<class T>(T*) { count_digit<T>(s, pool, pass, known, first, last, counts); });
+        with_type(s.dtype, [&]<class T>(T*) {
+          for (int64_t e = first; e < last; e += kBlock) {
+            uint64_t candidates = pool.candidates(s, e);
+            if (!kFirst && !candidates) continue;
+            Keys keys = keys_of<T>(s, e);
+            if (kFirst && holds_nan(keys)) note_nan(s);
+            count<kFirst>(keys, candidates, known.window, &counts);
+          }
+        });
       });
+      __atomic_fetch_add(&before, counts.before, __ATOMIC_RELAXED);
       for (int64_t b = 0; b < math::kBuckets; ++b) {
-        int64_t sum = 0;
-        for (int64_t c = 0; c < kCopies; ++c) sum += counts[b * kCopies + c];
-        if (sum) __atomic_fetch_add(total + b, sum, __ATOMIC_RELAXED);
+        if (int64_t sum = counts.of(b)) __atomic_fetch_add(total + b, sum, __ATOMIC_RELAXED);
       }
     });
-    take_digit(total, math::digit_of(pass), &search_);
+    return take_bucket(before, [&](int32_t bucket) { return total[bucket]; }, &search_);
   }
 
   // f(each) on every thread, with each(g) calling g(i, first, last) for the thread's pieces, which
@@ -278,14 +382,14 @@ class Selection {
       const int64_t* counts = ties_of(i);
       with_type(s.dtype, [&]<class T>(T*) {
         for (int64_t p = first / kSelectPart; p * kSelectPart < last; ++p) {
-          if (counts[p] > 0) prune_ties<T>(s, pool_, search_.prefix, p, counts[p]);
+          if (counts[p] > 0) prune_ties<T>(s, pool_, search_.window.low, p, counts[p]);
         }
       });
     });
   }
 
   Active active_;
-  int64_t* ties_;
+  int64_t *ties_, *nan_;
   ParallelFor parallel_for_;
   Pool pool_ = {};
   Search search_ = {};
@@ -299,18 +403,19 @@ int64_t kept_by(const Scores& s) {
 
 // A tensor that would keep too little is settled by itself, and the others make up for it; then the
 // threshold only rises, so that it would be settled the same in the end.
-void select_group(const Scores* scores, int64_t size, uint8_t* settled, int64_t* ties,
+void select_group(const Scores* scores, int64_t size, const SelectMask& args,
                   ParallelFor parallel_for) {
+  uint8_t* settled = args.settled;
   int64_t left = scores[0].pruned;
   for (int64_t i = 0; i < size; ++i) settled[i] = 0;
   for (bool again = true; again;) {
     again = false;
-    Selection({scores, settled, size}, ties, parallel_for).run(left);
+    Selection({scores, settled, size}, args.ties, args.nan, parallel_for).run(left);
     for (int64_t i = 0; i < size; ++i) {
       const Scores& s = scores[i];
       if (settled[i] || kept_by(s) >= s.least) continue;
       uint8_t alone = 0;
-      Selection({&s, &alone, 1}, ties, parallel_for).run(s.n - s.least);
+      Selection({&s, &alone, 1}, args.ties, args.nan, parallel_for).run(s.n - s.least);
       settled[i] = 1;
       left -= s.n - s.least;
       again = true;
@@ -318,27 +423,14 @@ void select_group(const Scores* scores, int64_t size, uint8_t* settled, int64_t*
   }
 }
 
-void find_nan(const SelectMask& args, ParallelFor parallel_for) {
-  parallel_pieces<kSelectPart>(
-      parallel_for, args.size, [&](int64_t i) { return args.scores[i].n; },
-      [&](int64_t i, int64_t first, int64_t last) {
-        const Scores& s = args.scores[i];
-        with_type(s.dtype, [&]<class T>(T*) {
-          if (holds_nan<T>(s, first, last)) __atomic_store_n(args.nan, i, __ATOMIC_RELAXED);
-        });
-      });
-}
-
 }  // namespace
 
-// Scores in once for NaN, once for each digit of the threshold, and once for the mask.
+// Scores in two or three times for the threshold, and once for the mask.
 template <>
 void select_mask(const SelectMask& args, const OnCpu<BITPARE_ISA>& cpu) {
-  find_nan(args, cpu.parallel_for);
-  if (*args.nan >= 0) return;
   for (int64_t begin = 0, end = 0; begin < args.size; begin = end) {
     while (end < args.size && args.scores[end].group == args.scores[begin].group) ++end;
-    select_group(args.scores + begin, end - begin, args.settled, args.ties, cpu.parallel_for);
+    select_group(args.scores + begin, end - begin, args, cpu.parallel_for);
   }
 }
 

@@ -113,6 +113,12 @@ BITPARE_INLINE uint64_t less_bits(Vec a, Vec b) {
 }
 // Of lanes that are all ones or 0.
 BITPARE_INLINE uint64_t true_bits(VecInt lanes) { return _mm512_movepi32_mask((__m512i)lanes); }
+BITPARE_INLINE uint64_t equal_bits(VecUint a, VecUint b) {
+  return _mm512_cmpeq_epu32_mask((__m512i)a, (__m512i)b);
+}
+BITPARE_INLINE uint64_t less_bits(VecUint a, VecUint b) {
+  return _mm512_cmplt_epu32_mask((__m512i)a, (__m512i)b);
+}
 // v where the lane's bit is set, elsewhere 0.
 BITPARE_INLINE Vec keep(Vec v, uint64_t bits) {
   return (Vec)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)v);
@@ -199,6 +205,9 @@ BITPARE_INLINE uint64_t true_bits(VecInt lanes) {
   return bits;
 #endif
 }
+
+BITPARE_INLINE uint64_t equal_bits(VecUint a, VecUint b) { return true_bits((VecInt)(a == b)); }
+BITPARE_INLINE uint64_t less_bits(VecUint a, VecUint b) { return true_bits((VecInt)(a < b)); }
 
 BITPARE_INLINE Vec keep(Vec v, uint64_t bits) {
 #if defined(__AVX2__)

@@ -4,7 +4,6 @@
 namespace bitpare {
 namespace {
 
-using math::Digit;
 using math::Search;
 
 // A block takes one part, a thread eight neighbours.
@@ -60,7 +59,8 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= batch.size) return;
   const Scores& s = batch.items[i];
   // The tensors of a group write the same.
-  groups[group_of(s, run)] = {{0, run.by_tensor ? s.n - s.least : s.pruned}, 0, false};
+  groups[group_of(s, run)] = {
+      {math::kWholeWindow, run.by_tensor ? s.n - s.least : s.pruned}, 0, false};
 }
 
 struct Count {
@@ -96,8 +96,8 @@ struct Buckets {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    count_digit_kernel(Batch<Scores> batch, const SelectGroup* groups, int64_t* buckets, Run run,
-                       int32_t pass) {
+    count_buckets_kernel(Batch<Scores> batch, const SelectGroup* groups, int64_t* buckets,
+                         Run run) {
   BITPARE_SHARED(Buckets, mine);
   const Scores& s = item_of(batch, static_cast<int32_t>(blockIdx.x));
   int32_t group = group_of(s, run);
@@ -107,12 +107,11 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   Eight e = eight_of(s, run);
   uint32_t candidates = candidates_of(e, g), keys[kPerThread];
-  Digit d = math::digit_of(pass);
   if (candidates) {
     keys_of<T>(s, e, keys);
     for (int j = 0; j < kPerThread; ++j) {
-      bool known = pass == 0 || math::shares_prefix(keys[j], g.search, d);
-      if ((candidates >> j & 1) && known) atomicAdd(&mine.at[math::bucket_of(keys[j], d)], 1u);
+      uint32_t bucket = math::bucket_of(keys[j], g.search.window);
+      if ((candidates >> j & 1) && bucket < math::kBuckets) atomicAdd(&mine.at[bucket], 1u);
     }
   }
   __syncthreads();
@@ -142,9 +141,9 @@ __device__ int64_t sum_before(Sums& sums, int64_t value, int64_t* all) {
   return before;
 }
 
-// A block takes one group: the digit of the last one to be pruned. Leaves the buckets empty.
+// A block takes one group: the bucket of the last one to be pruned. Leaves the buckets empty.
 __global__ void __launch_bounds__(kThreads)
-    take_digit_kernel(SelectGroup* groups, int64_t* buckets, int32_t pass) {
+    take_bucket_kernel(SelectGroup* groups, int64_t* buckets) {
   BITPARE_SHARED(Sums, sums);
   constexpr int kRun = math::kBuckets / kThreads;
   SelectGroup& g = groups[blockIdx.x];
@@ -157,8 +156,7 @@ __global__ void __launch_bounds__(kThreads)
     int bucket = 0;
     for (; before + mine[bucket] < wanted; ++bucket) before += mine[bucket];
     g.search.below = wanted - before;
-    g.search.prefix =
-        g.search.prefix << math::digit_of(pass).bits | static_cast<uint32_t>(first + bucket);
+    g.search.window = math::window_of_bucket(g.search.window, first + bucket);
   }
   for (int b = 0; b < kRun; ++b) mine[b] = 0;
 }
@@ -176,8 +174,8 @@ BITPARE_INLINE Verdict verdict_of(const Scores& s, const Eight& e, const SelectG
   keys_of<T>(s, e, keys);
 #pragma unroll
   for (int j = 0; j < kPerThread; ++j) {
-    v.below |= static_cast<uint32_t>(keys[j] < g.search.prefix) << j;
-    v.equal |= static_cast<uint32_t>(keys[j] == g.search.prefix) << j;
+    v.below |= static_cast<uint32_t>(keys[j] < g.search.window.low) << j;
+    v.equal |= static_cast<uint32_t>(keys[j] == g.search.window.low) << j;
   }
   return {v.below & candidates, v.equal & candidates};
 }
@@ -260,12 +258,12 @@ void search(const SelectMask& args, const Run& run, const OnCuda& cuda) {
   });
   launch(choose_kernel, blocks_for(group_count, kThreads), kThreads, cuda.stream, args.groups,
          group_count);
-  for (int32_t pass = 0; pass < math::kDigits; ++pass) {
+  for (int32_t pass = 0; pass < math::kPasses; ++pass) {
     each([&]<class T>(const Batch<Scores>& batch, int64_t blocks, T*) {
-      launch(count_digit_kernel<T>, blocks, kThreads, cuda.stream, batch, args.groups, args.buckets,
-             run, pass);
+      launch(count_buckets_kernel<T>, blocks, kThreads, cuda.stream, batch, args.groups,
+             args.buckets, run);
     });
-    launch(take_digit_kernel, group_count, kThreads, cuda.stream, args.groups, args.buckets, pass);
+    launch(take_bucket_kernel, group_count, kThreads, cuda.stream, args.groups, args.buckets);
   }
   each([&]<class T>(const Batch<Scores>& batch, int64_t blocks, T*) {
     launch(count_ties_kernel<T>, blocks, kThreads, cuda.stream, batch, args.groups, args.ties, run);
@@ -299,7 +297,7 @@ __global__ void __launch_bounds__(kThreads) select_n_of_m_kernel(SelectNOfM args
 
 }  // namespace
 
-// Scores in once for each digit, once for ties, and once for the mask; the same again for those
+// Scores in once for each window, once for ties, and once for the mask; the same again for those
 // that stay whatever their score, where there are any and a group has several tensors.
 void select_mask(const SelectMask& args, const OnCuda& cuda) {
   if (args.size == 0) return;

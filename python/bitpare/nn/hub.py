@@ -92,7 +92,7 @@ class _Members:
                 weight = owner._parameters.get(attribute)
                 if weight is None:  # parametrized
                     weight = getattr(owner, attribute)
-                if q.bypass or q.calibrating or is_sharded(weight):
+                if q.bypass or q.calibrating or q.mask is not None or is_sharded(weight):
                     continue
                 weights.append(weight)
                 quantizers.append(q)

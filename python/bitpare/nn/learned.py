@@ -13,6 +13,14 @@ from bitpare.quant.grid import Grid
 from bitpare.quant.spec import QSpec
 
 
+def kept_share(weight: Tensor, axis: int | None) -> Tensor:
+    """For each scale the share of a weight that is not 0: what was pruned has no part in its mean.
+    1 where all of it is."""
+    dims = [d for d in range(weight.dim()) if d != axis]
+    share = (weight.detach() != 0).float().mean(dims)
+    return torch.where(share > 0, share, 1.0)
+
+
 class _FromData(Quantizer):
     """A scale that starts from the first data seen and stands from then on.
 
@@ -118,7 +126,10 @@ class LearnedQuantizer(_FromData):
             return
         x, axis = self._rows(x)
         low, high = bpf.minmax(x, axis=axis)
-        batch = torch.stack([low, high, bpf.mean_magnitude(x, axis=axis)]).reshape(3, -1)
+        magnitude = bpf.mean_magnitude(x, axis=axis)
+        if self.role == "weight":
+            magnitude = magnitude / kept_share(x, axis)
+        batch = torch.stack([low, high, magnitude]).reshape(3, -1)
         usable = torch.isfinite(batch).all()
         self.statistics += torch.where(usable, batch, 0)
         self.count += usable
@@ -188,7 +199,7 @@ class BinaryQuantizer(Quantizer):
         grid, estimator = self.grid, self.spec.estimator
         if self.ternary:
             return bpf.ternarize(x, axis=grid.axis, group=grid.group, estimator=estimator)
-        return bpf.binarize(
+        y = bpf.binarize(
             x,
             self.scale,
             levels=self.levels,
@@ -196,6 +207,17 @@ class BinaryQuantizer(Quantizer):
             group=grid.group,
             estimator=estimator,
         )
+        if self.mask is None or self.scale is not None:
+            return y
+        rows, axis = self._rows(x)  # the mean magnitude is that of what the mask keeps
+        share = kept_share(rows, axis)
+        if axis is not None:
+            share = share.view([-1 if d == axis else 1 for d in range(rows.dim())])
+        return (y.view_as(rows) / share).view_as(y)
+
+    @property
+    def holds_zero(self) -> bool:
+        return self.ternary
 
     def integer_form(self) -> str:
         return "ternary" if self.ternary else "binary"
@@ -220,8 +242,12 @@ class LearnedBinaryQuantizer(_FromData, BinaryQuantizer):
     def observe(self, x: Tensor) -> None:
         if int(self.count) == 0:
             assert self.scale is not None
-            magnitude = bpf.mean_magnitude(x, axis=self.grid.axis, group=self.grid.group)
-            self.scale.copy_(magnitude.reshape(-1))
+            magnitude = bpf.mean_magnitude(x, axis=self.grid.axis, group=self.grid.group).reshape(
+                -1
+            )
+            if self.role == "weight":
+                magnitude = magnitude / kept_share(*self._rows(x))
+            self.scale.copy_(magnitude)
             self.count.fill_(1)
 
     def _set_scale(self) -> None:
@@ -241,6 +267,10 @@ class DorefaQuantizer(Quantizer):
 
     def quantize(self, x: Tensor) -> Tensor:
         return self._where_on(self._on_levels, x)
+
+    @property
+    def holds_zero(self) -> bool:
+        return self.role == "activation"
 
     def _on_levels(self, x: Tensor) -> Tensor:
         top = 2**self.bits - 1

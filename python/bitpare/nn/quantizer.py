@@ -63,6 +63,7 @@ class Quantizer(nn.Module):
     """
 
     control: Tensor
+    mask: Tensor | None
 
     def __init__(self, spec: QSpec, grid: Grid, name: str, role: str) -> None:
         super().__init__()
@@ -75,6 +76,9 @@ class Quantizer(nn.Module):
         self.passing = Passing()
         # Whether the BatchNorm before may quantize in this one's stead: it says so at each call.
         self.follows_norm = False
+        # Of a weight: a packed mask, if the forward pass has to apply it.
+        self.register_buffer("mask", None, persistent=False)
+        self.mask_mode = "hard"
         # The modules that then see the result early: where one has hooks, nothing is fused.
         self.watched: tuple[nn.Module, ...] = ()
         values = [grid.quant_min, grid.quant_max, 1, 1, 0]
@@ -90,6 +94,9 @@ class Quantizer(nn.Module):
         if self.passing.done:
             self.passing.done = False
             return x
+        mask = self._buffers["mask"]
+        if mask is not None:
+            return self._masked(x, mask)
         if self.bypass or self.calibrating or not self.fast:
             value = x if other is None else x + other
             value = (ACTIVATIONS[activation] if plain is None else plain)(value)
@@ -100,6 +107,19 @@ class Quantizer(nn.Module):
                 return value
             return self.quantize(value)
         return self.quantize_fast(x, other, activation)
+
+    def _masked(self, weight: Tensor, mask: Tensor) -> Tensor:
+        """The quantized value of a masked weight; 0 where it is masked, whatever the grid."""
+        weight = bpf.apply_mask(weight, mask, mode=self.mask_mode)
+        if self.bypass or self.calibrating:
+            return weight
+        value = self.quantize(weight)
+        return value if self.holds_zero else bpf.apply_mask(value, mask, mode=self.mask_mode)
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is quantized to 0."""
+        return True
 
     fast = False
     may_observe = True  # False where a range was given

@@ -218,9 +218,14 @@ class RangeQuantizer(Quantizer):
             low, high = self._range_of_histogram(histogram)
         elif method == "sigma":
             dims = [d for d in range(x.dim()) if d != axis] or [0]
-            values = x.float()
-            mean = values.mean(dims)
-            deviation = values.var(dims, correction=0).sqrt() * spec.sigma
+            values, counts = x.float(), torch.ones_like(x, dtype=torch.float32)
+            if self.role == "weight":  # what was pruned has no part in it
+                counts = (x != 0).float()
+            count = counts.sum(dims, keepdim=True).clamp(min=1)
+            centre = values.sum(dims, keepdim=True) / count
+            variance = ((values - centre).square() * counts).sum(dims) / count.view(-1)
+            mean = centre.view(-1) if axis is not None else centre.view(())
+            deviation = variance.view_as(mean).sqrt() * spec.sigma
             low, high = mean - deviation, mean + deviation
         else:
             low, high = bpf.minmax(x, axis=axis)

@@ -13,7 +13,7 @@ from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer, refresh_scales
 from bitpare.nn.weights import QuantizedWeight, is_sharded, quantized_weights
 from bitpare.quant.names import find_hub, unwrapped
-from bitpare.quant.steps import found_inf_of
+from bitpare.steps import found_inf_of
 
 _STATE = {
     "code": torch.int16,

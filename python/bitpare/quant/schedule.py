@@ -11,7 +11,7 @@ from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.names import find_hub, unwrapped
 from bitpare.quant.oscillation import Oscillations
-from bitpare.quant.steps import StepCounter
+from bitpare.steps import StepCounter
 
 
 def _in_force(changes: list[tuple[float, Any]], step: int) -> Any:

@@ -34,9 +34,10 @@ class StepCounter:
         self._skipped: Tensor | None = None  # of those, on the device
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.register_step_post_hook(self._after_step)
+        optimizer.register_step_post_hook(self.after_step)
 
-    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """The hook that counts."""
         found_inf = found_inf_of(optimizer)
         if found_inf is not None:
             skipped = (found_inf > 0).to(torch.int64).reshape(())
@@ -64,6 +65,11 @@ class StepCounter:
         skipped = 0 if self._skipped is None else int(self._skipped)
         self._known += self._hooks - skipped
         self._hooks, self._skipped = 0, None
+
+    def span(self) -> tuple[int, int]:
+        """The next step to be applied is after the first and at most the second: of those since the
+        count was read, some may have been skipped."""
+        return self._known, self._known + self._hooks + 1
 
     def count(self) -> int:
         self._read()

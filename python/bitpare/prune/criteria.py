@@ -1,0 +1,51 @@
+"""How much each weight matters: the least is pruned first."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bitpare.prune.targets import Target
+
+# Scores from what training shows: they are summed up at every step.
+FROM_GRADIENTS = ("taylor", "movement")
+CRITERIA = ("l1", "l2", "random", "fpgm", *FROM_GRADIENTS)
+Criterion = str | Callable[[str, Tensor], Tensor]
+
+
+def added_by_step(criterion: str, weight: Tensor, gradient: Tensor) -> Tensor:
+    """What one step adds to the sum.
+
+    taylor: the square of the first-order change of the loss (Molchanov et al. 2019, eq. 8).
+    movement: how far the step moves the weight away from 0 (Sanh et al. 2020, eq. 4).
+    """
+    change = weight.detach().float() * gradient.float()
+    return change.square() if criterion == "taylor" else -change
+
+
+def scores_of(criterion: Criterion, target: Target, seed: int) -> Tensor:
+    """A score for each element, from the weight alone."""
+    weight = target.value.detach()
+    if callable(criterion):
+        found = criterion(target.name, weight)
+        if found.shape != weight.shape:
+            raise ValueError(
+                f"Pruner: criterion gave {tuple(found.shape)} scores for {target.name} of shape "
+                f"{tuple(weight.shape)}"
+            )
+        return found.detach()
+    if criterion == "l1":
+        return weight.abs()
+    if criterion == "l2":
+        return weight.float().square()
+    if criterion == "fpgm":
+        return _distances(weight)
+    generator = torch.Generator().manual_seed(seed)  # the same on every device
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+def _distances(weight: Tensor) -> Tensor:
+    """Of each filter the sum of its distances to the others (He et al. 2019, eq. 4)."""
+    rows = weight.float().flatten(1)
+    sums = torch.cdist(rows, rows).sum(1)
+    return sums.view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)

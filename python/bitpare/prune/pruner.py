@@ -1,0 +1,462 @@
+"""Pruner: masks that follow a schedule while a model trains."""
+
+import fnmatch
+import warnings
+import weakref
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from bitpare import functional as bpf
+from bitpare.prune.criteria import CRITERIA, FROM_GRADIENTS, Criterion, added_by_step, scores_of
+from bitpare.prune.hold import hold_mask, release_mask
+from bitpare.prune.regrowth import Regrowth
+from bitpare.prune.schedule import Schedule
+from bitpare.prune.targets import Target, find_targets
+from bitpare.quant.names import unwrapped
+from bitpare.steps import StepCounter
+
+_held: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that a pruner works on
+
+
+class Pruner:
+    """Prunes the weights of convolutions, linear, recurrent and attention layers, of a float or a
+    prepared model, as training goes on.
+
+    schedule: a `Schedule`; None: the weights that are exactly 0 now stay 0.
+    criterion: "l1", "l2" (of a block or filter; by element they agree), "taylor" and "movement"
+        (summed up over the steps since the last pruning), "fpgm" (with pattern "filter"), "random",
+        or a function of name and weight that gives a score for each element.
+    scope: "global" compares all weights, "local" prunes each to the same share; or {glob: sparsity}
+        for each, in proportion to the schedule's; weights that no glob matches are not pruned.
+    pattern: "element", "2:4", "block4x1", "filter", "channel"; see `functional.select_mask`.
+        Weights that it does not divide stay dense: ``dense`` lists them.
+    mode: "hard": weight, gradient and the optimizer's state are exactly 0 where pruned; "ste": the
+        weights live on behind their masks, gradients pass, and pruned ones may come back.
+    min_keep: how many elements (blocks, filters) of each weight stay whatever the schedule says.
+    ignore: globs of weights that are not pruned.
+    regrow: a `Regrowth`: at its steps some pruned weights come back, for others.
+
+    The masks are a pure function of the number of applied steps and what was trained:
+    ``attach(optimizer)`` counts steps, or call ``step()`` after each one.
+
+    >>> model = nn.Linear(4, 2)
+    >>> pruner = Pruner(model, Schedule.one_shot(0.5))
+    >>> int((model.weight == 0).sum())
+    4
+    >>> print(pruner)
+    Pruner at step 0: 4 of 8 weights pruned (50.0 %)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule | None = None,
+        *,
+        criterion: Criterion = "l1",
+        scope: str | Mapping[str, float] = "global",
+        pattern: str = "element",
+        mode: str = "hard",
+        min_keep: int = 1,
+        ignore: Sequence[str] = (),
+        regrow: Regrowth | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = unwrapped(model)
+        self.schedule, self.criterion, self.pattern = schedule, criterion, pattern
+        self.mode, self.min_keep, self.regrow, self.seed = mode, min_keep, regrow, seed
+        self._check_options()
+        if self.model in _held:
+            raise ValueError("Pruner: the model has a pruner already; finalize or restore that one")
+        found = find_targets(self.model, ignore)
+        self.dense = [t.name for t in found if not self._fits(t)]
+        self.targets = [t for t in found if self._fits(t)]
+        if not self.targets:
+            raise ValueError(f"Pruner: pattern {pattern!r} fits no weight of the model")
+        self.scope, self._ratios = self._scope(scope)
+        self.masks = {t.name: _all_kept(t.value) for t in self.targets}
+        self._sums: dict[str, Tensor] = {}
+        self._rewound: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._warned = False
+        self.counter = StepCounter(self._events(), self._at_event)
+        _held.add(self.model)
+        for target in self.targets:
+            self._hook(target)
+        if schedule is None:
+            self._set_masks([bpf.pack_mask(t.value.detach() != 0) for t in self.targets])
+        elif schedule.sparsity_at(0) > 0 or schedule.rewind == 0:
+            self._at_event(0)
+
+    def _check_options(self) -> None:
+        if not callable(self.criterion) and self.criterion not in CRITERIA:
+            raise ValueError(
+                f"Pruner: criterion must be one of {', '.join(CRITERIA)} or a function, got "
+                f"{self.criterion!r}"
+            )
+        if self.mode not in ("hard", "ste"):
+            raise ValueError(f"Pruner: mode must be hard or ste, got {self.mode!r}")
+        if self.criterion == "movement" and self.mode != "ste":
+            raise ValueError("Pruner: criterion 'movement' needs mode='ste', where weights live on")
+        if self.criterion == "fpgm" and self.pattern != "filter":
+            raise ValueError("Pruner: criterion 'fpgm' compares filters; use pattern='filter'")
+        if self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise TypeError(
+                f"Pruner: schedule must be a bp.prune.Schedule, got {type(self.schedule).__name__}"
+            )
+        if self._from_gradients() and self.schedule and self.schedule.sparsity_at(0) > 0:
+            raise ValueError(
+                f"Pruner: criterion {self.criterion!r} has seen no gradient before the first step; "
+                "let the schedule begin later"
+            )
+        if self.regrow is not None and self.pattern != "element":
+            raise ValueError("Pruner: regrowth goes with pattern='element'")
+
+    def _from_gradients(self) -> bool:
+        return self.criterion in FROM_GRADIENTS
+
+    def _fits(self, target: Target) -> bool:
+        try:
+            probe = target.value.detach().to("meta", torch.float32)
+            bpf.select_mask([probe], 0.5, pattern=self.pattern)
+        except RuntimeError as error:
+            if "pattern must be" in str(error):
+                raise ValueError(
+                    str(error).split("\n")[0].replace("select_mask", "Pruner")
+                ) from None
+            return False
+        return True
+
+    def _scope(self, scope: str | Mapping[str, float]) -> tuple[str, list[float] | None]:
+        if isinstance(scope, str):
+            if scope not in ("global", "local"):
+                raise ValueError(f"Pruner: scope must be global, local or a dict, got {scope!r}")
+            return scope, None
+        ratios: list[float] = []
+        kept: list[Target] = []
+        used: set[str] = set()
+        for target in self.targets:
+            layer = target.name.rpartition(".")[0]
+            found = [g for g in scope if any(fnmatch.fnmatch(n, g) for n in (target.name, layer))]
+            used |= set(found)
+            if found:
+                kept.append(target)
+                ratios.append(scope[found[-1]])
+        for glob in scope:
+            if glob not in used:
+                names = ", ".join(t.name for t in self.targets[:5])
+                raise ValueError(
+                    f"Pruner: scope {glob!r} matches no weight; there are {names}, ..."
+                )
+        if not all(0 <= r < 1 for r in ratios):
+            raise ValueError(f"Pruner: sparsities of scope must be in [0, 1), got {dict(scope)}")
+        self.targets = kept
+        return "local", ratios
+
+    def _events(self) -> list[int]:
+        steps = {step for step, _ in self.schedule.events} if self.schedule else set()
+        if self.schedule and self.schedule.rewind:
+            steps.add(self.schedule.rewind)
+        if self.regrow:
+            steps |= set(self.regrow.steps)
+        return sorted(step for step in steps if step > 0)
+
+    # -- gradients
+
+    def _hook(self, target: Target) -> None:
+        name, weight = target.name, target.value
+
+        def after_gradient(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            if gradient is None:
+                return
+            if self.regrow is not None and self.regrow.wants(*self.counter.span()):
+                self.regrow.note(name, gradient)
+            if self.mode == "hard":
+                bpf.remask_([gradient], [self._mask(target)])
+
+        self._hooks.append(weight.register_post_accumulate_grad_hook(after_gradient))
+
+    def _mask(self, target: Target) -> Tensor:
+        """On the device where the weight is now."""
+        mask, device = self.masks[target.name], target.value.device
+        if mask.device != device:
+            mask = self.masks[target.name] = mask.to(device)
+            hold_mask(target, mask, self.mode)
+        return mask
+
+    def _sum_up(self) -> None:
+        """Before a step, when gradients are those of all processes."""
+        for target in self.targets:
+            gradient = target.value.grad
+            if gradient is None:
+                continue
+            assert isinstance(self.criterion, str)
+            added = added_by_step(self.criterion, target.value, gradient)
+            held = self._sums.get(target.name)
+            self._sums[target.name] = added if held is None else held.add_(added)
+
+    # -- what happens at a step
+
+    @torch.no_grad()
+    def _at_event(self, step: int) -> None:
+        schedule = self.schedule
+        if schedule is not None and schedule.rewind == step:
+            self._rewound = {t.name: t.value.detach().clone() for t in self.targets}
+        if schedule is not None and any(when == step for when, _ in schedule.events):
+            self._prune(step, schedule.sparsity_at(step))
+            for target in self.targets:
+                if target.name in self._rewound:
+                    target.value.copy_(self._rewound[target.name])
+            if self._rewound and self._optimizer is not None:
+                self._optimizer.state.clear()
+            self._remask(states=True)
+        if self.regrow is not None and self.regrow.wants(step - 1, step):
+            regrown = self.regrow.masks(self.targets, self.masks, step, self.seed)
+            self._set_masks(regrown)
+
+    def _scores(self, step: int) -> list[Tensor]:
+        if self._from_gradients():
+            missing = [t.name for t in self.targets if t.name not in self._sums]
+            if missing:
+                raise RuntimeError(
+                    f"Pruner: {missing[0]} got no gradient yet, which criterion "
+                    f"{self.criterion!r} needs; call attach(optimizer), or sum_gradients() before "
+                    "each optimizer step"
+                )
+            return [self._sums[t.name] for t in self.targets]
+        found = []
+        for target in self.targets:
+            seed = zlib.crc32(f"{self.seed} {step} {target.name}".encode())
+            found.append(scores_of(self.criterion, target, seed))
+        return found
+
+    def _prune(self, step: int, sparsity: float) -> None:
+        shares: float | list[float] = sparsity
+        if self._ratios is not None:
+            assert self.schedule is not None
+            shares = [r * sparsity / self.schedule.final for r in self._ratios]
+        # A mask only grows, but for weights that live on behind it.
+        previous = [self._mask(t) for t in self.targets] if self.mode == "hard" else None
+        masks = bpf.select_mask(
+            _shared(self._scores(step)),
+            shares,
+            scope=self.scope,
+            previous=previous,
+            min_keep=self.min_keep,
+            pattern=self.pattern,
+        )
+        self._set_masks(masks)
+        self._sums.clear()
+        self._warn_if_short(sparsity)
+
+    def _warn_if_short(self, sparsity: float) -> None:
+        if self._warned or self.pattern != "element" or self.scope != "global":
+            return
+        total = sum(t.value.numel() for t in self.targets)
+        if self.pruned() < int(sparsity * total + 1e-6):
+            self._warned = True
+            warnings.warn(
+                f"Pruner: min_keep={self.min_keep} keeps more than a sparsity of {sparsity:g} "
+                "leaves; less is pruned",
+                stacklevel=4,
+            )
+
+    def _set_masks(self, masks: Sequence[Tensor]) -> None:
+        for target, mask in zip(self.targets, masks, strict=True):
+            self.masks[target.name] = mask
+            hold_mask(target, mask, self.mode)
+        self._remask(states=True)
+
+    @torch.no_grad()
+    def _remask(self, *, states: bool = False) -> None:
+        """What is pruned becomes exactly 0: weights, and where the masks are new, states too. A
+        masked gradient keeps the states of most optimizers at 0, but not the weights of all."""
+        if self.mode != "hard":
+            return
+        tensors, masks = [], []
+        for target in self.targets:
+            weight, mask = target.value, self._mask(target)
+            found = [weight.detach()]
+            if states:
+                found += self._states_of(weight)
+                if weight.grad is not None:
+                    found.append(weight.grad)
+            tensors += found
+            masks += [mask] * len(found)
+        bpf.remask_(tensors, masks)
+
+    def _states_of(self, weight: Tensor) -> list[Tensor]:
+        """The optimizer's tensors that hold something for each element of a weight."""
+        if self._optimizer is None:
+            return []
+        state = self._optimizer.state.get(weight, {})
+        return [
+            value
+            for value in state.values()
+            if isinstance(value, Tensor)
+            and value.shape == weight.shape
+            and value.device == weight.device
+        ]
+
+    # -- counting
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> "Pruner":
+        """Counts the optimizer's applied steps and masks its state; returns the pruner."""
+        if self._optimizer is not None:
+            raise ValueError("Pruner: attached to an optimizer already")
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        foreign = [t.name for t in self.targets if id(t.value) not in owned]
+        if foreign:
+            raise ValueError(
+                f"Pruner: the optimizer does not own {foreign[0]}"
+                + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
+                + "; make it of the model's parameters, or ignore= them"
+            )
+        self._optimizer = optimizer
+        if self._from_gradients():
+            self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._sum_up()))
+        self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        self._remask(states=True)
+        return self
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._remask()
+        self.counter.after_step(optimizer, args, kwargs)
+
+    def sum_gradients(self) -> None:
+        """Before an optimizer step, for criteria from gradients; not needed after ``attach``."""
+        if self._from_gradients():
+            self._sum_up()
+
+    def step(self) -> None:
+        """Says that one optimizer step was applied; not needed after ``attach``."""
+        self._remask()
+        self.counter.step()
+
+    @property
+    def step_count(self) -> int:
+        return self.counter.count()
+
+    # -- what is pruned
+
+    def kept(self, name: str) -> Tensor:
+        """The mask of a weight as a tensor of bool, True where kept."""
+        target = next((t for t in self.targets if t.name == name), None)
+        if target is None:
+            names = ", ".join(t.name for t in self.targets[:5])
+            raise KeyError(f"Pruner: no weight {name!r}; there are {names}, ...")
+        return bpf.unpack_mask(self._mask(target), target.value.shape)
+
+    def pruned(self) -> int:
+        """How many weights are pruned."""
+        return sum(int((~self.kept(t.name)).sum()) for t in self.targets)
+
+    def sparsity(self) -> dict[str, float]:
+        """The share of each weight that is pruned."""
+        return {t.name: 1 - float(self.kept(t.name).float().mean()) for t in self.targets}
+
+    def __str__(self) -> str:
+        total = max(sum(t.value.numel() for t in self.targets), 1)
+        pruned = self.pruned()
+        text = f"{pruned} of {total} weights pruned ({100 * pruned / total:.1f} %)"
+        lines = [f"Pruner at step {self.step_count}: {text}"]
+        if self.dense:
+            lines.append(f"  dense, since {self.pattern} does not fit: {', '.join(self.dense)}")
+        return "\n".join(lines)
+
+    @torch.no_grad()
+    def apply_to_(self, model: nn.Module) -> None:
+        """Prunes another copy of the model, such as an average of its weights, in place."""
+        module = unwrapped(model)
+        inner = getattr(module, "module", None)
+        if isinstance(inner, nn.Module) and not hasattr(self.model, "module"):
+            module = inner
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        missing = [t.name for t in self.targets if t.name not in parameters]
+        if missing:
+            raise ValueError(f"Pruner.apply_to_: the model has no weight {missing[0]}")
+        tensors = [parameters[t.name].detach() for t in self.targets]
+        bpf.remask_(tensors, [self.masks[t.name].to(tensors[0].device) for t in self.targets])
+
+    # -- the end
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for target in self.targets:
+            release_mask(target)
+        self._optimizer = None
+        _held.discard(self.model)
+
+    @torch.no_grad()
+    def finalize(self) -> nn.Module:
+        """Bakes the zeros into the weights and lets go of the model, which it returns."""
+        tensors = [t.value.detach() for t in self.targets]
+        bpf.remask_(tensors, [self._mask(t) for t in self.targets])
+        self._release()
+        return self.model
+
+    def restore(self) -> nn.Module:
+        """Lets go of the model, with the weights that lived on behind their masks (mode "ste")."""
+        if self.mode != "ste":
+            raise ValueError(
+                "Pruner.restore: pruned weights were set to 0; they live on with mode='ste' only"
+            )
+        self._release()
+        return self.model
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "step": self.step_count,
+            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "sums": {name: value.clone() for name, value in self._sums.items()},
+            "rewound": {name: value.clone() for name, value in self._rewound.items()},
+        }
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up a run; load the states of the model and the optimizer too, in any order."""
+        masks = state["masks"]
+        names = {t.name: t for t in self.targets}
+        odd = sorted(set(names) ^ set(masks))
+        if odd:
+            raise ValueError(f"Pruner: the state is of other weights: {', '.join(odd[:5])}")
+        for name, target in names.items():
+            if masks[name].shape != self.masks[name].shape:
+                raise ValueError(
+                    f"Pruner: the mask of {name} is for {64 * masks[name].numel()} elements or "
+                    f"fewer, the weight has {target.value.numel()}"
+                )
+        device = {t.name: t.value.device for t in self.targets}
+        self.masks = {n: masks[n].to(device[n]).clone() for n in names}
+        self._sums = {n: v.to(device[n]).clone() for n, v in state["sums"].items()}
+        self._rewound = {n: v.to(device[n]).clone() for n, v in state["rewound"].items()}
+        self.counter.reset(int(state["step"]))
+        for target in self.targets:
+            hold_mask(target, self.masks[target.name], self.mode)
+        self._remask(states=True)
+
+
+def _all_kept(weight: Tensor) -> Tensor:
+    return bpf.pack_mask(torch.ones(weight.shape, dtype=torch.bool, device=weight.device))
+
+
+def _shared(scores: list[Tensor]) -> list[Tensor]:
+    """The same scores on every process: their sum."""
+    known = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not known or torch.distributed.get_world_size() == 1:
+        return scores
+    found = [s.contiguous().clone() for s in scores]
+    for s in found:
+        torch.distributed.all_reduce(s)
+    return found

@@ -1,0 +1,83 @@
+"""Regrowth: at some steps pruned weights come back, and as many others go."""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bitpare import functional as bpf
+from bitpare.prune.targets import Target
+
+
+@dataclasses.dataclass
+class Regrowth:
+    """kind: "rigl" brings back those of the largest gradient (Evci et al. 2020), "set" random ones
+    (Mocanu et al. 2018). fraction: of the kept weights that change at the first of ``steps``; it
+    falls to 0 along a cosine. They come back as 0.
+    """
+
+    kind: str
+    steps: Sequence[int]
+    fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("rigl", "set"):
+            raise ValueError(f"Regrowth: kind must be rigl or set, got {self.kind!r}")
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"Regrowth: fraction must be in (0, 1), got {self.fraction}")
+        self.steps = sorted(int(s) for s in self.steps)
+        if not self.steps or self.steps[0] < 1:
+            raise ValueError("Regrowth: give steps of 1 or more")
+        self._gradients: dict[str, Tensor] = {}
+
+    def wants(self, after: int, upto: int) -> bool:
+        """Whether weights come back at one of the steps after + 1 ... upto."""
+        return any(after < step <= upto for step in self.steps)
+
+    def note(self, name: str, gradient: Tensor) -> None:
+        """The dense gradient before a step at which weights come back."""
+        if self.kind == "rigl":
+            self._gradients[name] = gradient.detach().abs()
+
+    def share_at(self, step: int) -> float:
+        span = self.steps[-1] - self.steps[0] + 1
+        return self.fraction / 2 * (1 + math.cos(math.pi * (step - self.steps[0]) / span))
+
+    def masks(
+        self, targets: Sequence[Target], masks: Mapping[str, Tensor], step: int, seed: int
+    ) -> list[Tensor]:
+        """As many weights kept as before, layer by layer."""
+        found = [self._mask(t, masks[t.name], step, seed) for t in targets]
+        self._gradients.clear()
+        return found
+
+    def _mask(self, target: Target, mask: Tensor, step: int, seed: int) -> Tensor:
+        weight = target.value.detach()
+        kept = bpf.unpack_mask(mask, weight.shape)
+        n, held = weight.numel(), int(kept.sum())
+        change = min(int(self.share_at(step) * held), n - held)
+        if change == 0:
+            return mask
+        # Those of the least magnitude go; of what was pruned before, the best come back.
+        stay = bpf.select_mask(
+            [weight.abs()], _share(n - held + change, n), previous=[mask], min_keep=0
+        )[0]
+        staying = bpf.unpack_mask(stay, weight.shape)
+        if self.kind == "rigl" and target.name in self._gradients:
+            score = self._gradients[target.name]
+        else:
+            generator = torch.Generator().manual_seed(
+                zlib.crc32(f"{seed} {step} {target.name}".encode())
+            )
+            score = torch.rand(weight.shape, generator=generator).to(weight.device)
+        score = torch.where(kept, -1.0, score.float())
+        coming = bpf.select_mask([score], _share(n - change, n), min_keep=0)[0]
+        return bpf.pack_mask(staying | bpf.unpack_mask(coming, weight.shape))
+
+
+def _share(count: int, n: int) -> float:
+    """A sparsity of which select_mask makes exactly ``count`` of n."""
+    return min(count / n, math.nextafter(1.0, 0.0))

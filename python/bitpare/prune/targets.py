@@ -1,0 +1,71 @@
+"""Which weights of a model are pruned."""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from bitpare.errors import Unsupported
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.weights import is_sharded, quantized_weights
+
+_PRUNED = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+
+class Target(NamedTuple):
+    """A weight that is pruned; tied weights come once, under their first name."""
+
+    name: str
+    owner: nn.Module
+    attribute: str
+    quantizer: Quantizer | None
+
+    @property
+    def value(self) -> nn.Parameter:
+        found = self.owner._parameters[self.attribute]
+        assert found is not None
+        return found
+
+
+def _weights_of(module: nn.Module) -> Iterator[str]:
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() >= 2 and "weight" in name:
+            yield name
+
+
+def find_targets(model: nn.Module, ignore: Sequence[str]) -> list[Target]:
+    """Weights of convolutions, linear, recurrent and attention layers whose name no glob of
+    ``ignore`` matches."""
+    quantizers = {(w.owner, w.attribute): w.quantizer for w in quantized_weights(model)}
+    found: list[Target] = []
+    seen: set[int] = set()
+    used: set[str] = set()
+    for prefix, module in model.named_modules():
+        if not isinstance(module, _PRUNED):
+            continue
+        for attribute in _weights_of(module):
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            matches = {g for g in ignore if fnmatch.fnmatch(name, g) or fnmatch.fnmatch(prefix, g)}
+            used |= matches
+            value = getattr(module, attribute)
+            if matches or id(value) in seen:
+                continue
+            seen.add(id(value))
+            _require_whole(name, value)
+            found.append(Target(name, module, attribute, quantizers.get((module, attribute))))
+    unknown = [g for g in ignore if g not in used]
+    if unknown:
+        names = ", ".join(t.name for t in found[:5])
+        raise ValueError(f"Pruner: ignore {unknown[0]!r} matches no weight; there are {names}, ...")
+    if not found:
+        raise ValueError("Pruner: the model has no weight to prune (convolution, linear, ...)")
+    return found
+
+
+def _require_whole(name: str, value: Tensor) -> None:
+    if is_sharded(value):
+        raise Unsupported(
+            f"{name}: a shard of a weight cannot be pruned by itself; prune before fully_shard, "
+            "or gather the weights"
+        )
