@@ -7,6 +7,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from bitpare.distributed import world_size
 from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import (
@@ -77,7 +78,7 @@ class _Members:
         for q in self.limited:
             q.hold_limit()
         rules = [[q for q in alike if not (q.calibrating or q.bypass)] for alike in self.rules]
-        if _world_size() > 1:
+        if world_size() > 1:
             _share([q.pending for alike in rules for q in alike])
         for alike in rules:
             if alike:
@@ -104,11 +105,6 @@ class _Members:
     def drop_weights(self) -> None:
         for passing in self.passing:
             passing.weight = None
-
-
-def _world_size() -> int:
-    known = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if known else 1
 
 
 def _share(pending: list[Tensor]) -> None:

@@ -12,6 +12,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from bitpare import functional as bpf
+from bitpare.distributed import world_size
 from bitpare.prune.criteria import CRITERIA, FROM_GRADIENTS, Criterion, added_by_step, scores_of
 from bitpare.prune.hold import hold_mask, release_mask
 from bitpare.prune.regrowth import Regrowth
@@ -84,14 +85,19 @@ class Pruner:
         self._hooks: list[Any] = []
         self._optimizer: torch.optim.Optimizer | None = None
         self._warned = False
+        self._backward: int | None = None  # the backward pass whose end is waited for
         self.counter = StepCounter(self._events(), self._at_event)
         _held.add(self.model)
-        for target in self.targets:
-            self._hook(target)
-        if schedule is None:
-            self._set_masks([bpf.pack_mask(t.value.detach() != 0) for t in self.targets])
-        elif schedule.sparsity_at(0) > 0 or schedule.rewind == 0:
-            self._at_event(0)
+        try:
+            for target in self.targets:
+                self._hook(target)
+            if schedule is None:
+                self._set_masks([bpf.pack_mask(t.value.detach() != 0) for t in self.targets])
+            elif schedule.sparsity_at(0) > 0 or schedule.rewind == 0:
+                self._at_event(0)
+        except Exception:
+            self._release()
+            raise
 
     def _check_options(self) -> None:
         if not callable(self.criterion) and self.criterion not in CRITERIA:
@@ -169,18 +175,34 @@ class Pruner:
     # -- gradients
 
     def _hook(self, target: Target) -> None:
-        name, weight = target.name, target.value
+        """Masks gradients: all of them at the end of a backward pass, in one call, or each before
+        it is shared among processes."""
 
-        def after_gradient(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            if gradient is None:
+        def after_gradient(_: Tensor) -> None:
+            if world_size() > 1:
+                self._mask_gradients([target])
                 return
-            if self.regrow is not None and self.regrow.wants(*self.counter.span()):
-                self.regrow.note(name, gradient)
-            if self.mode == "hard":
-                bpf.remask_([gradient], [self._mask(target)])
+            task = torch._C._current_graph_task_id()
+            if task != self._backward:
+                self._backward = task
+                engine: Any = torch.autograd.Variable._execution_engine
+                engine.queue_callback(self._after_backward)
 
-        self._hooks.append(weight.register_post_accumulate_grad_hook(after_gradient))
+        self._hooks.append(target.value.register_post_accumulate_grad_hook(after_gradient))
+
+    def _after_backward(self) -> None:
+        self._backward = None
+        self._mask_gradients(self.targets)
+
+    @torch.no_grad()
+    def _mask_gradients(self, targets: Sequence[Target]) -> None:
+        found = [(t, t.value.grad) for t in targets]
+        dense = [(t, gradient) for t, gradient in found if gradient is not None]
+        if self.regrow is not None and self.regrow.wants(*self.counter.span()):
+            for target, gradient in dense:
+                self.regrow.note(target.name, gradient)
+        if self.mode == "hard":
+            bpf.remask_([gradient for _, gradient in dense], [self._mask(t) for t, _ in dense])
 
     def _mask(self, target: Target) -> Tensor:
         """On the device where the weight is now."""
@@ -282,7 +304,7 @@ class Pruner:
         tensors, masks = [], []
         for target in self.targets:
             weight, mask = target.value, self._mask(target)
-            found = [weight.detach()]
+            found: list[Tensor] = [weight]
             if states:
                 found += self._states_of(weight)
                 if weight.grad is not None:
@@ -453,8 +475,7 @@ def _all_kept(weight: Tensor) -> Tensor:
 
 def _shared(scores: list[Tensor]) -> list[Tensor]:
     """The same scores on every process: their sum."""
-    known = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not known or torch.distributed.get_world_size() == 1:
+    if world_size() == 1:
         return scores
     found = [s.contiguous().clone() for s in scores]
     for s in found:

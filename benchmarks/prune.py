@@ -1,0 +1,115 @@
+"""Selecting masks against what torch offers, and training steps with masks against without.
+
+    python benchmarks/prune.py [--rounds 15] [--save]
+
+All variants of a row take turns in one process.
+"""
+
+import argparse
+import copy
+import json
+import pathlib
+import sys
+
+import timing
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+RESULTS = pathlib.Path(__file__).parent / "results" / "prune-cpu.json"
+SPARSITY = 0.9
+
+
+def selections():
+    """Functions that find masks for all weights of MobileNetV2, and how many those are."""
+    import bitpare as bp
+    import torch
+    import torchvision
+    from torch.nn.utils import prune
+
+    model = torchvision.models.mobilenet_v2()
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    scores = [m.weight.detach().abs() for m in layers]
+    previous = bp.functional.select_mask(scores, 0.8)
+
+    def kthvalue() -> list:
+        flat = torch.cat([s.flatten() for s in scores])
+        threshold = flat.kthvalue(int(SPARSITY * flat.numel())).values
+        return [s > threshold for s in scores]
+
+    def torch_prune() -> None:
+        fresh = copy.deepcopy(model)
+        chosen = [
+            (m, "weight")
+            for m in fresh.modules()
+            if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+        ]
+        prune.global_unstructured(chosen, prune.L1Unstructured, amount=SPARSITY)
+
+    select = bp.functional.select_mask
+    return {
+        "select_mask": lambda: select(scores, SPARSITY),
+        "select_mask with masks in force": lambda: select(scores, SPARSITY, previous=previous),
+        "select_mask local": lambda: select(scores, SPARSITY, scope="local"),
+        "cat + kthvalue": kthvalue,
+        "torch.nn.utils.prune.global_unstructured": torch_prune,
+        "deepcopy of the model (part of the row above)": lambda: copy.deepcopy(model),
+    }, sum(s.numel() for s in scores)
+
+
+def steps(name: str):
+    """A float training step without and with masks."""
+    import bitpare as bp
+    import torch
+    import torch.nn.functional as F
+    import torchvision
+    from bitpare_examples.networks import LeNet
+
+    def build(pruned: bool):
+        torch.manual_seed(0)
+        if name == "LeNet 64x8":
+            model, x = LeNet(), torch.randn(64, 1, 8, 8)
+        else:
+            model = torchvision.models.mobilenet_v2(num_classes=10)
+            model = model.to(memory_format=torch.channels_last)
+            x = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        y = torch.randint(0, 10, (len(x),))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=4e-5)
+        if pruned:
+            bp.prune.Pruner(model, bp.prune.Schedule.one_shot(SPARSITY)).attach(optimizer)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        return step
+
+    return {"float": build(False), f"{SPARSITY:.0%} pruned": build(True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    options = parser.parse_args()
+    timing.keep_freed_memory()
+    rows = []
+    selecting, n = selections()
+    for name, functions in (
+        (f"masks of {n} weights", selecting),
+        ("LeNet 64x8", steps("LeNet 64x8")),
+        ("MobileNetV2 32x32", steps("MobileNetV2 32x32")),
+    ):
+        for f in functions.values():
+            for _ in range(3):
+                f()
+        times = timing.interleave(functions, rounds=options.rounds, slice_s=0.3)
+        rows.append({"name": name, "seconds": {k: vars(t) for k, t in times.items()}})
+        print(name)
+        for kind, t in times.items():
+            print(f"  {kind:48s} {t.median * 1e3:8.3f} ms")
+    if options.save:
+        RESULTS.write_text(json.dumps({"machine": timing.machine(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
