@@ -72,12 +72,34 @@ def step_table(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def prune_table(stored: dict[str, Any]) -> str:
+    """Rows of prune.py: each block against its first line."""
+    machine = stored["machine"]
+    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction set']}"
+    lines = [
+        f"Measured on {where}; torch {machine['torch']}.",
+        "",
+        "| what | how | ms | times the first |",
+        "|---|---|---:|---:|",
+    ]
+    for row in stored["rows"]:
+        first = next(iter(row["seconds"].values()))["median"]
+        lines += [
+            f"| {row['name']} | {kind} | {t['median'] * 1e3:.2f} | {t['median'] / first:.2f} |"
+            for kind, t in row["seconds"].items()
+        ]
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     made = {}
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         stored = json.loads(path.read_text())
         if path.stem.startswith("qat-step"):
             made[path.stem] = step_table(stored)
+            continue
+        if path.stem.startswith("prune"):
+            made[path.stem] = prune_table(stored)
             continue
         made[path.stem] = table(stored, None)
         made[f"{path.stem}-short"] = table(stored, SHORT)

@@ -67,6 +67,50 @@ def test_lenet_on_digits(lenets, name):
     assert mean >= float_mean - margin, (runs, [a for _, _, a in lenets])
 
 
+PRUNED = {0.9: 0.3, 0.95: 0.7, 0.98: 3.0}  # sparsity, points below float that are allowed
+
+
+@pytest.mark.parametrize("sparsity", PRUNED)
+def test_pruned_lenet_on_digits(lenets, sparsity):
+    float_mean = sum(a for _, _, a in lenets) / len(lenets)
+    runs = []
+    for seed, (trained, data, _) in enumerate(lenets):
+        model, (x, y, test_x, test_y) = copy.deepcopy(trained), data
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        steps = 30 * (len(y) // 64)
+        schedule = bp.prune.Schedule.cubic(sparsity, begin=0, end=steps // 2, every=20)
+        pruner = bp.prune.Pruner(model, schedule).attach(optimizer)
+        train(model, x, y, optimizer, 30, batch=64, seed=seed)
+        weights = [t.value for t in pruner.targets]
+        total = sum(w.numel() for w in weights)
+        assert sum(int((w == 0).sum()) for w in weights) >= pruner.pruned() == int(sparsity * total)
+        runs.append(accuracy(model, test_x, test_y))
+    mean = sum(runs) / len(runs)
+    print(f"{sparsity:.0%} pruned: {mean:.2f}, float {float_mean:.2f}")
+    assert mean >= float_mean - PRUNED[sparsity], runs
+
+
+def test_pruned_and_quantized_lenet_on_digits(lenets):
+    """Masks and 4 bits in one run."""
+    trained, (x, y, test_x, test_y), float_accuracy = lenets[0]
+    model = copy.deepcopy(trained)
+    torch.manual_seed(0)
+    qat = bp.prepare(model.eval(), bp.QConfig.int4(), example_inputs=(x[:8],))
+    bp.calibrate(qat, [x[:256]])
+    optimizer = torch.optim.SGD(bp.param_groups(qat, weight_decay=1e-4), lr=0.05, momentum=0.9)
+    steps = 30 * (len(y) // 64)
+    schedule = bp.prune.Schedule.cubic(0.8, begin=0, end=steps // 2, every=20)
+    pruner = bp.prune.Pruner(qat, schedule).attach(optimizer)
+    bp.QatSchedule(qat, total_steps=steps, freeze_ranges=0.9).attach(optimizer)
+    train(qat, x, y, optimizer, 30, batch=64)
+    found = accuracy(qat, test_x, test_y)
+    print(f"80 % pruned at 4 bits: {found:.2f}, float {float_accuracy:.2f}")
+    assert found >= float_accuracy - 1.0
+    for target in pruner.targets:
+        value = target.quantizer(target.value)
+        assert (value[~pruner.kept(target.name)] == 0).all()
+
+
 @pytest.fixture(scope="module")
 def mobilenet():
     torch.manual_seed(0)

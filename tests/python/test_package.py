@@ -155,7 +155,7 @@ def test_no_torch_ao():
     assert not [p for p in sources if re.search(r"torch\.ao|torchao", p.read_text())]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/qat.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/qat.md", "docs/pruning.md"])
 def test_code_in_the_docs_runs(name):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     assert blocks

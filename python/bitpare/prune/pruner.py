@@ -85,7 +85,8 @@ class Pruner:
         self._hooks: list[Any] = []
         self._optimizer: torch.optim.Optimizer | None = None
         self._warned = False
-        self._backward: int | None = None  # the backward pass whose end is waited for
+        self._backward: int | None = None  # the backward pass that goes on
+        self._one_by_one = False
         self.counter = StepCounter(self._events(), self._at_event)
         _held.add(self.model)
         try:
@@ -179,14 +180,14 @@ class Pruner:
         it is shared among processes."""
 
         def after_gradient(_: Tensor) -> None:
-            if world_size() > 1:
-                self._mask_gradients([target])
-                return
             task = torch._C._current_graph_task_id()
             if task != self._backward:
-                self._backward = task
-                engine: Any = torch.autograd.Variable._execution_engine
-                engine.queue_callback(self._after_backward)
+                self._backward, self._one_by_one = task, world_size() > 1
+                if not self._one_by_one:
+                    engine: Any = torch.autograd.Variable._execution_engine
+                    engine.queue_callback(self._after_backward)
+            if self._one_by_one:
+                self._mask_gradients([target])
 
         self._hooks.append(target.value.register_post_accumulate_grad_hook(after_gradient))
 
