@@ -152,13 +152,15 @@ def trace_flat(
 
 
 class _Shapes(fx.Interpreter):
-    """Notes at each node whether its value is a tensor of floats."""
+    """Notes at each node whether its value is a tensor of floats, and its shape or shapes."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         n.meta["float"] = isinstance(value, Tensor) and value.is_floating_point()
         n.meta["tensor"] = isinstance(value, Tensor)
         n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        if isinstance(value, tuple | list) and all(isinstance(v, Tensor) for v in value):
+            n.meta["shapes"] = [tuple(v.shape) for v in value]
         return value
 
 

@@ -1,7 +1,9 @@
-"""Masks during training."""
+"""Masks during training, and channels removed for good."""
 
+from bitpare.prune.plan import Plan
 from bitpare.prune.pruner import Pruner
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
+from bitpare.prune.shrink import plan_shrink, shrink
 
-__all__ = ["Pruner", "Regrowth", "Schedule"]
+__all__ = ["Plan", "Pruner", "Regrowth", "Schedule", "plan_shrink", "shrink"]
