@@ -90,6 +90,34 @@ def test_pruned_lenet_on_digits(lenets, sparsity):
     assert mean >= float_mean - PRUNED[sparsity], runs
 
 
+def test_shrunk_lenet_on_digits(lenets):
+    """Half of the channels go during training, and are removed with the optimizer at work."""
+    float_mean = sum(a for _, _, a in lenets) / len(lenets)
+    runs = []
+    for seed, (trained, data, _) in enumerate(lenets):
+        model, (x, y, test_x, test_y) = copy.deepcopy(trained), data
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        steps = 15 * (len(y) // 64)
+        pruner = bp.prune.Pruner(
+            model,
+            bp.prune.Schedule.cubic(0.5, begin=0, end=steps // 2, every=20),
+            pattern="channel",
+            scope="local",
+            example_inputs=(x[:2],),
+        ).attach(optimizer)
+        train(model, x, y, optimizer, 15, batch=64, seed=seed)
+        small = bp.prune.shrink(model.eval(), (x[:2],), pruner=pruner, optimizer=optimizer)
+        assert torch.allclose(small.eval()(test_x), model(test_x), atol=1e-4)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = 0.1
+        train(small, x, y, optimizer, 15, batch=64, seed=seed)
+        runs.append(accuracy(small, test_x, test_y))
+    mean = sum(runs) / len(runs)
+    share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    print(f"half of the channels, {share:.0%} of the weights: {mean:.2f}, float {float_mean:.2f}")
+    assert mean >= float_mean - 0.3, runs
+
+
 def test_pruned_and_quantized_lenet_on_digits(lenets):
     """Masks and 4 bits in one run."""
     trained, (x, y, test_x, test_y), float_accuracy = lenets[0]

@@ -62,6 +62,7 @@ class Quantizer(nn.Module):
     computes the activation where a module of the user's does.
     """
 
+    _bitpare_layer = True  # never looked into
     control: Tensor
     mask: Tensor | None
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bitpare import graph as g
+from bitpare.nn.quantizer import Quantizer
 
 Atoms = list[int] | None  # along one dimension
 Dims = list[Atoms]  # of one value
@@ -171,6 +172,8 @@ class Channels:
         x = self._dims(node)
         if x is None:
             return self._untracked(node)
+        if isinstance(module, Quantizer):
+            return self._combined(node)
         if isinstance(module, nn.modules.conv._ConvNd):
             return self._convolution(node, module, x)
         if isinstance(module, nn.Linear):
@@ -361,7 +364,8 @@ class Channels:
 
     def _combined(self, node: fx.Node) -> Dims:
         shape = node.meta["shape"]
-        operands = [a for a in node.args[:2] if isinstance(a, fx.Node) and a.meta.get("tensor")]
+        given = [*node.args[:2], node.kwargs.get("other")]
+        operands = [a for a in given if isinstance(a, fx.Node) and a.meta.get("tensor")]
         result: Dims = [None] * len(shape)
         for operand in operands:
             dims = self.values[operand]

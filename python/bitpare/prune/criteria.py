@@ -9,7 +9,7 @@ from bitpare.prune.targets import Target
 
 # Scores from what training shows: they are summed up at every step.
 FROM_GRADIENTS = ("taylor", "movement")
-CRITERIA = ("l1", "l2", "random", "fpgm", *FROM_GRADIENTS)
+CRITERIA = ("l1", "l2", "random", "fpgm", "bn_gamma", *FROM_GRADIENTS)
 Criterion = str | Callable[[str, Tensor], Tensor]
 
 
@@ -34,7 +34,7 @@ def scores_of(criterion: Criterion, target: Target, seed: int) -> Tensor:
                 f"{tuple(weight.shape)}"
             )
         return found.detach()
-    if criterion == "l1":
+    if criterion in ("l1", "bn_gamma"):
         return weight.abs()
     if criterion == "l2":
         return weight.float().square()

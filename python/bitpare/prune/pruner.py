@@ -12,7 +12,9 @@ import torch.distributed
 from torch import Tensor, nn
 
 from bitpare import functional as bpf
+from bitpare import graph as g
 from bitpare.distributed import world_size
+from bitpare.prune.coupled import Coupled
 from bitpare.prune.criteria import CRITERIA, FROM_GRADIENTS, Criterion, added_by_step, scores_of
 from bitpare.prune.hold import hold_mask, release_mask
 from bitpare.prune.regrowth import Regrowth
@@ -30,12 +32,15 @@ class Pruner:
 
     schedule: a `Schedule`; None: the weights that are exactly 0 now stay 0.
     criterion: "l1", "l2" (of a block or filter; by element they agree), "taylor" and "movement"
-        (summed up over the steps since the last pruning), "fpgm" (with pattern "filter"), "random",
-        or a function of name and weight that gives a score for each element.
+        (summed up over the steps since the last pruning), "fpgm" (with pattern "filter"),
+        "bn_gamma" (with "channel"), "random", or a function of name and weight that gives a score
+        for each element.
     scope: "global" compares all weights, "local" prunes each to the same share; or {glob: sparsity}
         for each, in proportion to the schedule's; weights that no glob matches are not pruned.
-    pattern: "element", "2:4", "block4x1", "filter", "channel"; see `functional.select_mask`.
-        Weights that it does not divide stay dense: ``dense`` lists them.
+    pattern: "element", "2:4", "block4x1", "filter" (see `functional.select_mask`; weights that it
+        does not divide stay dense: ``dense`` lists them); or "channel": whole channels, with
+        biases, norms and the columns that read them, in the groups that must go together, which a
+        trace of ``example_inputs`` shows. `shrink` can then remove them.
     mode: "hard": weight, gradient and the optimizer's state are exactly 0 where pruned; "ste": the
         weights live on behind their masks, gradients pass, and pruned ones may come back.
     min_keep: how many elements (blocks, filters) of each weight stay whatever the schedule says.
@@ -65,19 +70,27 @@ class Pruner:
         min_keep: int = 1,
         ignore: Sequence[str] = (),
         regrow: Regrowth | None = None,
+        example_inputs: Any = None,
         seed: int = 0,
     ) -> None:
         self.model = unwrapped(model)
         self.schedule, self.criterion, self.pattern = schedule, criterion, pattern
         self.mode, self.min_keep, self.regrow, self.seed = mode, min_keep, regrow, seed
-        self._check_options()
+        self._check_options(example_inputs)
         if self.model in _held:
             raise ValueError("Pruner: the model has a pruner already; finalize or restore that one")
-        found = find_targets(self.model, ignore)
-        self.dense = [t.name for t in found if not self._fits(t)]
-        self.targets = [t for t in found if self._fits(t)]
-        if not self.targets:
-            raise ValueError(f"Pruner: pattern {pattern!r} fits no weight of the model")
+        self.coupled: Coupled | None = None
+        self.dense: list[str] = []
+        if pattern == "channel":
+            inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+            self.coupled = Coupled(self.model, g.Call(tuple(inputs), {}), ignore)
+            self.targets = self.coupled.targets()
+        else:
+            found = find_targets(self.model, ignore)
+            self.dense = [t.name for t in found if not self._fits(t)]
+            self.targets = [t for t in found if self._fits(t)]
+            if not self.targets:
+                raise ValueError(f"Pruner: pattern {pattern!r} fits no weight of the model")
         self.scope, self._ratios = self._scope(scope)
         self.masks = {t.name: _all_kept(t.value) for t in self.targets}
         self._sums: dict[str, Tensor] = {}
@@ -100,7 +113,7 @@ class Pruner:
             self._release()
             raise
 
-    def _check_options(self) -> None:
+    def _check_options(self, example_inputs: Any) -> None:
         if not callable(self.criterion) and self.criterion not in CRITERIA:
             raise ValueError(
                 f"Pruner: criterion must be one of {', '.join(CRITERIA)} or a function, got "
@@ -123,6 +136,20 @@ class Pruner:
             )
         if self.regrow is not None and self.pattern != "element":
             raise ValueError("Pruner: regrowth goes with pattern='element'")
+        if self.criterion == "bn_gamma" and self.pattern != "channel":
+            raise ValueError(
+                "Pruner: criterion 'bn_gamma' compares channels; use pattern='channel'"
+            )
+        if self.pattern != "channel":
+            return
+        if example_inputs is None:
+            raise ValueError(
+                "Pruner: pattern 'channel' needs example_inputs=, to see which channels go together"
+            )
+        if self.mode != "hard" or self.schedule is None or self.schedule.rewind is not None:
+            raise ValueError(
+                "Pruner: pattern 'channel' goes with mode='hard' and a schedule without rewinding"
+            )
 
     def _from_gradients(self) -> bool:
         return self.criterion in FROM_GRADIENTS
@@ -144,6 +171,8 @@ class Pruner:
             if scope not in ("global", "local"):
                 raise ValueError(f"Pruner: scope must be global, local or a dict, got {scope!r}")
             return scope, None
+        if self.coupled is not None:
+            return "local", self.coupled.ratios(scope)
         ratios: list[float] = []
         kept: list[Target] = []
         used: set[str] = set()
@@ -243,18 +272,29 @@ class Pruner:
             regrown = self.regrow.masks(self.targets, self.masks, step, self.seed)
             self._set_masks(regrown)
 
+    def _scored(self) -> list[Target]:
+        """The weights whose scores decide."""
+        if self.coupled is None:
+            return self.targets
+        if self.criterion == "bn_gamma":
+            norms = nn.modules.batchnorm._NormBase
+            return [
+                t for t in self.targets if isinstance(t.owner, norms) and t.attribute == "weight"
+            ]
+        return [t for t in self.targets if t.value.dim() > 1]
+
     def _scores(self, step: int) -> list[Tensor]:
         if self._from_gradients():
-            missing = [t.name for t in self.targets if t.name not in self._sums]
+            missing = [t.name for t in self._scored() if t.name not in self._sums]
             if missing:
                 raise RuntimeError(
                     f"Pruner: {missing[0]} got no gradient yet, which criterion "
                     f"{self.criterion!r} needs; call attach(optimizer), or sum_gradients() before "
                     "each optimizer step"
                 )
-            return [self._sums[t.name] for t in self.targets]
+            return [self._sums[t.name] for t in self._scored()]
         found = []
-        for target in self.targets:
+        for target in self._scored():
             seed = zlib.crc32(f"{self.seed} {step} {target.name}".encode())
             found.append(scores_of(self.criterion, target, seed))
         return found
@@ -264,6 +304,15 @@ class Pruner:
         if self._ratios is not None:
             assert self.schedule is not None
             shares = [r * sparsity / self.schedule.final for r in self._ratios]
+        if self.coupled is not None:
+            scores = dict(
+                zip([t.name for t in self._scored()], _shared(self._scores(step)), strict=True)
+            )
+            self.coupled.select(scores, shares, scope=self.scope, min_keep=self.min_keep)
+            found = self.coupled.element_masks()
+            self._set_masks([found[t.name] for t in self.targets])
+            self._sums.clear()
+            return
         # A mask only grows, but for weights that live on behind it.
         previous = [self._mask(t) for t in self.targets] if self.mode == "hard" else None
         masks = bpf.select_mask(
@@ -444,6 +493,8 @@ class Pruner:
             "sums": {name: value.clone() for name, value in self._sums.items()},
             "rewound": {name: value.clone() for name, value in self._rewound.items()},
         }
+        if self.coupled is not None:
+            state["channels"] = [mask.clone() for mask in self.coupled.masks]
         return state
 
     @torch.no_grad()
@@ -460,6 +511,8 @@ class Pruner:
                     f"Pruner: the mask of {name} is for {64 * masks[name].numel()} elements or "
                     f"fewer, the weight has {target.value.numel()}"
                 )
+        if self.coupled is not None:
+            self.coupled.masks = [mask.clone() for mask in state["channels"]]
         device = {t.name: t.value.device for t in self.targets}
         self.masks = {n: masks[n].to(device[n]).clone() for n in names}
         self._sums = {n: v.to(device[n]).clone() for n, v in state["sums"].items()}

@@ -1,8 +1,6 @@
 """shrink: a smaller copy of a model, with whole channels removed."""
 
-import contextlib
 import copy
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +13,10 @@ from bitpare import graph as g
 from bitpare.errors import Unsupported
 from bitpare.nn.quantizer import Quantizer
 from bitpare.prune.channels import Channels
+from bitpare.prune.coupled import Coupled
+from bitpare.prune.families import Families, analysed
 from bitpare.prune.plan import Plan
+from bitpare.prune.pruner import Pruner
 from bitpare.quant.names import unwrapped
 
 
@@ -32,6 +33,7 @@ def shrink(
     macs: float | None = None,
     parameters: float | None = None,
     not_understood: str = "refuse",
+    pruner: Pruner | None = None,
     example_kwargs: dict[str, Any] | None = None,
 ) -> nn.Module:
     """A copy of ``model`` with fewer channels, made of the same classes: an ordinary model.
@@ -56,6 +58,7 @@ def shrink(
         macs=macs,
         parameters=parameters,
         not_understood=not_understood,
+        pruner=pruner,
         example_kwargs=call.kwargs,
     )
     return made.apply(model, optimizer=optimizer)
@@ -73,6 +76,7 @@ def plan_shrink(
     macs: float | None = None,
     parameters: float | None = None,
     not_understood: str = "refuse",
+    pruner: Pruner | None = None,
     example_kwargs: dict[str, Any] | None = None,
 ) -> Plan:
     """What `shrink` removes: the channels of least importance, whole groups of those that an
@@ -83,16 +87,24 @@ def plan_shrink(
     instead, the share of the model's that stays at most. round_to: families keep a multiple of it.
     min_channels: at least so many of each stay. ignore: globs of layers whose channels stay.
     not_understood: "refuse" (`Unsupported`), or "leave" the channels whole that meet an operation
-    shrink does not know.
+    shrink does not know. pruner: instead of all these, exactly the channels that its masks prune
+    (pattern "channel").
     """
     source = unwrapped(model)
     _check_options(source, scope, round_to, min_channels, macs, parameters, not_understood)
     call = _call(example_inputs, example_kwargs)
-    channels = _analysed(source, call, not_understood)
-    families = _Families(channels, ignore)
-    if not families.members:
-        reasons = "; ".join(dict.fromkeys(channels.frozen.values()))
-        raise Unsupported(f"shrink: no channels of the model can be removed: {reasons}")
+    if pruner is not None:
+        coupled = _coupled_of(pruner, source)
+        made = _plan(
+            coupled.channels,
+            coupled.families,
+            coupled.removed(),
+            _Cost(source, call, coupled.channels),
+        )
+        _verify(source, call, made)
+        return made
+    channels = analysed(source, call, not_understood, "shrink")
+    families = Families(channels, ignore, "shrink")
     cost = _Cost(source, call, channels)
 
     def plan_of(share: float | Mapping[str, float]) -> Plan:
@@ -142,6 +154,14 @@ def _check_options(
         raise ValueError(f"shrink: not_understood must be refuse or leave, got {not_understood!r}")
 
 
+def _coupled_of(pruner: Pruner, model: nn.Module) -> Coupled:
+    if pruner.coupled is None:
+        raise ValueError("shrink: the pruner has no channel masks; its pattern must be 'channel'")
+    if pruner.model is not model:
+        raise ValueError("shrink: the pruner works on another model")
+    return pruner.coupled
+
+
 def _call(example_inputs: Any, example_kwargs: dict[str, Any] | None) -> g.Call:
     if isinstance(example_inputs, Tensor):
         example_inputs = (example_inputs,)
@@ -151,132 +171,6 @@ def _call(example_inputs: Any, example_kwargs: dict[str, Any] | None) -> g.Call:
             f"{type(example_inputs).__name__}"
         )
     return g.Call(tuple(example_inputs), dict(example_kwargs or {}))
-
-
-def _analysed(model: nn.Module, call: g.Call, not_understood: str) -> Channels:
-    try:
-        traces = [_traced(model, call, False)]
-    except Unsupported as error:
-        raise Unsupported(f"shrink: the model cannot be traced: {error}") from error
-    except Exception as error:  # whatever a forward does with a proxy
-        text = str(error).split("\n")[0]
-        raise Unsupported(f"shrink: the model cannot be traced: {text}") from error
-    with contextlib.suppress(Exception):  # as BatchNorm of one value: eval stands for both
-        traces.append(_traced(model, call, True))
-    channels = Channels(model, traces)
-    if channels.not_understood and not_understood == "refuse":
-        raise Unsupported(
-            f"shrink: {'; '.join(dict.fromkeys(channels.not_understood))}. With "
-            "not_understood='leave' the channels it reads stay whole"
-        )
-    return channels
-
-
-def _traced(model: nn.Module, call: g.Call, training: bool) -> g.FlatTrace:
-    with g.without_hooks(model), g.quiet_state(model):
-        calls = g.record_calls(model, call, training)
-        results = {
-            model.get_submodule(name): g.one_of([c.result for c in found])
-            for name, found in calls.items()
-        }
-        model.train(training)
-        return g.trace_flat(model, call, set(), results)
-
-
-class _Families:
-    """The channels that may go: members[family] lists the roots of its atoms."""
-
-    def __init__(self, channels: Channels, ignore: Sequence[str]) -> None:
-        self.channels = channels
-        self.layers: dict[int, list[str]] = {}
-        used: set[str] = set()
-        for (name, dim), atoms in channels.links.items():
-            held = channels.model.get_parameter(name) if _is_parameter(channels, name) else None
-            layer = name.rpartition(".")[0]
-            owner = channels.model.get_submodule(layer)
-            transposed = isinstance(owner, nn.modules.conv._ConvTransposeNd)
-            produces = held is not None and held.dim() >= 2 and dim == int(transposed)
-            if not produces or layer in channels.depthwise:
-                continue
-            matches = [x for x in ignore if fnmatch.fnmatch(layer, x) or fnmatch.fnmatch(name, x)]
-            if matches:
-                used |= set(matches)
-                channels.freeze([atoms], f"{layer}: ignored")
-            for atom in atoms:
-                known = self.layers.setdefault(channels.family(atom), [])
-                if layer not in known:
-                    known.append(layer)
-        unknown = [x for x in ignore if x not in used]
-        if unknown:
-            raise ValueError(f"shrink: ignore {unknown[0]!r} matches no layer that makes channels")
-        self.members: dict[int, list[int]] = {}
-        for atoms in channels.links.values():
-            for atom in atoms:
-                root, family = channels.root(atom), channels.family(atom)
-                if root not in channels.frozen and family in self.layers:
-                    held_roots = self.members.setdefault(family, [])
-                    held_roots.append(root)
-        self.members = {f: list(dict.fromkeys(roots)) for f, roots in self.members.items()}
-        self.importance = self._importance()
-
-    def _importance(self) -> dict[int, float]:
-        """Of each channel: the root mean square of what it has in each parameter, relative to the
-        parameter's own, so that layers compare."""
-        sums: dict[int, float] = {}
-        counts: dict[int, int] = {}
-        for (name, dim), atoms in self.channels.links.items():
-            if not _is_parameter(self.channels, name):
-                continue
-            value = self.channels.model.get_parameter(name).detach().float()
-            if value.dim() < 2:
-                continue
-            others = [d for d in range(value.dim()) if d != dim]
-            squares = value.square().mean(others)
-            relative = (squares / squares.mean().clamp(min=1e-30)).tolist()
-            for atom, score in zip(atoms, relative, strict=True):
-                root = self.channels.root(atom)
-                sums[root] = sums.get(root, 0.0) + score
-                counts[root] = counts.get(root, 0) + 1
-        return {root: sums[root] / counts[root] for root in sums}
-
-    def removed(
-        self, ratio: float | Mapping[str, float], scope: str, round_to: int, least: int
-    ) -> set[int]:
-        wanted = {f: self._ratio(f, ratio) for f in self.members}
-        if scope == "global" and not isinstance(ratio, Mapping):
-            every = sorted(
-                (self.importance[r], r) for roots in self.members.values() for r in roots
-            )
-            gone = {r for _, r in every[: int(ratio * len(every) + 1e-6)]}
-            counts = {f: sum(r in gone for r in members) for f, members in self.members.items()}
-        else:
-            counts = {f: int(wanted[f] * len(r) + 1e-6) for f, r in self.members.items()}
-        removed: set[int] = set()
-        for family, roots in self.members.items():
-            keep = len(roots) - counts[family]
-            keep = max(math.ceil(keep / round_to) * round_to, least, 1)
-            order = sorted((self.importance[r], r) for r in roots)
-            removed |= {r for _, r in order[: max(len(roots) - keep, 0)]}
-        return removed
-
-    def _ratio(self, family: int, ratio: float | Mapping[str, float]) -> float:
-        value = ratio
-        if isinstance(ratio, Mapping):
-            found = [
-                v
-                for x, v in ratio.items()
-                if any(fnmatch.fnmatch(n, x) for n in self.layers[family])
-            ]
-            value = found[-1] if found else 0.0
-        assert isinstance(value, int | float)
-        if not 0 <= value < 1:
-            raise ValueError(f"shrink: ratio must be in [0, 1), got {value}")
-        return float(value)
-
-
-def _is_parameter(channels: Channels, name: str) -> bool:
-    owner, _, attribute = name.rpartition(".")
-    return attribute in channels.model.get_submodule(owner)._parameters
 
 
 class _Cost:
@@ -308,7 +202,7 @@ class _Cost:
         return macs, parameters
 
 
-def _plan(channels: Channels, families: _Families, removed: set[int], cost: _Cost) -> Plan:
+def _plan(channels: Channels, families: Families, removed: set[int], cost: _Cost) -> Plan:
     kept = {}
     for key, atoms in channels.links.items():
         stay = [i for i, atom in enumerate(atoms) if channels.root(atom) not in removed]

@@ -1,0 +1,144 @@
+"""Families of channels: those that lie along the same dimensions, and how much each matters."""
+
+import contextlib
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from bitpare import graph as g
+from bitpare.errors import Unsupported
+from bitpare.prune.channels import Channels
+
+
+def analysed(model: nn.Module, call: g.Call, not_understood: str, caller: str) -> Channels:
+    """Follows the channels through the model in eval and in training."""
+    try:
+        traces = [_traced(model, call, False)]
+    except Unsupported as error:
+        raise Unsupported(f"{caller}: the model cannot be traced: {error}") from error
+    except Exception as error:  # whatever a forward does with a proxy
+        text = str(error).split("\n")[0]
+        raise Unsupported(f"{caller}: the model cannot be traced: {text}") from error
+    with contextlib.suppress(Exception):  # as BatchNorm of one value: eval stands for both
+        traces.append(_traced(model, call, True))
+    channels = Channels(model, traces)
+    if channels.not_understood and not_understood == "refuse":
+        raise Unsupported(
+            f"{caller}: {'; '.join(dict.fromkeys(channels.not_understood))}. With "
+            "not_understood='leave' the channels it reads stay whole"
+        )
+    return channels
+
+
+def _traced(model: nn.Module, call: g.Call, training: bool) -> g.FlatTrace:
+    with g.without_hooks(model), g.quiet_state(model):
+        calls = g.record_calls(model, call, training)
+        results = {
+            model.get_submodule(name): g.one_of([c.result for c in found])
+            for name, found in calls.items()
+        }
+        model.train(training)
+        return g.trace_flat(model, call, set(), results)
+
+
+class Families:
+    """The channels that may go: members[family] lists the roots of its atoms."""
+
+    def __init__(self, channels: Channels, ignore: Sequence[str], caller: str) -> None:
+        self.channels = channels
+        self.layers: dict[int, list[str]] = {}
+        used: set[str] = set()
+        for (name, dim), atoms in channels.links.items():
+            held = channels.model.get_parameter(name) if is_parameter(channels, name) else None
+            layer = name.rpartition(".")[0]
+            owner = channels.model.get_submodule(layer)
+            transposed = isinstance(owner, nn.modules.conv._ConvTransposeNd)
+            produces = held is not None and held.dim() >= 2 and dim == int(transposed)
+            if not produces or layer in channels.depthwise:
+                continue
+            matches = [x for x in ignore if fnmatch.fnmatch(layer, x) or fnmatch.fnmatch(name, x)]
+            if matches:
+                used |= set(matches)
+                channels.freeze([atoms], f"{layer}: ignored")
+            for atom in atoms:
+                known = self.layers.setdefault(channels.family(atom), [])
+                if layer not in known:
+                    known.append(layer)
+        unknown = [x for x in ignore if x not in used]
+        if unknown:
+            raise ValueError(
+                f"{caller}: ignore {unknown[0]!r} matches no layer that makes channels"
+            )
+        self.members: dict[int, list[int]] = {}
+        for atoms in channels.links.values():
+            for atom in atoms:
+                root, family = channels.root(atom), channels.family(atom)
+                if root not in channels.frozen and family in self.layers:
+                    held_roots = self.members.setdefault(family, [])
+                    held_roots.append(root)
+        self.members = {f: list(dict.fromkeys(roots)) for f, roots in self.members.items()}
+        if not self.members:
+            reasons = "; ".join(dict.fromkeys(channels.frozen.values()))
+            raise Unsupported(f"{caller}: no channels of the model can be removed: {reasons}")
+        self.importance = self._importance()
+
+    def _importance(self) -> dict[int, float]:
+        """Of each channel: the root mean square of what it has in each parameter, relative to the
+        parameter's own, so that layers compare."""
+        sums: dict[int, float] = {}
+        counts: dict[int, int] = {}
+        for (name, dim), atoms in self.channels.links.items():
+            if not is_parameter(self.channels, name):
+                continue
+            value = self.channels.model.get_parameter(name).detach().float()
+            if value.dim() < 2:
+                continue
+            others = [d for d in range(value.dim()) if d != dim]
+            squares = value.square().mean(others)
+            relative = (squares / squares.mean().clamp(min=1e-30)).tolist()
+            for atom, score in zip(atoms, relative, strict=True):
+                root = self.channels.root(atom)
+                sums[root] = sums.get(root, 0.0) + score
+                counts[root] = counts.get(root, 0) + 1
+        return {root: sums[root] / counts[root] for root in sums}
+
+    def removed(
+        self, ratio: float | Mapping[str, float], scope: str, round_to: int, least: int
+    ) -> set[int]:
+        wanted = {f: self._ratio(f, ratio) for f in self.members}
+        if scope == "global" and not isinstance(ratio, Mapping):
+            every = sorted(
+                (self.importance[r], r) for roots in self.members.values() for r in roots
+            )
+            gone = {r for _, r in every[: int(ratio * len(every) + 1e-6)]}
+            counts = {f: sum(r in gone for r in members) for f, members in self.members.items()}
+        else:
+            counts = {f: int(wanted[f] * len(r) + 1e-6) for f, r in self.members.items()}
+        removed: set[int] = set()
+        for family, roots in self.members.items():
+            keep = len(roots) - counts[family]
+            keep = max(math.ceil(keep / round_to) * round_to, least, 1)
+            order = sorted((self.importance[r], r) for r in roots)
+            removed |= {r for _, r in order[: max(len(roots) - keep, 0)]}
+        return removed
+
+    def _ratio(self, family: int, ratio: float | Mapping[str, float]) -> float:
+        value = ratio
+        if isinstance(ratio, Mapping):
+            found = [
+                v
+                for x, v in ratio.items()
+                if any(fnmatch.fnmatch(n, x) for n in self.layers[family])
+            ]
+            value = found[-1] if found else 0.0
+        assert isinstance(value, int | float)
+        if not 0 <= value < 1:
+            raise ValueError(f"shrink: ratio must be in [0, 1), got {value}")
+        return float(value)
+
+
+def is_parameter(channels: Channels, name: str) -> bool:
+    owner, _, attribute = name.rpartition(".")
+    return attribute in channels.model.get_submodule(owner)._parameters
