@@ -4,6 +4,16 @@ from bitpare.prune.plan import Plan
 from bitpare.prune.pruner import Pruner
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
+from bitpare.prune.sensitivity import Sensitivity, sensitivity
 from bitpare.prune.shrink import plan_shrink, shrink
 
-__all__ = ["Plan", "Pruner", "Regrowth", "Schedule", "plan_shrink", "shrink"]
+__all__ = [
+    "Plan",
+    "Pruner",
+    "Regrowth",
+    "Schedule",
+    "Sensitivity",
+    "plan_shrink",
+    "sensitivity",
+    "shrink",
+]

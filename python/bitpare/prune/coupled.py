@@ -26,15 +26,21 @@ class Coupled:
         self.channels = analysed(model, call, "leave", "Pruner")
         self.families = Families(self.channels, ignore, "Pruner")
         self.units = list(self.families.members.values())
-        place = {root: (f, i) for f, roots in enumerate(self.units) for i, root in enumerate(roots)}
-        # (parameter, dimension) -> of each index the family and the place in it, or None
-        self.links = {
-            (name, dim): [place.get(self.channels.root(a)) for a in atoms]
-            for (name, dim), atoms in self.channels.links.items()
-            if name in dict(model.named_parameters())
-        }
-        self.links = {key: at for key, at in self.links.items() if any(p is not None for p in at)}
+        # Channels one after the other, and behind them one that stands for all that stays.
+        place = {root: i for i, root in enumerate(r for units in self.units for r in units)}
+        self.total = len(place)
+        parameters = dict(model.named_parameters())
+        self.links: dict[tuple[str, int], Tensor] = {}
+        for (name, dim), atoms in self.channels.links.items():
+            at = torch.tensor([place.get(self.channels.root(a), self.total) for a in atoms])
+            if name in parameters and bool((at < self.total).any()):
+                self.links[name, dim] = at
         self.masks = [bpf.pack_mask(torch.ones(len(u), dtype=torch.bool)) for u in self.units]
+
+    def holds(self, family: int, at: Tensor) -> bool:
+        """Whether channels of a family lie along a dimension."""
+        first = sum(len(units) for units in self.units[:family])
+        return bool(((at >= first) & (at < first + len(self.units[family]))).any())
 
     def targets(self) -> list[Target]:
         quantizers = {(w.owner, w.attribute): w.quantizer for w in quantized_weights(self.model)}
@@ -60,39 +66,36 @@ class Coupled:
     ) -> None:
         """Takes more channels out, by the mean of what their elements score, relative to the mean
         of each parameter's, so that layers compare."""
-        vectors = [torch.zeros(len(units), dtype=torch.float64) for units in self.units]
-        counts = [torch.zeros(len(units), dtype=torch.float64) for units in self.units]
+        sums = torch.zeros(self.total + 1, dtype=torch.float64)
+        counts = torch.zeros_like(sums)
         for (name, dim), at in self.links.items():
-            if name not in scores:
-                continue
-            score = scores[name].double()
-            others = [d for d in range(score.dim()) if d != dim]
-            means = (score.mean(others) if others else score).cpu()
-            means = means / means.abs().mean().clamp(min=1e-30)
-            for place, value in zip(at, means, strict=True):
-                if place is not None:
-                    vectors[place[0]][place[1]] += value
-                    counts[place[0]][place[1]] += 1
-        found = [(v / c.clamp(min=1)).float() for v, c in zip(vectors, counts, strict=True)]
+            if name in scores:
+                score = scores[name].double()
+                others = [d for d in range(score.dim()) if d != dim]
+                means = (score.mean(others) if others else score).cpu()
+                sums.index_add_(0, at, means / means.abs().mean().clamp(min=1e-30))
+                counts.index_add_(0, at, torch.ones_like(means))
+        means = (sums / counts.clamp(min=1)).float()[:-1]
+        found = list(means.split([len(units) for units in self.units]))
         self.masks = bpf.select_mask(found, shares, previous=self.masks, **options)
 
+    def _kept(self) -> Tensor:
+        """Of each channel whether it stays, and True at the end."""
+        parts = zip(self.masks, self.units, strict=True)
+        return torch.cat([*(bpf.unpack_mask(m, [len(u)]) for m, u in parts), torch.ones(1).bool()])
+
     def element_masks(self) -> dict[str, Tensor]:
-        kept = [bpf.unpack_mask(m, [len(u)]) for m, u in zip(self.masks, self.units, strict=True)]
+        kept = self._kept()
         parameters = dict(self.model.named_parameters())
         masks: dict[str, Tensor] = {}
         for (name, dim), at in self.links.items():
             value = parameters[name]
-            mask = masks.setdefault(name, torch.ones(value.shape, dtype=torch.bool))
-            gone = [i for i, p in enumerate(at) if p is not None and not kept[p[0]][p[1]]]
-            mask.index_fill_(dim, torch.tensor(gone, dtype=torch.int64), False)
-        return {n: bpf.pack_mask(m.to(parameters[n].device)) for n, m in masks.items()}
+            shape = [-1 if d == dim else 1 for d in range(value.dim())]
+            along = kept[at].to(value.device).view(shape)
+            masks[name] = masks[name] & along if name in masks else along
+        return {n: bpf.pack_mask(m.expand(parameters[n].shape)) for n, m in masks.items()}
 
     def removed(self) -> set[int]:
         """The roots of the atoms that are gone."""
-        kept = [bpf.unpack_mask(m, [len(u)]) for m, u in zip(self.masks, self.units, strict=True)]
-        return {
-            r
-            for u, k in zip(self.units, kept, strict=True)
-            for r, stays in zip(u, k, strict=True)
-            if not stays
-        }
+        roots = [root for units in self.units for root in units]
+        return {roots[i] for i in (~self._kept()).nonzero().flatten().tolist()}

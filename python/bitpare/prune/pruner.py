@@ -19,7 +19,7 @@ from bitpare.prune.criteria import CRITERIA, FROM_GRADIENTS, Criterion, added_by
 from bitpare.prune.hold import hold_mask, release_mask
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
-from bitpare.prune.targets import Target, find_targets
+from bitpare.prune.targets import Target, find_targets, fits
 from bitpare.quant.names import unwrapped
 from bitpare.steps import StepCounter
 
@@ -87,8 +87,8 @@ class Pruner:
             self.targets = self.coupled.targets()
         else:
             found = find_targets(self.model, ignore)
-            self.dense = [t.name for t in found if not self._fits(t)]
-            self.targets = [t for t in found if self._fits(t)]
+            self.dense = [t.name for t in found if not fits(t, pattern, "Pruner")]
+            self.targets = [t for t in found if fits(t, pattern, "Pruner")]
             if not self.targets:
                 raise ValueError(f"Pruner: pattern {pattern!r} fits no weight of the model")
         self.scope, self._ratios = self._scope(scope)
@@ -153,18 +153,6 @@ class Pruner:
 
     def _from_gradients(self) -> bool:
         return self.criterion in FROM_GRADIENTS
-
-    def _fits(self, target: Target) -> bool:
-        try:
-            probe = target.value.detach().to("meta", torch.float32)
-            bpf.select_mask([probe], 0.5, pattern=self.pattern)
-        except RuntimeError as error:
-            if "pattern must be" in str(error):
-                raise ValueError(
-                    str(error).split("\n")[0].replace("select_mask", "Pruner")
-                ) from None
-            return False
-        return True
 
     def _scope(self, scope: str | Mapping[str, float]) -> tuple[str, list[float] | None]:
         if isinstance(scope, str):

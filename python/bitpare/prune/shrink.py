@@ -39,7 +39,7 @@ def shrink(
     """A copy of ``model`` with fewer channels, made of the same classes: an ordinary model.
 
     See `plan_shrink` for the options. ``optimizer``: it goes over to the copy, with its state and
-    groups, if all has worked. The copy computes what ``model`` computes with all that was removed
+    groups, if all has worked, and a ``pruner`` is done. The copy computes what ``model`` computes with all that was removed
     set to 0, which is checked on the example inputs.
 
     >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -61,7 +61,10 @@ def shrink(
         pruner=pruner,
         example_kwargs=call.kwargs,
     )
-    return made.apply(model, optimizer=optimizer)
+    small = made.apply(model, optimizer=optimizer)
+    if pruner is not None and optimizer is not None:
+        pruner.finalize()  # it counted this optimizer's steps
+    return small
 
 
 def plan_shrink(

@@ -4,8 +4,10 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from bitpare import functional as bpf
 from bitpare.errors import Unsupported
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.weights import is_sharded, quantized_weights
@@ -61,6 +63,19 @@ def find_targets(model: nn.Module, ignore: Sequence[str]) -> list[Target]:
     if not found:
         raise ValueError("Pruner: the model has no weight to prune (convolution, linear, ...)")
     return found
+
+
+def fits(target: Target, pattern: str, caller: str) -> bool:
+    """Whether the pattern divides a weight."""
+    probe = target.value.detach().to("meta", torch.float32)
+    try:
+        bpf.select_mask([probe], 0.5, pattern=pattern)
+    except RuntimeError as error:
+        text = str(error).split("\n")[0]
+        if "pattern must be" in text:
+            raise ValueError(text.replace("select_mask", caller)) from None
+        return False
+    return True
 
 
 def _require_whole(name: str, value: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Running a user's data through a model."""
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
@@ -47,19 +48,19 @@ def batches_of(
     total = len(loader) if isinstance(loader, Sized) else None
     if batches is not None:
         total = batches if total is None else min(batches, total)
-    bar = None
+    limited = loader if batches is None else itertools.islice(loader, batches)
+    yield from progress_over(limited, show, caller, "batch", total)
+
+
+def progress_over(
+    items: Iterable[Any], show: bool | None, what: str, unit: str, total: int | None = None
+) -> Iterator[Any]:
+    """The items, under a progress bar where that is shown: by default on a terminal."""
     if show or (show is None and sys.stderr.isatty()):
         try:
             from tqdm import tqdm
         except ImportError:
             pass
         else:
-            bar = tqdm(total=total, desc=caller, unit="batch")
-    for index, batch in enumerate(loader):
-        if batches is not None and index >= batches:
-            break
-        yield batch
-        if bar is not None:
-            bar.update()
-    if bar is not None:
-        bar.close()
+            items = tqdm(items, total=total, desc=what, unit=unit)
+    yield from items

@@ -1,0 +1,254 @@
+"""sensitivity: how much accuracy each layer loses when it alone is pruned."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitpare import functional as bpf
+from bitpare import graph as g
+from bitpare.prune.coupled import Coupled
+from bitpare.prune.criteria import scores_of
+from bitpare.prune.targets import Target, find_targets, fits
+from bitpare.quant.batches import progress_over
+from bitpare.quant.names import unwrapped
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclasses.dataclass
+class Sensitivity:
+    """found: layer -> ratio -> what ``evaluate`` gave with that share of the layer pruned.
+    baseline: with nothing pruned. sizes: of the layers' weights."""
+
+    baseline: float
+    found: dict[str, dict[float, float]]
+    sizes: dict[str, int]
+
+    def ratio_at(self, layer: str, drop: float) -> float:
+        """The most that may be pruned of a layer so that no ratio up to it loses more than
+        ``drop``; between the ratios tried, on a straight line."""
+        before, lost_before = 0.0, 0.0
+        for ratio, value in sorted(self.found[layer].items()):
+            lost = max(self.baseline - value, lost_before)
+            if lost > drop:
+                share = 0.0 if lost == lost_before else (drop - lost_before) / (lost - lost_before)
+                return before + max(share, 0.0) * (ratio - before)
+            before, lost_before = ratio, lost
+        return before
+
+    def ratios(
+        self, *, max_drop: float | None = None, sparsity: float | None = None
+    ) -> dict[str, float]:
+        """A ratio for each layer, as ``Pruner(scope=...)`` and ``shrink`` take them: those that
+        lose ``max_drop`` each, or the least loss with which ``sparsity`` of all weights go."""
+        if (max_drop is None) == (sparsity is None):
+            raise ValueError("Sensitivity.ratios: give max_drop= or sparsity=")
+        if max_drop is not None:
+            return {layer: self.ratio_at(layer, max_drop) for layer in self.found}
+        assert sparsity is not None
+        values = [v for layer in self.found.values() for v in layer.values()]
+        low, high = 0.0, max(self.baseline - min(values), 0.0)
+        most = self._sparsity(high)
+        if most < sparsity:
+            raise ValueError(
+                f"Sensitivity.ratios: the ratios tried prune {most:.3f} at most, not {sparsity}"
+            )
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._sparsity(middle) >= sparsity else (middle, high)
+        return {layer: self.ratio_at(layer, high) for layer in self.found}
+
+    def _sparsity(self, drop: float) -> float:
+        total = max(sum(self.sizes.values()), 1)
+        return sum(n * self.ratio_at(layer, drop) for layer, n in self.sizes.items()) / total
+
+    def __str__(self) -> str:
+        ratios = sorted({r for layer in self.found.values() for r in layer})
+        width = max(len(name) for name in (*self.found, "layer"))
+        lines = [f"{'layer':{width}s}  weights  " + "  ".join(f"{r:6.0%}" for r in ratios)]
+        lines.append("-" * len(lines[0]))
+        for layer, values in self.found.items():
+            cells = "  ".join(f"{values[r]:6.2f}" if r in values else " " * 6 for r in ratios)
+            lines.append(f"{layer:{width}s}  {self.sizes[layer]:7d}  {cells}")
+        lines.append(f"nothing pruned: {self.baseline:.2f}")
+        return "\n".join(lines)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """A line for each layer, as a picture; needs matplotlib."""
+        try:
+            import matplotlib
+        except ImportError as error:
+            raise ImportError(
+                "Sensitivity.plot needs matplotlib: pip install matplotlib"
+            ) from error
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        axes = figure.subplots()
+        colours = matplotlib.colormaps["viridis"]
+        order = sorted(self.found, key=lambda layer: -self.ratio_at(layer, 1.0))
+        for index, layer in enumerate(order):
+            values = sorted(self.found[layer].items())
+            axes.plot(
+                [0.0, *(r for r, _ in values)],
+                [self.baseline, *(v for _, v in values)],
+                color=colours(index / max(len(order) - 1, 1)),
+                marker="o",
+                markersize=3,
+                label=layer,
+            )
+        axes.axhline(self.baseline, color="grey", linewidth=0.8, linestyle=":")
+        axes.set_xlabel("share of the layer that is pruned")
+        axes.set_ylabel("result with this layer alone pruned")
+        axes.grid(alpha=0.3)
+        shown = axes.get_legend_handles_labels()
+        if len(order) <= 30:
+            figure.legend(*shown, loc="outside right upper", fontsize="small")
+        figure.savefig(path, dpi=120)
+
+
+@torch.no_grad()
+def sensitivity(
+    model: nn.Module,
+    evaluate: Callable[[nn.Module], float],
+    *,
+    ratios: Sequence[float] = RATIOS,
+    criterion: str = "l1",
+    pattern: str = "element",
+    ignore: Sequence[str] = (),
+    example_inputs: Any = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> Sensitivity:
+    """Prunes each layer alone at each ratio, evaluates, and puts its weights back.
+
+    evaluate(model) gives a number that is better when it is larger. criterion, pattern, ignore,
+    example_inputs: as for `Pruner`; "channel" takes the groups that go together, under the name of
+    their first layer. cache: a file that keeps what was found, from which an interrupted scan goes
+    on; it starts anew where weights or options are others.
+
+    >>> model = nn.Linear(4, 2)
+    >>> scan = sensitivity(model, lambda m: -float((m.weight == 0).sum()), ratios=[0.25, 0.5])
+    >>> scan.found
+    {'weight': {0.25: -2.0, 0.5: -4.0}}
+    """
+    inner = unwrapped(model)
+    for ratio in ratios:
+        if not 0 < ratio < 1:
+            raise ValueError(f"sensitivity: ratios must be in (0, 1), got {ratio}")
+    units = _units(inner, criterion, pattern, ignore, example_inputs)
+    key = _fingerprint(inner, [criterion, pattern, sorted(units)])
+    store = _Store(cache, key)
+    modes = {m: m.training for m in inner.modules()}
+    inner.eval()
+    try:
+        if store.baseline is None:
+            store.baseline = float(evaluate(model))
+            store.save()
+        tasks = [(name, r) for name in units for r in ratios if r not in store.found.get(name, {})]
+        for name, ratio in progress_over(tasks, progress, "sensitivity", "evaluation", len(tasks)):
+            masks = units[name][1](ratio)
+            held = [(p, p.detach().clone()) for p, _ in masks]
+            try:
+                bpf.remask_([p for p, _ in masks], [m for _, m in masks])
+                value = float(evaluate(model))
+            finally:
+                for parameter, before in held:
+                    parameter.copy_(before)
+            store.found.setdefault(name, {})[ratio] = value
+            store.save()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    found = {n: {r: store.found[n][r] for r in ratios} for n in units}
+    return Sensitivity(store.baseline, found, {n: size for n, (size, _) in units.items()})
+
+
+Masks = Callable[[float], list[tuple[Tensor, Tensor]]]
+
+
+def _units(
+    model: nn.Module, criterion: str, pattern: str, ignore: Sequence[str], example_inputs: Any
+) -> dict[str, tuple[int, Masks]]:
+    """Of each layer, or group of channels, how large it is and its masks for a ratio."""
+    if pattern != "channel":
+        return {
+            t.name: (t.value.numel(), _of_weight(t, criterion, pattern))
+            for t in find_targets(model, ignore)
+            if fits(t, pattern, "sensitivity")
+        }
+    if example_inputs is None:
+        raise ValueError("sensitivity: pattern 'channel' needs example_inputs=")
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    coupled = Coupled(model, g.Call(tuple(inputs), {}), ignore)
+    scores = {t.name: scores_of(criterion, t, 0) for t in coupled.targets() if t.value.dim() > 1}
+    parameters = dict(model.named_parameters())
+    none = coupled.masks
+
+    def of_family(index: int) -> Masks:
+        def masks(ratio: float) -> list[tuple[Tensor, Tensor]]:
+            coupled.masks = none
+            shares = [ratio if i == index else 0.0 for i in range(len(none))]
+            coupled.select(scores, shares, scope="local", min_keep=1)
+            return [(parameters[n], m) for n, m in coupled.element_masks().items()]
+
+        return masks
+
+    found = {}
+    for index, family in enumerate(coupled.families.members):
+        size = sum(
+            scores[name].numel() // len(at) * int((at < coupled.total).sum())
+            for (name, dim), at in coupled.links.items()
+            if name in scores and coupled.holds(index, at)
+        )
+        found[coupled.families.layers[family][0]] = (size, of_family(index))
+    return found
+
+
+def _of_weight(target: Target, criterion: str, pattern: str) -> Masks:
+    def masks(ratio: float) -> list[tuple[Tensor, Tensor]]:
+        score = scores_of(criterion, target, 0)
+        return [(target.value, bpf.select_mask([score], ratio, pattern=pattern)[0])]
+
+    return masks
+
+
+def _fingerprint(model: nn.Module, options: Any) -> str:
+    digest = hashlib.sha256(json.dumps(options).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class _Store:
+    """What was found so far, in a file that is written whole after each evaluation."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
+        self.path, self.key = None if path is None else pathlib.Path(path), key
+        self.baseline: float | None = None
+        self.found: dict[str, dict[float, float]] = {}
+        if self.path is None or not self.path.exists():
+            return
+        data: Mapping[str, Any] = json.loads(self.path.read_text())
+        if data.get("key") == key:
+            self.baseline = data["baseline"]
+            self.found = {
+                n: {float(r): v for r, v in values.items()} for n, values in data["found"].items()
+            }
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        data = {"key": self.key, "baseline": self.baseline, "found": self.found}
+        beside = self.path.with_name(self.path.name + ".part")
+        beside.write_text(json.dumps(data, indent=1) + "\n")
+        os.replace(beside, self.path)
