@@ -39,8 +39,8 @@ def shrink(
     """A copy of ``model`` with fewer channels, made of the same classes: an ordinary model.
 
     See `plan_shrink` for the options. ``optimizer``: it goes over to the copy, with its state and
-    groups, if all has worked, and a ``pruner`` is done. The copy computes what ``model`` computes with all that was removed
-    set to 0, which is checked on the example inputs.
+    groups, if all has worked, and a ``pruner`` is done. The copy computes what ``model`` computes
+    with all that was removed set to 0, which is checked on the example inputs.
 
     >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     >>> shrink(model, torch.randn(1, 8), 0.5)[0]
