@@ -160,6 +160,21 @@ class Nets:
             x = F.relu(self.a(x))
             return self.c(F.silu(self.bn(self.b(x.view(x.size(0), -1)))))
 
+    class Functional(Net):
+        """Layers of which a forward uses the parameters alone, and values that are stacked."""
+
+        def make(self, c: int) -> int:
+            self.a, self.b, self.bn = conv(c, 10), conv(10, 6), nn.BatchNorm2d(10)
+            self.fc = nn.Linear(6, 6)
+            return 6
+
+        def body(self, x: Tensor) -> Tensor:
+            bn = self.bn
+            x = F.conv2d(x, self.a.weight, self.a.bias, 1, 1)
+            x = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training)
+            x = self.b(torch.stack([x, F.silu(x)], 1).sum(1))
+            return F.linear(x.transpose(1, 3), self.fc.weight, self.fc.bias).transpose(1, 3)
+
     class Parts(Net):
         """Children that return more than one tensor, and an output in a dict."""
 

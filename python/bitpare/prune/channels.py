@@ -17,6 +17,7 @@ from bitpare.nn.quantizer import Quantizer
 
 Atoms = list[int] | None  # along one dimension
 Dims = list[Atoms]  # of one value
+Held = tuple[nn.Module, str]  # a parameter or buffer
 
 _NAMES = {
     "elementwise": "relu relu6 hardswish hardsigmoid silu gelu sigmoid tanh mish selu elu celu "
@@ -171,16 +172,14 @@ class Channels:
     def _module(self, node: fx.Node, module: Any) -> Any:
         x = self._dims(node)
         if x is None:
+            self._not_understood(node)
             return self._untracked(node)
         if isinstance(module, Quantizer):
             return self._combined(node)
         if isinstance(module, nn.modules.conv._ConvNd):
             return self._convolution(node, module, x)
         if isinstance(module, nn.Linear):
-            self._link(module, "weight", 1, x[-1])
-            out = self._produced(module, "weight", 0)
-            self._link(module, "bias", 0, out)
-            return [*x[:-1], out]
+            return self._linear((module, "weight"), (module, "bias"), x)
         if isinstance(module, _PER_CHANNEL):
             for name in ("weight", "bias", "running_mean", "running_var"):
                 self._link(module, name, 0, x[1])
@@ -206,6 +205,56 @@ class Channels:
             node, f"{type(module).__name__} mixes its channels in a way of its own"
         )
         return self._untracked(node)
+
+    def _linear(self, weight: Held, bias: Held | None, x: Dims) -> Dims:
+        self._link(*weight, 1, x[-1])
+        out = self._produced(*weight, 0)
+        if bias is not None:
+            self._link(*bias, 0, out)
+        return [*x[:-1], out]
+
+    def _held(self, node: fx.Node, index: int, name: str) -> Held | None:
+        """The module and attribute that an argument of a function is, if it is one."""
+        value = _argument(node, index, name)
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return None
+        owner, _, attribute = str(value.target).rpartition(".")
+        module = self.model.get_submodule(owner)
+        known = id(getattr(module, attribute, None)) in self._names
+        return (module, attribute) if known else None
+
+    def _functional(self, node: fx.Node, x: Dims, arguments: Sequence[str]) -> list[Held | None]:
+        """The parameters that a function takes after x; none where one is made on the way."""
+        found = []
+        for index, name in enumerate(arguments, 1):
+            held, value = self._held(node, index, name), _argument(node, index, name)
+            if held is None and isinstance(value, fx.Node):
+                self._not_understood(node, f"{name} is not a parameter")
+                return []
+            found.append(held)
+        return found
+
+    def _functional_linear(self, node: fx.Node, x: Dims) -> Any:
+        found = self._functional(node, x, ("weight", "bias"))
+        if not found or found[0] is None:
+            return self._untracked(node)
+        return self._linear(found[0], found[1], x)
+
+    def _functional_convolution(self, node: fx.Node, x: Dims) -> Any:
+        found = self._functional(node, x, ("weight", "bias"))
+        if not found:
+            return self._untracked(node)
+        if found[0] is None or not isinstance(found[0][0], nn.modules.conv._ConvNd):
+            self._not_understood(node)
+            return self._untracked(node)
+        return self._convolution(node, found[0][0], x)
+
+    def _functional_norm(self, node: fx.Node, x: Dims) -> Any:
+        names = ("running_mean", "running_var", "weight", "bias")
+        for held in self._functional(node, x, names):
+            if held is not None:
+                self._link(*held, 0, x[1])
+        return x
 
     def _convolution(self, node: fx.Node, conv: Any, x: Dims) -> Dims:
         transposed = isinstance(conv, nn.modules.conv._ConvTransposeNd)
@@ -285,6 +334,8 @@ class Channels:
         x = self._dims(node)
         if name in _IS["concatenate"]:
             return self._concatenated(node)
+        if name == "stack":
+            return self._stacked(node)
         if name in _IS["product"]:
             return self._product(node)
         if name in _IS["binary"]:
@@ -293,6 +344,7 @@ class Channels:
             value = self.values.get(node.args[0]) if node.args else None  # type: ignore[arg-type]
             if name == "getitem" and isinstance(value, tuple) and isinstance(node.args[1], int):
                 return value[node.args[1]]
+            self._not_understood(node)
             return self._untracked(node)
         return self._single(node, name, x)
 
@@ -303,6 +355,13 @@ class Channels:
             "layer_norm": lambda: self._norm(
                 node, x, range(-len(_argument(node, 1, "") or (1,)), 0)
             ),
+            "group_norm": lambda: self._norm(node, x, [1]),
+            "batch_norm": lambda: self._functional_norm(node, x),
+            "instance_norm": lambda: self._functional_norm(node, x),
+            "linear": lambda: self._functional_linear(node, x),
+            "conv1d": lambda: self._functional_convolution(node, x),
+            "conv2d": lambda: self._functional_convolution(node, x),
+            "conv3d": lambda: self._functional_convolution(node, x),
             "pixel_shuffle": lambda: self._pixel_shuffle(node, x, _argument(node, 1, "")),
             "permute": lambda: self._permuted(node, x),
             "transpose": lambda: self._swapped(node, x),
@@ -421,6 +480,20 @@ class Channels:
                 along += value[dim] or []
         result[dim] = along if tracked else None
         return result
+
+    def _stacked(self, node: fx.Node) -> Dims:
+        tensors: Sequence[Any] = node.args[0] if node.args else node.kwargs["tensors"]  # type: ignore[assignment]
+        values = [self.values[t] for t in tensors]
+        result: Dims = []
+        for along in zip(*values, strict=True):
+            known = [atoms for atoms in along if atoms is not None]
+            for atoms in known[1:]:
+                self._join_all(known[0], atoms)
+            result.append(known[0] if known else None)
+            if len(known) < len(along):
+                self.freeze([result[-1]], f"{self._path(node)}: meets a value whose channels stay")
+        dim = (_argument(node, 1, "dim") or 0) % len(node.meta["shape"])
+        return [*result[:dim], None, *result[dim:]]
 
     def _product(self, node: fx.Node) -> Any:
         x, y = self._dims(node), self._dims(node, 1)
