@@ -68,13 +68,13 @@ def test_groups_are_coupled():
     assert not gone["head.weight"].all(1).any() and "head.bias" not in gone
 
 
-@pytest.mark.parametrize("criterion", ["l1", "taylor", "bn_gamma", "random"])
+@pytest.mark.parametrize("criterion", ["l1", "taylor", "bn_gamma", "random", "apoz"])
 @pytest.mark.parametrize("name", ["Residual", "Depthwise"])
 def test_resume_is_exact(name, criterion):
     options = {"criterion": criterion}
     if criterion == "bn_gamma" and name == "Depthwise":
         options["scope"] = {"first": 0.5}
-    if criterion == "taylor":
+    if criterion in ("taylor", "apoz"):
         options["min_keep"] = 2
     whole = a_run(name, **options)
     train(*whole[:2], range(8))
@@ -106,6 +106,22 @@ def test_bn_gamma_decides():
         example_inputs=X,
     )
     assert pruner.kept("norm.weight").tolist() == [True, False] * 4
+
+
+def test_channels_that_are_never_active_go():
+    model = trained("Plain").train()
+    pruner = Pruner(
+        model, Schedule.one_shot(0.5, at=1), pattern="channel", criterion="apoz", example_inputs=X
+    )
+    assert list(pruner.coupled.activated) == ["norm"]  # a hardswish follows the other one
+    with torch.no_grad():
+        model.norm.bias.copy_(torch.tensor([9.0, -9, 9, -9, 9, -9, 9, -9]) * 10)
+    with pytest.raises(RuntimeError, match="'apoz' has seen no activations"):
+        pruner._prune(0, 0.5)
+    model(X)
+    pruner._prune(1, 0.5)
+    gone = sum(int((~pruner.kept(t.name)).sum()) > 0 for t in pruner.targets)
+    assert gone > 3 and pruner.kept("norm.weight").tolist()[1::2] == [False] * 4
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)

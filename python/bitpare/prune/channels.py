@@ -123,6 +123,25 @@ class Channels:
         name = _name_of(node)
         return f"{owner}.{name}" if owner else name
 
+    def before_relu(self) -> list[fx.Node]:
+        """The calls of layers whose result goes through a ReLU and nowhere else."""
+
+        def is_relu(node: fx.Node) -> bool:
+            if node.op == "call_module":
+                module = self.model.get_submodule(str(node.target))
+                return isinstance(module, nn.ReLU | nn.ReLU6)
+            return _name_of(node) in ("relu", "relu6")
+
+        return [
+            node
+            for node in self.graph.nodes
+            if node.op == "call_module"
+            and node.users
+            and all(is_relu(user) for user in node.users)
+            and isinstance(self.values[node], list)
+            and len(self.values[node]) > 1
+        ]
+
     # -- links to parameters
 
     def _link(self, owner: nn.Module, attribute: str, dim: int, atoms: Atoms) -> None:

@@ -35,6 +35,13 @@ class Coupled:
             at = torch.tensor([place.get(self.channels.root(a), self.total) for a in atoms])
             if name in parameters and bool((at < self.total).any()):
                 self.links[name, dim] = at
+        # Layers whose result a ReLU reads -> the channels of that result.
+        self.activated: dict[str, Tensor] = {}
+        for node in self.channels.before_relu():
+            atoms = self.channels.values[node][1]
+            if atoms is not None:
+                at = torch.tensor([place.get(self.channels.root(a), self.total) for a in atoms])
+                self.activated[str(node.target)] = at
         self.masks = [bpf.pack_mask(torch.ones(len(u), dtype=torch.bool)) for u in self.units]
 
     def holds(self, family: int, at: Tensor) -> bool:
@@ -68,15 +75,25 @@ class Coupled:
         of each parameter's, so that layers compare."""
         sums = torch.zeros(self.total + 1, dtype=torch.float64)
         counts = torch.zeros_like(sums)
+
+        def add(at: Tensor, values: Tensor) -> None:
+            sums.index_add_(0, at, values / values.abs().mean().clamp(min=1e-30))
+            counts.index_add_(0, at, torch.ones_like(values))
+
         for (name, dim), at in self.links.items():
             if name in scores:
                 score = scores[name].double()
                 others = [d for d in range(score.dim()) if d != dim]
-                means = (score.mean(others) if others else score).cpu()
-                sums.index_add_(0, at, means / means.abs().mean().clamp(min=1e-30))
-                counts.index_add_(0, at, torch.ones_like(means))
-        means = (sums / counts.clamp(min=1)).float()[:-1]
+                add(at, (score.mean(others) if others else score).cpu())
+        for name, at in self.activated.items():
+            if name in scores:
+                add(at, scores[name].double().cpu())
+        # What no score speaks of stays.
+        means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.inf).float()[:-1]
         found = list(means.split([len(units) for units in self.units]))
+        if options.get("scope") == "local":
+            each = shares if isinstance(shares, list) else [shares] * len(found)
+            shares = [0.0 if f.isinf().all() else s for s, f in zip(each, found, strict=True)]
         self.masks = bpf.select_mask(found, shares, previous=self.masks, **options)
 
     def _kept(self) -> Tensor:

@@ -9,7 +9,9 @@ from bitpare.prune.targets import Target
 
 # Scores from what training shows: they are summed up at every step.
 FROM_GRADIENTS = ("taylor", "movement")
-CRITERIA = ("l1", "l2", "random", "fpgm", "bn_gamma", *FROM_GRADIENTS)
+# Those that are for pattern "channel".
+OF_CHANNELS = ("bn_gamma", "apoz")
+CRITERIA = ("l1", "l2", "random", "fpgm", *OF_CHANNELS, *FROM_GRADIENTS)
 Criterion = str | Callable[[str, Tensor], Tensor]
 
 
@@ -21,6 +23,12 @@ def added_by_step(criterion: str, weight: Tensor, gradient: Tensor) -> Tensor:
     """
     change = weight.detach().float() * gradient.float()
     return change.square() if criterion == "taylor" else -change
+
+
+def active_share(result: Tensor) -> Tensor:
+    """Of each channel how often its activation after a ReLU is not 0 (Hu et al. 2016, eq. 1)."""
+    dims = [d for d in range(result.dim()) if d != 1]
+    return (result.detach() > 0).double().mean(dims)
 
 
 def scores_of(criterion: Criterion, target: Target, seed: int) -> Tensor:

@@ -15,7 +15,15 @@ from bitpare import functional as bpf
 from bitpare import graph as g
 from bitpare.distributed import world_size
 from bitpare.prune.coupled import Coupled
-from bitpare.prune.criteria import CRITERIA, FROM_GRADIENTS, Criterion, added_by_step, scores_of
+from bitpare.prune.criteria import (
+    CRITERIA,
+    FROM_GRADIENTS,
+    OF_CHANNELS,
+    Criterion,
+    active_share,
+    added_by_step,
+    scores_of,
+)
 from bitpare.prune.hold import hold_mask, release_mask
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
@@ -33,8 +41,8 @@ class Pruner:
     schedule: a `Schedule`; None: the weights that are exactly 0 now stay 0.
     criterion: "l1", "l2" (of a block or filter; by element they agree), "taylor" and "movement"
         (summed up over the steps since the last pruning), "fpgm" (with pattern "filter"),
-        "bn_gamma" (with "channel"), "random", or a function of name and weight that gives a score
-        for each element.
+        "bn_gamma" and "apoz" (with "channel"; how often a ReLU's result is not 0), "random", or a
+        function of name and weight that gives a score for each element.
     scope: "global" compares all weights, "local" prunes each to the same share; or {glob: sparsity}
         for each, in proportion to the schedule's; weights that no glob matches are not pruned.
     pattern: "element", "2:4", "block4x1", "filter" (see `functional.select_mask`; weights that it
@@ -105,6 +113,9 @@ class Pruner:
         try:
             for target in self.targets:
                 self._hook(target)
+            if self.criterion == "apoz" and self.coupled is not None:
+                for name in self.coupled.activated:
+                    self._watch(name, self.model.get_submodule(name))
             if schedule is None:
                 self._set_masks([bpf.pack_mask(t.value.detach() != 0) for t in self.targets])
             elif schedule.sparsity_at(0) > 0 or schedule.rewind == 0:
@@ -136,9 +147,9 @@ class Pruner:
             )
         if self.regrow is not None and self.pattern != "element":
             raise ValueError("Pruner: regrowth goes with pattern='element'")
-        if self.criterion == "bn_gamma" and self.pattern != "channel":
+        if self.criterion in OF_CHANNELS and self.pattern != "channel":
             raise ValueError(
-                "Pruner: criterion 'bn_gamma' compares channels; use pattern='channel'"
+                f"Pruner: criterion {self.criterion!r} compares channels; use pattern='channel'"
             )
         if self.pattern != "channel":
             return
@@ -271,6 +282,27 @@ class Pruner:
             ]
         return [t for t in self.targets if t.value.dim() > 1]
 
+    def _channel_scores(self, step: int) -> dict[str, Tensor]:
+        names = [t.name for t in self._scored()]
+        if self.criterion != "apoz":
+            return dict(zip(names, _shared(self._scores(step)), strict=True))
+        assert self.coupled is not None
+        layers = [name for name in self.coupled.activated if name in self._sums]
+        if not layers:
+            raise RuntimeError("Pruner: criterion 'apoz' has seen no activations before a ReLU yet")
+        return dict(zip(layers, _shared([self._sums[n] for n in layers]), strict=True))
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        """Sums up how active each channel of a layer's result is, in training."""
+
+        def after(layer: nn.Module, args: Any, result: Tensor) -> None:
+            if layer.training:
+                share = active_share(result)
+                held = self._sums.get(name)
+                self._sums[name] = share if held is None else held.to(share.device).add_(share)
+
+        self._hooks.append(module.register_forward_hook(after))
+
     def _scores(self, step: int) -> list[Tensor]:
         if self._from_gradients():
             missing = [t.name for t in self._scored() if t.name not in self._sums]
@@ -293,9 +325,7 @@ class Pruner:
             assert self.schedule is not None
             shares = [r * sparsity / self.schedule.final for r in self._ratios]
         if self.coupled is not None:
-            scores = dict(
-                zip([t.name for t in self._scored()], _shared(self._scores(step)), strict=True)
-            )
+            scores = self._channel_scores(step)
             self.coupled.select(scores, shares, scope=self.scope, min_keep=self.min_keep)
             found = self.coupled.element_masks()
             self._set_masks([found[t.name] for t in self.targets])
@@ -502,6 +532,7 @@ class Pruner:
         if self.coupled is not None:
             self.coupled.masks = [mask.clone() for mask in state["channels"]]
         device = {t.name: t.value.device for t in self.targets}
+        device |= dict.fromkeys(state["sums"].keys() - device.keys(), torch.device("cpu"))
         self.masks = {n: masks[n].to(device[n]).clone() for n in names}
         self._sums = {n: v.to(device[n]).clone() for n, v in state["sums"].items()}
         self._rewound = {n: v.to(device[n]).clone() for n, v in state["rewound"].items()}
