@@ -1,4 +1,5 @@
-"""Selecting masks against what torch offers, and training steps with masks against without.
+"""Selecting masks against what torch offers, training steps with masks against without, and
+inference of shrunk models.
 
     python benchmarks/prune.py [--rounds 15] [--save]
 
@@ -16,6 +17,7 @@ import timing
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 RESULTS = pathlib.Path(__file__).parent / "results" / "prune-cpu.json"
 SPARSITY = 0.9
+SHRUNK = ("resnet18", "mobilenet_v2", "mobilenet_v3_small")
 
 
 def selections():
@@ -86,6 +88,36 @@ def steps(name: str):
     return {"float": build(False), f"{SPARSITY:.0%} pruned": build(True)}
 
 
+def smaller(name: str):
+    """Inference of a model as it is and shrunk, on one image."""
+    import bitpare as bp
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(num_classes=10).eval()
+    model = model.to(memory_format=torch.channels_last)
+    x = torch.randn(1, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+
+    def run(module):
+        def forward() -> None:
+            with torch.inference_mode():
+                module(x)
+
+        return forward
+
+    found = {"whole": run(model)}
+    for ratio in (0.3, 0.5, 0.7):
+        plan = bp.prune.plan_shrink(model, x, ratio)
+        macs, weights = (
+            plan.sizes[f"{what} after"] / plan.sizes[f"{what} before"]
+            for what in ("MACs", "parameters")
+        )
+        label = f"{ratio:.0%} of the channels gone, {macs:.2f} MACs, {weights:.2f} weights"
+        found[label] = run(plan.apply(model))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -98,6 +130,7 @@ def main() -> None:
         (f"masks of {n} weights", selecting),
         ("LeNet 64x8", steps("LeNet 64x8")),
         ("MobileNetV2 32x32", steps("MobileNetV2 32x32")),
+        *((f"inference of {n}, 1x96x96", smaller(n)) for n in SHRUNK),
     ):
         for f in functions.values():
             for _ in range(3):

@@ -624,6 +624,20 @@ def test_two_processes_share_masks(tmp_path):
     assert [p.returncode for p in started] == [0, 0] and all("alike" in o for o in outputs)
 
 
+def test_frozen_layers_and_other_types():
+    """Layers that are not trained are pruned as well; weights of any floating-point type."""
+    for dtype in (torch.float64, torch.bfloat16):
+        model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).to(dtype)
+        model[0].requires_grad_(False)
+        optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1, momentum=0.9)
+        pruner = Pruner(model, Schedule.one_shot(0.5, at=1), scope="local").attach(optimizer)
+        for _ in range(2):
+            model(torch.randn(3, 8, dtype=dtype)).sum().backward()
+            optimizer.step()
+        assert (int((model[0].weight == 0).sum()), pruner.pruned()) == (24, 30)
+        assert is_positive_zero(model[2].weight[~pruner.kept("2.weight")])
+
+
 # -- wrong use
 
 

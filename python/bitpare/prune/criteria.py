@@ -34,6 +34,8 @@ def active_share(result: Tensor) -> Tensor:
 def scores_of(criterion: Criterion, target: Target, seed: int) -> Tensor:
     """A score for each element, from the weight alone."""
     weight = target.value.detach()
+    if weight.dtype == torch.float64:
+        weight = weight.float()
     if callable(criterion):
         found = criterion(target.name, weight)
         if found.shape != weight.shape:

@@ -217,7 +217,8 @@ class Pruner:
             if self._one_by_one:
                 self._mask_gradients([target])
 
-        self._hooks.append(target.value.register_post_accumulate_grad_hook(after_gradient))
+        if target.value.requires_grad:
+            self._hooks.append(target.value.register_post_accumulate_grad_hook(after_gradient))
 
     def _after_backward(self) -> None:
         self._backward = None
@@ -401,7 +402,8 @@ class Pruner:
         if self._optimizer is not None:
             raise ValueError("Pruner: attached to an optimizer already")
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        foreign = [t.name for t in self.targets if id(t.value) not in owned]
+        trained = [t for t in self.targets if t.value.requires_grad]
+        foreign = [t.name for t in trained if id(t.value) not in owned]
         if foreign:
             raise ValueError(
                 f"Pruner: the optimizer does not own {foreign[0]}"
