@@ -13,7 +13,9 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer
 from bitpare.prune import Pruner, Regrowth, Schedule
 from torch import Tensor, nn
 
@@ -476,8 +478,23 @@ def zero_sets_agree(model: nn.Module, pruner: Pruner) -> None:
     for target in pruner.targets:
         assert target.quantizer is not None
         value = target.quantizer(target.value)
-        assert is_positive_zero(value[~pruner.kept(target.name)])
-        assert not value.requires_grad or value.grad_fn is not None
+        gone = ~pruner.kept(target.name)
+        assert is_positive_zero(value[gone])
+        q = target.quantizer
+        if isinstance(
+            q, RangeQuantizer | LearnedQuantizer
+        ):  # and the integers that will be shipped
+            weight = bp.functional.apply_mask(target.value.detach(), pruner.masks[target.name])
+            scale = q.scale.detach()
+            codes = bp.functional.quantize(
+                weight,
+                scale if q.grid.axis is not None else scale.reshape(()),
+                quant_min=q.grid.quant_min,
+                quant_max=q.grid.quant_max,
+                axis=q.grid.axis,
+            )
+            assert not codes[gone].any()
+            assert torch.equal(codes == 0, value.detach() == 0)
 
 
 @pytest.mark.parametrize("mode", ["hard", "ste"])

@@ -132,20 +132,21 @@ BITPARE_INLINE void count(const Keys& keys, uint64_t candidates, const Window& w
   }
 }
 
-// Goes on to the bucket of the last one to be pruned; false where the window does not hold it.
+// Goes on to the bucket of the last one to be pruned. Returns how many candidates it holds, 0 where
+// the window does not hold that one.
 template <class CountOf>
-bool take_bucket(int64_t before, CountOf count_of, Search* search) {
+int64_t take_bucket(int64_t before, CountOf count_of, Search* search) {
   int64_t below = search->below - before;
-  if (below <= 0) return false;
+  if (below <= 0) return 0;
   for (int32_t bucket = 0; bucket < math::kBuckets; ++bucket) {
     int64_t here = count_of(bucket);
     if (below <= here) {
       *search = {math::window_of_bucket(search->window, bucket), below};
-      return true;
+      return here;
     }
     below -= here;
   }
-  return false;
+  return 0;
 }
 
 // Keys that stand for all candidates: a guess of the window takes the place of a pass over them.
@@ -225,6 +226,18 @@ void prune_ties(const Scores& s, const Pool& pool, uint32_t threshold, int64_t p
   }
 }
 
+// A candidate that is looked at by itself; so few of them are sorted.
+struct Few {
+  uint32_t key;
+  int64_t tensor, place;
+
+  bool before(const Few& other) const {
+    if (key != other.key) return key < other.key;
+    return tensor != other.tensor ? tensor < other.tensor : place < other.place;
+  }
+};
+constexpr int64_t kFew = 256;
+
 class Selection {
  public:
   Selection(const Active& active, int64_t* ties, int64_t* nan, ParallelFor parallel_for)
@@ -244,15 +257,18 @@ class Selection {
     }
     Search whole = search_;
     if (candidates > 16 * kSample) guess(all, candidates);
-    bool single = search_.window.shift == 0;
-    while (!narrow<true>()) {
+    int32_t shift = search_.window.shift;
+    int64_t held = narrow<true>();
+    if (held == 0) {  // the guess was wrong
       search_ = whole;
-      single = false;
+      shift = search_.window.shift;
+      held = narrow<true>();
     }
-    while (!single) {
-      single = search_.window.shift == 0;
-      narrow<false>();
+    while (shift > 0 && held > kFew) {
+      shift = search_.window.shift;
+      held = narrow<false>();
     }
+    if (held <= kFew) return write_but_few(shift);
     write(&search_);
     share_ties();
   }
@@ -306,9 +322,10 @@ class Selection {
     search_.window = guessed_window(sample, size, search_.below, candidates);
   }
 
-  // One pass over all candidates; false where the window does not hold the threshold.
+  // One pass over all candidates; how many the bucket of the threshold holds, 0 where it lies
+  // outside the window.
   template <bool kFirst>
-  bool narrow() {
+  int64_t narrow() {
     int64_t before = 0, total[math::kBuckets] = {};
     Search known = search_;
     Pool pool = pool_;
@@ -363,6 +380,45 @@ class Selection {
       with_type(s.dtype,
                 [&]<class T>(T*) { write_piece<T>(s, pool_, search, first, last, ties_of(i)); });
     });
+  }
+
+  // The mask, where few candidates share the bucket of 1 << shift keys that the search has come to:
+  // they are set apart, and sorted.
+  void write_but_few(int32_t shift) {
+    Few few[kFew];
+    int64_t count = 0;
+    uint32_t low = search_.window.low;
+    parallel_parts(parallel_for_, active_, [&](int64_t i, int64_t first, int64_t last) {
+      const Scores& s = active_.scores[i];
+      with_type(s.dtype, [&]<class T>(T*) {
+        for (int64_t e = first; e < last; e += kBlock) {
+          uint64_t candidates = pool_.candidates(s, e), pruned = pool_.pruned(s, e);
+          if (candidates) {
+            Keys keys = keys_of<T>(s, e);
+            VecUint from = splat_key(low), width = splat_key(1u << shift);
+            pruned |=
+                bits_where(keys, [&](VecUint key) { return less_bits(key, from); }) & candidates;
+            uint64_t open = candidates & bits_where(keys, [&](VecUint key) {
+                              return less_bits(key - from, width);
+                            });
+            for (; open; open &= open - 1) {
+              int64_t j = __builtin_ctzll(open);
+              few[__atomic_fetch_add(&count, 1, __ATOMIC_RELAXED)] = {
+                  keys.at[j / kWidth][j % kWidth], i, e + j};
+            }
+          }
+          s.mask[e / kBlock] = valid_word(s.n, e) & ~pruned;
+        }
+      });
+    });
+    for (int64_t k = 0; k < search_.below; ++k) {  // they come in any order
+      int64_t next = k;
+      for (int64_t j = k + 1; j < count; ++j) next = few[j].before(few[next]) ? j : next;
+      Few chosen = few[next];
+      few[next] = few[k];
+      const Scores& s = active_.scores[chosen.tensor];
+      s.mask[chosen.place / kBlock] &= ~(1ull << (chosen.place % kBlock));
+    }
   }
 
   // Of the ties, the first ones are pruned: each part learns how many of its own.
@@ -425,7 +481,7 @@ void select_group(const Scores* scores, int64_t size, const SelectMask& args,
 
 }  // namespace
 
-// Scores in two or three times for the threshold, and once for the mask.
+// Scores in once, or up to three times, for the threshold, and once for the mask.
 template <>
 void select_mask(const SelectMask& args, const OnCpu<BITPARE_ISA>& cpu) {
   for (int64_t begin = 0, end = 0; begin < args.size; begin = end) {
