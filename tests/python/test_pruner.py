@@ -600,6 +600,7 @@ PROCESSES = """
 import sys, torch, torch.distributed as dist, torch.nn.functional as F
 sys.path.insert(0, sys.argv[1])
 import bitpare as bp, networks
+from processes import leave
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
 torch.set_num_threads(1)
@@ -626,8 +627,7 @@ for criterion in ("l1", "taylor", "random", "movement"):
         assert torch.equal(*values), criterion
     del wrapped, model, optimizer, pruner
 print("alike", flush=True)
-dist.barrier()
-dist.destroy_process_group()
+leave()
 """
 
 

@@ -346,6 +346,7 @@ PROCESSES = """
 import os, sys, torch, torch.distributed as dist, torch.nn.functional as F
 sys.path.insert(0, sys.argv[1])
 import bitpare as bp, networks
+from processes import leave
 from bitpare.nn.quantizer import Quantizer
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
@@ -372,8 +373,7 @@ for name, (kind, shape) in networks.NETWORKS.items():
     assert len(bp.report.placement(wrapped).quantizers) > 3
     del wrapped, model, optimizer, schedule
 print("alike", flush=True)
-dist.barrier()  # a process that ends while the other still talks to it may be aborted
-dist.destroy_process_group()
+leave()
 """
 
 
@@ -392,6 +392,7 @@ SHARDED = """
 import sys, torch, torch.distributed as dist, torch.nn.functional as F
 sys.path.insert(0, sys.argv[1])
 import bitpare as bp, networks
+from processes import leave
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=0, world_size=1)
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.device_mesh import init_device_mesh
@@ -408,7 +409,7 @@ for name, (kind, shape) in networks.NETWORKS.items():
         print(name, "works")
     except bp.Unsupported as error:
         print(name, "refused", error)
-dist.destroy_process_group()
+leave()
 """
 
 
