@@ -8,7 +8,14 @@ the calls of that owner's forward, which is the same in both traces.
 """
 
 from bitpare.graph.results import one_of
-from bitpare.graph.state import Call, clear_hooks, quiet_state, record_calls, without_hooks
+from bitpare.graph.state import (
+    Call,
+    call_with,
+    clear_hooks,
+    quiet_state,
+    record_calls,
+    without_hooks,
+)
 from bitpare.graph.trace import FlatTrace, OwnerTrace, event_key, trace_flat, trace_owner
 from bitpare.graph.tracer import is_layer, is_owner
 
@@ -16,6 +23,7 @@ __all__ = [
     "Call",
     "FlatTrace",
     "OwnerTrace",
+    "call_with",
     "clear_hooks",
     "event_key",
     "is_layer",

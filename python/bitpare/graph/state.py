@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 from bitpare.graph.results import WHOLE, parts_of
@@ -21,6 +21,18 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any = WHOLE
+
+
+def call_with(caller: str, example_inputs: Any, example_kwargs: dict[str, Any] | None) -> Call:
+    """A call with a user's example inputs: a tuple of arguments, or a tensor alone."""
+    if isinstance(example_inputs, Tensor):
+        example_inputs = (example_inputs,)
+    if not isinstance(example_inputs, tuple | list):
+        raise TypeError(
+            f"{caller}: example_inputs must be a tuple of the model's arguments, got "
+            f"{type(example_inputs).__name__}"
+        )
+    return Call(tuple(example_inputs), dict(example_kwargs or {}))
 
 
 def _copied(values: Any) -> Any:

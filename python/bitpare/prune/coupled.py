@@ -1,7 +1,6 @@
 """Channels that go together, as a pruner's units: with the columns that read them, biases and
 norms."""
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,13 +59,7 @@ class Coupled:
 
     def ratios(self, scope: Mapping[str, float]) -> list[float]:
         """For each family that of the last glob that matches one of its layers, else 0."""
-        families = list(self.families.members)
-        found = []
-        for family in families:
-            layers = self.families.layers[family]
-            fits = [r for x, r in scope.items() if any(fnmatch.fnmatch(n, x) for n in layers)]
-            found.append(fits[-1] if fits else 0.0)
-        return found
+        return [self.families.matched(family, scope) for family in self.families.members]
 
     def select(
         self, scores: Mapping[str, Tensor], shares: float | list[float], **options: Any

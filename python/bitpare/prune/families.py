@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -82,9 +83,9 @@ class Families:
         if not self.members:
             reasons = "; ".join(dict.fromkeys(channels.frozen.values()))
             raise Unsupported(f"{caller}: no channels of the model can be removed: {reasons}")
-        self.importance = self._importance()
 
-    def _importance(self) -> dict[int, float]:
+    @functools.cached_property
+    def importance(self) -> dict[int, float]:
         """Of each channel: the root mean square of what it has in each parameter, relative to the
         parameter's own, so that layers compare."""
         sums: dict[int, float] = {}
@@ -124,16 +125,14 @@ class Families:
             removed |= {r for _, r in order[: max(len(roots) - keep, 0)]}
         return removed
 
+    def matched(self, family: int, ratios: Mapping[str, float]) -> float:
+        """What the last glob says that matches one of a family's layers, else 0."""
+        layers = self.layers[family]
+        found = [v for x, v in ratios.items() if any(fnmatch.fnmatch(n, x) for n in layers)]
+        return found[-1] if found else 0.0
+
     def _ratio(self, family: int, ratio: float | Mapping[str, float]) -> float:
-        value = ratio
-        if isinstance(ratio, Mapping):
-            found = [
-                v
-                for x, v in ratio.items()
-                if any(fnmatch.fnmatch(n, x) for n in self.layers[family])
-            ]
-            value = found[-1] if found else 0.0
-        assert isinstance(value, int | float)
+        value = self.matched(family, ratio) if isinstance(ratio, Mapping) else ratio
         if not 0 <= value < 1:
             raise ValueError(f"shrink: ratio must be in [0, 1), got {value}")
         return float(value)

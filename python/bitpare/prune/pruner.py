@@ -90,13 +90,13 @@ class Pruner:
         self.coupled: Coupled | None = None
         self.dense: list[str] = []
         if pattern == "channel":
-            inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-            self.coupled = Coupled(self.model, g.Call(tuple(inputs), {}), ignore)
+            call = g.call_with("Pruner", example_inputs, None)
+            self.coupled = Coupled(self.model, call, ignore)
             self.targets = self.coupled.targets()
         else:
             found = find_targets(self.model, ignore)
-            self.dense = [t.name for t in found if not fits(t, pattern, "Pruner")]
             self.targets = [t for t in found if fits(t, pattern, "Pruner")]
+            self.dense = [t.name for t in found if not any(t is kept for kept in self.targets)]
             if not self.targets:
                 raise ValueError(f"Pruner: pattern {pattern!r} fits no weight of the model")
         self.scope, self._ratios = self._scope(scope)

@@ -186,8 +186,7 @@ def _units(
         }
     if example_inputs is None:
         raise ValueError("sensitivity: pattern 'channel' needs example_inputs=")
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    coupled = Coupled(model, g.Call(tuple(inputs), {}), ignore)
+    coupled = Coupled(model, g.call_with("sensitivity", example_inputs, None), ignore)
     scores = {t.name: scores_of(criterion, t, 0) for t in coupled.targets() if t.value.dim() > 1}
     parameters = dict(model.named_parameters())
     none = coupled.masks

@@ -46,7 +46,7 @@ def shrink(
     >>> shrink(model, torch.randn(1, 8), 0.5)[0]
     Linear(in_features=8, out_features=3, bias=True)
     """
-    call = _call(example_inputs, example_kwargs)
+    call = g.call_with("shrink", example_inputs, example_kwargs)
     made = plan_shrink(
         model,
         call.args,
@@ -95,7 +95,7 @@ def plan_shrink(
     """
     source = unwrapped(model)
     _check_options(source, scope, round_to, min_channels, macs, parameters, not_understood)
-    call = _call(example_inputs, example_kwargs)
+    call = g.call_with("shrink", example_inputs, example_kwargs)
     if pruner is not None:
         coupled = _coupled_of(pruner, source)
         made = _plan(
@@ -163,17 +163,6 @@ def _coupled_of(pruner: Pruner, model: nn.Module) -> Coupled:
     if pruner.model is not model:
         raise ValueError("shrink: the pruner works on another model")
     return pruner.coupled
-
-
-def _call(example_inputs: Any, example_kwargs: dict[str, Any] | None) -> g.Call:
-    if isinstance(example_inputs, Tensor):
-        example_inputs = (example_inputs,)
-    if not isinstance(example_inputs, tuple | list):
-        raise TypeError(
-            "shrink: example_inputs must be a tuple of the model's arguments, got "
-            f"{type(example_inputs).__name__}"
-        )
-    return g.Call(tuple(example_inputs), dict(example_kwargs or {}))
 
 
 class _Cost:

@@ -71,19 +71,13 @@ def _check_arguments(
         raise TypeError(f"prepare: model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(config, QConfig):
         raise TypeError(f"prepare: config must be a bp.QConfig, got {type(config).__name__}")
-    if isinstance(example_inputs, Tensor):
-        example_inputs = (example_inputs,)
-    if not isinstance(example_inputs, tuple | list):
-        raise TypeError(
-            "prepare: example_inputs must be a tuple of the model's arguments, got "
-            f"{type(example_inputs).__name__}"
-        )
+    call = g.call_with("prepare", example_inputs, example_kwargs)
     if any(isinstance(m, Quantizer) for m in model.modules()):
         raise ValueError("prepare: the model is prepared already")
     if hasattr(model, "_orig_mod") or isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("prepare: prepare the model itself, then compile or distribute it")
     config.check_patterns(model)
-    return g.Call(tuple(example_inputs), dict(example_kwargs or {}))
+    return call
 
 
 def _record(model: nn.Module, call: g.Call) -> dict[bool, dict[str, list[g.Call]]]:
