@@ -406,6 +406,67 @@ def test_regrowth(kind):
     assert all((t.value[pruner.kept(t.name)] != 0).any() for t in pruner.targets)
 
 
+# -- the hook on gradients
+
+
+def test_gradients_are_masked_before_anybody_sees_them():
+    model = nn.Linear(6, 4)
+    pruner = Pruner(model, Schedule.one_shot(0.5))
+    kept = pruner.kept("weight")
+    x = torch.randn(3, 6)
+    dense = 2 * (F.linear(x, model.weight, model.bias).T @ x).detach()
+    wanted = torch.where(kept, dense, 0.0)
+    # Asked for by hand, twice over, in pieces, differentiated again.
+    (found,) = torch.autograd.grad(model(x).square().sum(), [model.weight])
+    assert torch.allclose(found, wanted) and is_positive_zero(found[~kept])
+    (found,) = torch.autograd.grad(model(x).square().sum(), [model.weight], create_graph=True)
+    assert torch.allclose(found, wanted)
+    (second,) = torch.autograd.grad(found.sum(), [model.weight])
+    assert is_positive_zero(second[~kept]) and second[kept].any()
+    for part in x.split(1):
+        model(part).square().sum().backward()
+    assert torch.allclose(model.weight.grad, wanted) and is_positive_zero(model.weight.grad[~kept])
+    # NaN and infinity are 0 where pruned.
+    model.zero_grad()
+    (model(x) * torch.tensor([torch.nan, torch.inf, 1, 1])).sum().backward()
+    assert is_positive_zero(model.weight.grad[~kept])
+
+
+def test_a_gradient_that_somebody_holds_is_not_written_over():
+    model = nn.Linear(6, 4)
+    held = torch.ones(4, 6)
+    pruner = Pruner(model, Schedule.one_shot(0.5))
+    model.weight.backward(held)
+    assert (held == 1).all() and int((model.weight.grad == 0).sum()) == 12
+    seen = []
+    model.weight.register_hook(lambda gradient: seen.append(gradient))
+    model(torch.ones(1, 6)).sum().backward()
+    assert (seen[0] == 1).all() and is_positive_zero(model.weight.grad[~pruner.kept("weight")])
+    pruner.finalize()
+    model.zero_grad()
+    model.weight.backward(held)
+    assert (model.weight.grad == 1).all()  # the hook is gone
+    model.weight.grad = None
+    Pruner(model, Schedule.one_shot(0.75))
+    model.weight.backward(held)
+    assert int((model.weight.grad == 0).sum()) == 18
+
+
+def test_lamp():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)  # of which plain magnitudes would leave nothing
+    pruner = Pruner(model, Schedule.one_shot(0.9), criterion="lamp")
+    scores = []
+    for w in (m.weight.detach().double().flatten() for m in model):
+        scores += [float(v**2 / (w[w.abs() >= v.abs()] ** 2).sum()) for v in w]
+    cut = sorted(scores)[int(0.9 * 800) - 1]
+    found = torch.cat([pruner.kept(t.name).flatten() for t in pruner.targets])
+    assert pruner.pruned() == 720 and not found[torch.tensor(scores) <= cut].any()
+    assert all(0.8 < share < 0.95 for share in pruner.sparsity().values())
+
+
 # -- resume
 
 
@@ -604,14 +665,17 @@ from processes import leave
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
 torch.set_num_threads(1)
-for criterion in ("l1", "taylor", "random", "movement"):
+for criterion in ("l1", "taylor", "random", "movement", "rigl"):
+    regrow = bp.prune.Regrowth("rigl", [3, 6], fraction=0.4) if criterion == "rigl" else None
+    criterion = "l1" if criterion == "rigl" else criterion
     mode = "ste" if criterion == "movement" else "hard"
     torch.manual_seed(0)
     model = networks.LeNet()
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05, momentum=0.9)
     schedule = bp.prune.Schedule.cubic(0.8, begin=1, end=5)
-    pruner = bp.prune.Pruner(wrapped, schedule, criterion=criterion, mode=mode).attach(optimizer)
+    pruner = bp.prune.Pruner(wrapped, schedule, criterion=criterion, mode=mode,
+                             regrow=regrow).attach(optimizer)
     for step in range(7):
         torch.manual_seed(10 * step + rank)
         optimizer.zero_grad()

@@ -8,7 +8,8 @@ import bitpare as bp
 import pytest
 import torch
 import torch.nn.functional as F
-from bitpare.prune import Plan, plan_shrink, shrink
+from bitpare.nn.quantizer import Quantizer
+from bitpare.prune import Plan, Pruner, Schedule, plan_shrink, shrink
 from torch import Tensor, nn
 
 
@@ -218,7 +219,9 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     held = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     for (name, dim), (size, kept) in plan.kept.items():
         gone = torch.tensor(sorted(set(range(size)) - set(kept)))
-        if "running" not in name:
+        if "running" not in name and not isinstance(
+            other.get_submodule(name.rpartition(".")[0]), Quantizer
+        ):
             held[name].data.index_fill_(dim, gone, 0)
     return other
 
@@ -474,6 +477,78 @@ def test_sizes_in_the_code_are_left_or_refused():
         shrink(Branching("").eval(), X)
 
 
+# -- prepared models
+
+CONFIGS = {
+    "int8": bp.QConfig.int8,
+    "tensorrt": lambda: bp.QConfig.int8(target="tensorrt"),
+    "lsq": lambda: bp.QConfig.int4(),
+    "binary": bp.QConfig.binary_weights,
+    "per channel": lambda: bp.QConfig.int8().override(
+        "*", activation=bp.QSpec(bits=8, granularity="channel")
+    ),
+    "dynamic": bp.QConfig.dynamic,
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("name", ["Plain", "Residual", "Concatenated", "Depthwise", "Tied"])
+def test_prepared_models(name, kind):
+    """What goes with a channel goes: its scales, ranges, and the optimizer's state of those."""
+    qat = bp.prepare(trained(name), CONFIGS[kind](), example_inputs=(X,))
+    bp.calibrate(qat, [X], progress=False)
+    optimizer = torch.optim.SGD(bp.param_groups(qat), lr=1e-3, momentum=0.9)
+
+    def step(model):
+        optimizer.zero_grad()
+        F.cross_entropy(model.train()(X), torch.arange(len(X)) % 5).backward()
+        optimizer.step()
+
+    step(qat)
+    qat.eval()
+    plan = plan_shrink(qat, X, 0.5)
+    small = plan.apply(qat, optimizer=optimizer)
+    for before, after in zip(qat.modules(), small.modules(), strict=True):
+        assert type(before) is type(after)
+    if kind != "binary":  # where a masked weight is not 0
+        expected, found = masked(qat, plan)(X), small(X)
+        assert torch.allclose(found, expected, atol=0.03 * float(expected.detach().abs().max()))
+    step(small)
+    step(small)
+    assert torch.isfinite(small.eval()(X)).all()
+    # The same plan makes a model of that shape for a checkpoint.
+    again = Plan.from_dict(plan.to_dict()).apply(
+        bp.prepare(trained(name), CONFIGS[kind](), example_inputs=(X,))
+    )
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again.eval()(X), small(X))
+
+
+def test_prepared_models_after_a_pruner():
+    qat = bp.prepare(trained("Residual"), bp.QConfig.int8(), example_inputs=(X,))
+    bp.calibrate(qat, [X], progress=False)
+    optimizer = torch.optim.SGD(bp.param_groups(qat), lr=1e-2, momentum=0.9)
+    pruner = Pruner(
+        qat, Schedule.one_shot(0.5, at=1), pattern="channel", scope="local", example_inputs=(X,)
+    ).attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        qat.train()(X).sum().backward()
+        optimizer.step()
+    expected = qat.eval()(X)
+    small = shrink(qat, (X,), pruner=pruner, optimizer=optimizer)
+    assert small.a.weight.shape[0] == 6 and small.a.bp_weight.scale.numel() == 6
+    assert torch.allclose(small.eval()(X), expected, atol=0.02 * float(expected.abs().max()))
+
+
+def test_groups_of_weights_stay_whole():
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    config = bp.QConfig.weight_only(bits=4, group=4).override("0", weight=bp.QSpec(bits=8))
+    qat = bp.prepare(model, config, example_inputs=(torch.randn(2, 16),))
+    with pytest.raises(bp.Unsupported, match="quantized in groups"):
+        shrink(qat, torch.randn(2, 16))
+
+
 def test_errors():
     model = trained("Plain")
     for options, message in (
@@ -488,8 +563,9 @@ def test_errors():
             shrink(model, X, **options)
     with pytest.raises(TypeError, match="example_inputs must be a tuple"):
         shrink(model, 3)
-    with pytest.raises(bp.Unsupported, match="the model is prepared"):
-        shrink(bp.prepare(model, example_inputs=(X,)), X)
+    plan = plan_shrink(model, X, 0.5)
+    with pytest.raises(ValueError, match="quantized, with a scale for each channel, in this model"):
+        plan.apply(bp.prepare(model, example_inputs=(X,)))
     with pytest.raises(bp.Unsupported, match="no channels of the model can be removed"):
         shrink(nn.Linear(4, 2), torch.randn(1, 4))
 

@@ -5,8 +5,9 @@ observe, quantize, freeze), so that changing it neither synchronises nor recompi
 host decides only what no graph depends on.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from bitpare.quant.grid import Grid
 from bitpare.quant.spec import QSpec
 
 OBSERVE, QUANTIZE, FREEZE = 2, 3, 4
+# What kinds hold for each scale, along its last dimension.
+PER_SCALE = ("scale", "zero_point", "offset", "range", "pending", "statistics")
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -280,3 +283,17 @@ class Quantizer(nn.Module):
         if (low, high) != (self.grid.quant_min, self.grid.quant_max):
             self.grid = self.grid.with_limits(low, high)
             self.bits = self.grid.bits
+
+
+@contextlib.contextmanager
+def quantizers_off(model: nn.Module) -> Iterator[None]:
+    """The prepared model computes what the float model does."""
+    found = [m for m in model.modules() if isinstance(m, Quantizer)]
+    before = [q.bypass for q in found]
+    for q in found:
+        q.bypass = True
+    try:
+        yield
+    finally:
+        for q, value in zip(found, before, strict=True):
+            q.bypass = value

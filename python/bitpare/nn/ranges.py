@@ -42,7 +42,7 @@ class RangeQuantizer(Quantizer):
         self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
     ) -> None:
         super().__init__(spec, grid, name, role)
-        self.scales, self.limit = scales, limit
+        self.limit = limit
         self.method = spec.range or ("minmax" if role == "weight" else "ema")
         self.calibrated = role == "weight"
         self.register_buffer("scale", torch.ones(scales))
@@ -67,6 +67,10 @@ class RangeQuantizer(Quantizer):
             self.register_buffer("rng", torch.zeros(2, dtype=torch.int64))
         if isinstance(self.method, tuple):
             self._give_range(*self.method)
+
+    @property
+    def scales(self) -> int:
+        return self.scale.numel()
 
     def _give_range(self, low: float, high: float) -> None:
         self.calibrated, self.may_observe = True, False

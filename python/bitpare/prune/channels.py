@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bitpare import graph as g
-from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.quantizer import PER_SCALE, Quantizer
+from bitpare.nn.weights import quantized_weights
 
 Atoms = list[int] | None  # along one dimension
 Dims = list[Atoms]  # of one value
@@ -61,6 +62,10 @@ class Channels:
         self.depthwise: set[str] = set()  # whose groups are their input channels
         self.not_understood: list[str] = []
         self._names = _first_names(model)
+        self._quantizers: dict[str, list[Quantizer]] = {}  # of a weight, for each that shares it
+        for weight in quantized_weights(model):
+            known = self._quantizers.setdefault(self._names.get(id(weight.value), ""), [])
+            known.append(weight.quantizer)
         self.values: dict[fx.Node, Any] = {}
         for trace in traces:  # the same parameters have the same atoms in all of them
             for node in trace.graph.nodes:
@@ -152,13 +157,36 @@ class Channels:
         known = self.links.setdefault(key, atoms)
         if known is not atoms:
             self._join_all(known, atoms)
+        for quantizer in self._quantizers.get(key[0], ()):
+            self._link_scales(quantizer, dim, atoms, key[0])
+
+    def _link_scales(self, quantizer: Quantizer, dim: int, atoms: list[int], what: str) -> None:
+        """What a quantizer keeps for each index along a dimension of what it quantizes."""
+        if quantizer.grid.group is not None:
+            self.freeze([atoms], f"{what}: quantized in groups")
+        if quantizer.grid.axis != dim:
+            return
+        for name in PER_SCALE:
+            held = getattr(quantizer, name, None)
+            if isinstance(held, Tensor) and held.shape[-1] == len(atoms):
+                self._link(quantizer, name, held.dim() - 1, atoms)
+
+    def _link_values(self, node: fx.Node, quantizer: Any, x: Any) -> None:
+        """The quantizer of a value with these dimensions."""
+        if not isinstance(quantizer, Quantizer) or not isinstance(x, list):
+            return
+        for dim, atoms in enumerate(x):
+            if atoms is not None:
+                self._link_scales(quantizer, dim, atoms, self._path(node))
+        if not quantizer.holds_zero:
+            self.freeze(x, f"{self._path(node)}: quantized on a grid without 0")
 
     def _produced(self, owner: nn.Module, attribute: str, dim: int) -> list[int]:
         """The atoms that a dimension of a parameter makes; the same ones at every use."""
         held = getattr(owner, attribute)
         key = (self._names[id(held)], dim)
         if key not in self.links:
-            self.links[key] = self._new(held.shape[dim])
+            self._link(owner, attribute, dim, self._new(held.shape[dim]))
         return self.links[key]
 
     # -- operations
@@ -189,12 +217,21 @@ class Channels:
         return found if isinstance(found, list) else None
 
     def _module(self, node: fx.Node, module: Any) -> Any:
+        found = self._layer(node, module)
+        held = module.__dict__.get("_modules", {})
+        self._link_values(node, held.get("bp_input"), self._dims(node))
+        self._link_values(node, held.get("bp_output"), found)
+        return found
+
+    def _layer(self, node: fx.Node, module: Any) -> Any:
         x = self._dims(node)
         if x is None:
             self._not_understood(node)
             return self._untracked(node)
         if isinstance(module, Quantizer):
-            return self._combined(node)
+            combined = self._combined(node)
+            self._link_values(node, module, combined)
+            return combined
         if isinstance(module, nn.modules.conv._ConvNd):
             return self._convolution(node, module, x)
         if isinstance(module, nn.Linear):

@@ -11,7 +11,7 @@ from bitpare.prune.targets import Target
 FROM_GRADIENTS = ("taylor", "movement")
 # Those that are for pattern "channel".
 OF_CHANNELS = ("bn_gamma", "apoz")
-CRITERIA = ("l1", "l2", "random", "fpgm", *OF_CHANNELS, *FROM_GRADIENTS)
+CRITERIA = ("l1", "l2", "lamp", "random", "fpgm", *OF_CHANNELS, *FROM_GRADIENTS)
 Criterion = str | Callable[[str, Tensor], Tensor]
 
 
@@ -48,6 +48,8 @@ def scores_of(criterion: Criterion, target: Target, seed: int) -> Tensor:
         return weight.abs()
     if criterion == "l2":
         return weight.float().square()
+    if criterion == "lamp":
+        return _of_what_stays(weight)
     if criterion == "fpgm":
         return _distances(weight)
     generator = torch.Generator().manual_seed(seed)  # the same on every device
@@ -59,3 +61,13 @@ def _distances(weight: Tensor) -> Tensor:
     rows = weight.float().flatten(1)
     sums = torch.cdist(rows, rows).sum(1)
     return sums.view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)
+
+
+def _of_what_stays(weight: Tensor) -> Tensor:
+    """Of each weight its square relative to the sum of all squares that are no less (Lee et al.
+    2021, eq. 4): what a global comparison takes from each layer then suits the layer."""
+    squares, order = weight.flatten().float().square().sort(stable=True)
+    above = squares.double().flip(0).cumsum(0).flip(0).clamp(min=1e-300)
+    scores = torch.empty_like(squares)
+    scores[order] = (squares / above).float()
+    return scores.view(weight.shape)

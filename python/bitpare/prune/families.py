@@ -10,6 +10,7 @@ from torch import nn
 
 from bitpare import graph as g
 from bitpare.errors import Unsupported
+from bitpare.nn.quantizer import quantizers_off
 from bitpare.prune.channels import Channels
 
 
@@ -34,7 +35,7 @@ def analysed(model: nn.Module, call: g.Call, not_understood: str, caller: str) -
 
 
 def _traced(model: nn.Module, call: g.Call, training: bool) -> g.FlatTrace:
-    with g.without_hooks(model), g.quiet_state(model):
+    with g.without_hooks(model), g.quiet_state(model), quantizers_off(model):
         calls = g.record_calls(model, call, training)
         results = {
             model.get_submodule(name): g.one_of([c.result for c in found])

@@ -1,5 +1,6 @@
-"""Masks in the forward pass of a layer, where zeros in its weight are not enough."""
+"""Masks where zeros in a weight are not enough: in a layer's forward pass, and on its gradient."""
 
+import torch
 from torch import Tensor, nn
 
 from bitpare.nn.rewritten import rewrite
@@ -32,6 +33,16 @@ def hold_mask(target: Target, mask: Tensor, mode: str) -> None:
         if not _is_held(owner):
             rewrite(owner, _SOURCE)
         owner.register_buffer(_PREFIX + target.attribute, mask, persistent=False)
+
+
+def gradient_mask(weight: Tensor, mask: Tensor, mode: str) -> torch.ScriptObject:
+    """Has gradients of pruned weights be 0 before they are accumulated (mode "hard"), or, while
+    ``note(True)`` says so, be noted as they came. A hook in C++: set(mask), note(on), noted(),
+    remove()."""
+    # The first hook in Python that a tensor gets takes those in C++ away; so there is one already.
+    weight.register_hook(lambda gradient: None).remove()
+    found: torch.ScriptObject = torch.classes.bitpare.GradientMask(weight, mask, mode == "hard")
+    return found
 
 
 def release_mask(target: Target) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitpare.errors import Unsupported
+from bitpare.nn.weights import quantized_weights
 from bitpare.quant.names import unwrapped
 
 
@@ -51,6 +52,7 @@ class Plan:
 
     def _check(self, model: nn.Module) -> None:
         held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        sliced = {id(held[name]) for name, _ in self.kept if name in held}
         for (name, dim), (size, _) in self.kept.items():
             if name not in held:
                 raise ValueError(f"Plan: the model has no {name}; it is of another architecture")
@@ -59,6 +61,17 @@ class Plan:
                 raise ValueError(
                     f"Plan: {name} has shape {shape}, but the plan is for {size} along dimension "
                     f"{dim}; it is of another architecture, or applied already"
+                )
+
+        for weight in quantized_weights(model):
+            grid, quantizer = weight.quantizer.grid, weight.quantizer
+            scale = getattr(quantizer, "scale", None)
+            if grid.axis is None or (weight.name, grid.axis) not in self.kept:
+                continue
+            if scale is not None and scale.numel() > 1 and id(scale) not in sliced:
+                raise ValueError(
+                    f"Plan: {weight.name} is quantized, with a scale for each channel, in this "
+                    "model, and not in the one that the plan is for"
                 )
 
     def dims_of(self, name: str) -> dict[int, list[int]]:

@@ -24,7 +24,7 @@ from bitpare.prune.criteria import (
     added_by_step,
     scores_of,
 )
-from bitpare.prune.hold import hold_mask, release_mask
+from bitpare.prune.hold import gradient_mask, hold_mask, release_mask
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
 from bitpare.prune.targets import Target, find_targets, fits
@@ -39,10 +39,11 @@ class Pruner:
     prepared model, as training goes on.
 
     schedule: a `Schedule`; None: the weights that are exactly 0 now stay 0.
-    criterion: "l1", "l2" (of a block or filter; by element they agree), "taylor" and "movement"
-        (summed up over the steps since the last pruning), "fpgm" (with pattern "filter"),
-        "bn_gamma" and "apoz" (with "channel"; how often a ReLU's result is not 0), "random", or a
-        function of name and weight that gives a score for each element.
+    criterion: "l1", "l2" (of a block or filter; by element they agree), "lamp" (for the scope
+        "global"), "taylor" and "movement" (summed up over the steps since the last pruning),
+        "fpgm" (with pattern "filter"), "bn_gamma" and "apoz" (with "channel"; how often a
+        ReLU's result is not 0), "random", or a function of name and weight that gives a score for
+        each element.
     scope: "global" compares all weights, "local" prunes each to the same share; or {glob: sparsity}
         for each, in proportion to the schedule's; weights that no glob matches are not pruned.
     pattern: "element", "2:4", "block4x1", "filter" (see `functional.select_mask`; weights that it
@@ -104,10 +105,10 @@ class Pruner:
         self._sums: dict[str, Tensor] = {}
         self._rewound: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
+        self._gradients: dict[str, Any] = {}  # by name, `gradient_mask`
+        self._noting = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._warned = False
-        self._backward: int | None = None  # the backward pass that goes on
-        self._one_by_one = False
         self.counter = StepCounter(self._events(), self._at_event)
         _held.add(self.model)
         try:
@@ -120,6 +121,7 @@ class Pruner:
                 self._set_masks([bpf.pack_mask(t.value.detach() != 0) for t in self.targets])
             elif schedule.sparsity_at(0) > 0 or schedule.rewind == 0:
                 self._at_event(0)
+            self._note_gradients()
         except Exception:
             self._release()
             raise
@@ -204,43 +206,46 @@ class Pruner:
     # -- gradients
 
     def _hook(self, target: Target) -> None:
-        """Masks gradients: all of them at the end of a backward pass, in one call, or each before
-        it is shared among processes."""
+        if target.value.requires_grad and (self.mode == "hard" or self.regrow is not None):
+            made = gradient_mask(target.value, self.masks[target.name], self.mode)
+            self._gradients[target.name] = made
+            self._hooks.append(made)
 
-        def after_gradient(_: Tensor) -> None:
-            task = torch._C._current_graph_task_id()
-            if task != self._backward:
-                self._backward, self._one_by_one = task, world_size() > 1
-                if not self._one_by_one:
-                    engine: Any = torch.autograd.Variable._execution_engine
-                    engine.queue_callback(self._after_backward)
-            if self._one_by_one:
-                self._mask_gradients([target])
+    def _note_gradients(self) -> None:
+        """Before a step at which weights come back their dense gradients are noted."""
+        if self.regrow is None or self.regrow.kind != "rigl":
+            return
+        wanted = self.regrow.wants(*self.counter.span())
+        if wanted or self._noting:
+            for held in self._gradients.values():
+                held.note(wanted)
+        self._noting = wanted
 
-        if target.value.requires_grad:
-            self._hooks.append(target.value.register_post_accumulate_grad_hook(after_gradient))
-
-    def _after_backward(self) -> None:
-        self._backward = None
-        self._mask_gradients(self.targets)
-
-    @torch.no_grad()
-    def _mask_gradients(self, targets: Sequence[Target]) -> None:
-        found = [(t, t.value.grad) for t in targets]
-        dense = [(t, gradient) for t, gradient in found if gradient is not None]
-        if self.regrow is not None and self.regrow.wants(*self.counter.span()):
-            for target, gradient in dense:
-                self.regrow.note(target.name, gradient)
-        if self.mode == "hard":
-            bpf.remask_([gradient for _, gradient in dense], [self._mask(t) for t, _ in dense])
+    def _dense_gradients(self) -> dict[str, Tensor]:
+        """What was noted, of all processes; 0 for a weight that took no part."""
+        found = {name: held.noted() for name, held in self._gradients.items()}
+        if all(gradient is None for gradient in found.values()) and world_size() == 1:
+            return {}
+        dense = [
+            torch.zeros_like(t.value) if found[t.name] is None else found[t.name]
+            for t in self.targets
+            if t.name in found
+        ]
+        return dict(zip(found, _shared(dense), strict=True))
 
     def _mask(self, target: Target) -> Tensor:
         """On the device where the weight is now."""
         mask, device = self.masks[target.name], target.value.device
         if mask.device != device:
-            mask = self.masks[target.name] = mask.to(device)
-            hold_mask(target, mask, self.mode)
+            mask = mask.to(device)
+            self._hold(target, mask)
         return mask
+
+    def _hold(self, target: Target, mask: Tensor) -> None:
+        self.masks[target.name] = mask
+        hold_mask(target, mask, self.mode)
+        if target.name in self._gradients:
+            self._gradients[target.name].set(mask)
 
     def _sum_up(self) -> None:
         """Before a step, when gradients are those of all processes."""
@@ -269,7 +274,8 @@ class Pruner:
                 self._optimizer.state.clear()
             self._remask(states=True)
         if self.regrow is not None and self.regrow.wants(step - 1, step):
-            regrown = self.regrow.masks(self.targets, self.masks, step, self.seed)
+            dense = self._dense_gradients()
+            regrown = self.regrow.masks(self.targets, self.masks, dense, step, self.seed)
             self._set_masks(regrown)
 
     def _scored(self) -> list[Target]:
@@ -360,8 +366,7 @@ class Pruner:
 
     def _set_masks(self, masks: Sequence[Tensor]) -> None:
         for target, mask in zip(self.targets, masks, strict=True):
-            self.masks[target.name] = mask
-            hold_mask(target, mask, self.mode)
+            self._hold(target, mask)
         self._remask(states=True)
 
     @torch.no_grad()
@@ -420,6 +425,7 @@ class Pruner:
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._remask()
         self.counter.after_step(optimizer, args, kwargs)
+        self._note_gradients()
 
     def sum_gradients(self) -> None:
         """Before an optimizer step, for criteria from gradients; not needed after ``attach``."""
@@ -430,6 +436,7 @@ class Pruner:
         """Says that one optimizer step was applied; not needed after ``attach``."""
         self._remask()
         self.counter.step()
+        self._note_gradients()
 
     @property
     def step_count(self) -> int:
@@ -482,6 +489,7 @@ class Pruner:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._gradients.clear()
         for target in self.targets:
             release_mask(target)
         self._optimizer = None
@@ -540,7 +548,8 @@ class Pruner:
         self._rewound = {n: v.to(device[n]).clone() for n, v in state["rewound"].items()}
         self.counter.reset(int(state["step"]))
         for target in self.targets:
-            hold_mask(target, self.masks[target.name], self.mode)
+            self._hold(target, self.masks[target.name])
+        self._note_gradients()
         self._remask(states=True)
 
 

@@ -31,30 +31,29 @@ class Regrowth:
         self.steps = sorted(int(s) for s in self.steps)
         if not self.steps or self.steps[0] < 1:
             raise ValueError("Regrowth: give steps of 1 or more")
-        self._gradients: dict[str, Tensor] = {}
 
     def wants(self, after: int, upto: int) -> bool:
         """Whether weights come back at one of the steps after + 1 ... upto."""
         return any(after < step <= upto for step in self.steps)
-
-    def note(self, name: str, gradient: Tensor) -> None:
-        """The dense gradient before a step at which weights come back."""
-        if self.kind == "rigl":
-            self._gradients[name] = gradient.detach().abs()
 
     def share_at(self, step: int) -> float:
         span = self.steps[-1] - self.steps[0] + 1
         return self.fraction / 2 * (1 + math.cos(math.pi * (step - self.steps[0]) / span))
 
     def masks(
-        self, targets: Sequence[Target], masks: Mapping[str, Tensor], step: int, seed: int
+        self,
+        targets: Sequence[Target],
+        masks: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        step: int,
+        seed: int,
     ) -> list[Tensor]:
-        """As many weights kept as before, layer by layer."""
-        found = [self._mask(t, masks[t.name], step, seed) for t in targets]
-        self._gradients.clear()
-        return found
+        """As many weights kept as before, layer by layer. gradients: dense ones, for "rigl"."""
+        return [self._mask(t, masks[t.name], gradients.get(t.name), step, seed) for t in targets]
 
-    def _mask(self, target: Target, mask: Tensor, step: int, seed: int) -> Tensor:
+    def _mask(
+        self, target: Target, mask: Tensor, gradient: Tensor | None, step: int, seed: int
+    ) -> Tensor:
         weight = target.value.detach()
         kept = bpf.unpack_mask(mask, weight.shape)
         n, held = weight.numel(), int(kept.sum())
@@ -66,8 +65,8 @@ class Regrowth:
             [weight.abs()], _share(n - held + change, n), previous=[mask], min_keep=0
         )[0]
         staying = bpf.unpack_mask(stay, weight.shape)
-        if self.kind == "rigl" and target.name in self._gradients:
-            score = self._gradients[target.name]
+        if self.kind == "rigl" and gradient is not None:
+            score = gradient.abs()
         else:
             generator = torch.Generator().manual_seed(
                 zlib.crc32(f"{seed} {step} {target.name}".encode())

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,22 +9,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from bitpare import graph as g
-from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.quantizer import Quantizer, quantizers_off
 from bitpare.quant.plan import EVAL, TRAIN, Plan
-
-
-@contextmanager
-def quantizers_off(model: nn.Module) -> Iterator[None]:
-    """The prepared model computes what the float model does."""
-    found = [m for m in model.modules() if isinstance(m, Quantizer)]
-    before = [q.bypass for q in found]
-    for q in found:
-        q.bypass = True
-    try:
-        yield
-    finally:
-        for q, value in zip(found, before, strict=True):
-            q.bypass = value
 
 
 def first_difference(
