@@ -1,4 +1,6 @@
 // bitpare::GradientMask: a hook that masks the gradient of a weight before it is accumulated.
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/custom_class.h>
 
 #include "ops/mask.h"
@@ -7,45 +9,53 @@
 namespace bitpare::ops {
 namespace {
 
-// The dense gradient, summed up while it is noted, for those who bring pruned weights back.
+// noted: the dense gradient, summed up, for those who bring pruned weights back.
 struct State {
   Tensor mask, noted;
-  bool notes = false, masks = true;
+  bool masks, notes = false;
 };
 
-// The first hook gets what the engine's list holds, and one reference more; see may_overwrite().
-bool only_the_engine_holds(const at::TensorBase& gradient) {
-  return gradient.is_cpu() && gradient.use_count() == 2 && gradient.has_storage() &&
-         gradient.storage().use_count() == 1;
-}
-
-Tensor masked(const at::TensorBase& gradient, const Tensor& mask, bool first) {
+Tensor masked(const Tensor& dy, const Tensor& mask) {
   static auto remask = find_op<void(at::TensorList, at::TensorList)>("bitpare::remask_");
   static auto unpack = find_op<Tensor(const Tensor&, c10::SymIntArrayRef)>("bitpare::unpack_mask");
-  bool overwrite = first && only_the_engine_holds(gradient);
-  Tensor dy(gradient);
   if (at::GradMode::is_enabled() || at::isTensorSubclassLike(dy))
     return at::where(unpack.call(mask, dy.sym_sizes()), dy, at::zeros({}, dy.options()));
-  Tensor y = overwrite ? dy : dy.clone();
+  Tensor y = may_overwrite(dy, dy.suggest_memory_format()) ? dy : dy.clone();
   remask.call({y}, {mask});
   return y;
 }
 
+struct Hook : torch::autograd::FunctionPreHook {
+  explicit Hook(std::shared_ptr<State> held) : state(std::move(held)) {}
+
+  variable_list operator()(const variable_list& gradients) override {
+    const Tensor& dy = gradients[0];
+    if (!dy.defined() || dy.layout() != at::kStrided) return gradients;
+    if (state->notes) {
+      Tensor dense = dy.detach();
+      state->noted = state->noted.defined() ? state->noted + dense : dense.clone();
+    }
+    if (!state->masks) return gradients;
+    if (state->mask.device() != dy.device()) state->mask = state->mask.to(dy.device());
+    return {masked(dy, state->mask)};
+  }
+
+  std::shared_ptr<State> state;
+};
+
+// torch's own ways to add such a hook leave either those of Python or those of C++: this one joins
+// what is there. A first hook in Python, set later, still removes it.
 class GradientMask : public torch::CustomClassHolder {
  public:
   // masks: whether the gradient is masked, or only noted.
   GradientMask(const Tensor& weight, const Tensor& mask, bool masks)
       : weight_(weight.getIntrusivePtr()), state_(std::make_shared<State>()) {
-    TORCH_CHECK(weight.requires_grad(), "GradientMask: weight must require a gradient");
+    TORCH_CHECK(weight.requires_grad() && weight.is_leaf(),
+                "GradientMask: weight must be a parameter that requires a gradient");
     state_->mask = mask;
     state_->masks = masks;
-    auto state = state_;
-    auto place = std::make_shared<unsigned>(0);
-    const at::TensorBase& base = weight;
-    position_ = base.register_hook([state, place](const at::TensorBase& gradient) {
-      return run(*state, gradient, *place == 0);
-    });
-    *place = position_;
+    torch::autograd::impl::materialize_autograd_meta(weight);
+    hooks(weight).push_back(std::make_unique<Hook>(state_));
   }
 
   void set(const Tensor& mask) { state_->mask = mask; }
@@ -60,25 +70,22 @@ class GradientMask : public torch::CustomClassHolder {
   }
 
   void remove() {
-    if (auto weight = weight_.lock()) Tensor(std::move(weight)).remove_hook(position_);
-    weight_.reset();
+    auto held = weight_.lock();
+    if (!held) return;
+    std::erase_if(hooks(Tensor(std::move(held))), [this](const auto& hook) {
+      auto* mine = dynamic_cast<Hook*>(hook.get());
+      return mine && mine->state == state_;
+    });
   }
 
  private:
-  static at::TensorBase run(State& state, const at::TensorBase& gradient, bool first) {
-    if (!gradient.defined() || gradient.layout() != at::kStrided) return gradient;
-    if (state.notes) {
-      Tensor dy = Tensor(gradient).detach();
-      state.noted = state.noted.defined() ? state.noted + dy : dy.clone();
-    }
-    if (!state.masks) return gradient;
-    if (state.mask.device() != gradient.device()) state.mask = state.mask.to(gradient.device());
-    return masked(gradient, state.mask, first);
+  static std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>& hooks(
+      const Tensor& weight) {
+    return torch::autograd::impl::hooks(weight);
   }
 
   c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> weight_;
   std::shared_ptr<State> state_;
-  unsigned position_ = 0;
 };
 
 }  // namespace

@@ -18,6 +18,10 @@ from bitpare.functional.codes import (
     quantize,
     unpack_bits,
 )
+from bitpare.functional.distillation import (
+    distill_loss,
+    dkd_loss,
+)
 from bitpare.functional.fakes import (
     binarize,
     fake_float,
@@ -57,6 +61,8 @@ __all__ = [
     "binarize",
     "bn_act_fake_quant",
     "dequantize",
+    "distill_loss",
+    "dkd_loss",
     "fake_float",
     "fake_quant",
     "fake_quant_lsq",

@@ -1,0 +1,278 @@
+#include "kernels/distill_loss.h"
+
+#include "kernels/cpu/rows.h"
+
+namespace bitpare {
+namespace {
+
+// One row: its logits as floats, in place or in a worker's scratch, and room for what is found.
+// soft_student and teacher have the classes that are left out at -infinity.
+struct Row {
+  const float *student, *soft_student, *teacher, *labels;
+  float *e_hard, *e_student, *e_teacher, *partial;
+};
+
+BITPARE_INLINE math::DistillExponentials<Vec> read_exponentials(const Row& row, int64_t at,
+                                                                int64_t count) {
+  return {read(row.e_hard, at, count), read(row.e_student, at, count),
+          read(row.e_teacher, at, count)};
+}
+
+// The sums over a row, leaving its exponentials in the scratch.
+template <Hard kHard, Soft kSoft>
+DistillSums sum_up(const DistillLoss& args, const Row& row) {
+  int64_t n = args.classes;
+  DistillSums sums = {};
+  if (kHard != Hard::none || kSoft == Soft::top) sums.hard_max = greatest(row.student, n);
+  if (kSoft != Soft::none) sums.student_max = greatest(row.soft_student, n);
+  if (kSoft == Soft::top && sums.student_max == -__builtin_inff()) sums.student_max = 0.0f;
+  if (math::reads_teacher(kSoft)) sums.teacher_max = greatest(row.teacher, n);
+  sum_row<kDistillTerms>(
+      n, row.partial, sums.at, [&](int64_t at, int64_t count, Vec* terms) [[gnu::always_inline]] {
+        for (int t = 0; t < kDistillTerms; ++t) terms[t] = Vec{};
+        Vec z = {}, label = {}, student = {}, teacher = {};
+        if constexpr (kHard != Hard::none) z = read(row.student, at, count);
+        if constexpr (kHard == Hard::probabilities) label = read(row.labels, at, count);
+        if constexpr (kSoft != Soft::none) student = read(row.soft_student, at, count);
+        if constexpr (math::reads_teacher(kSoft)) teacher = read(row.teacher, at, count);
+        auto e =
+            math::distill_terms<kHard, kSoft>(args.rule, sums, z, label, student, teacher, terms);
+        if constexpr (kHard != Hard::none) write(row.e_hard, at, count, e.hard);
+        if constexpr (kSoft != Soft::none) write(row.e_student, at, count, e.student);
+        if constexpr (math::reads_teacher(kSoft)) write(row.e_teacher, at, count, e.teacher);
+      });
+  return sums;
+}
+
+// The logarithms to the middle take the place of the teacher's exponentials.
+void sum_up_middle(const DistillLoss& args, const Row& row, const DistillSums& sums,
+                   float* middle) {
+  sum_row<2>(args.classes, row.partial, middle, [&](int64_t at, int64_t count, Vec* terms) {
+    Vec log_q = math::middle_terms(sums, read(row.e_student, at, count),
+                                   read(row.e_teacher, at, count), terms);
+    write(row.e_teacher, at, count, log_q);
+  });
+}
+
+// The gradient, if `out` is not null; the sum of the divergence's terms.
+template <Hard kHard, Soft kSoft>
+float write_gradient(const DistillLoss& args, const Row& row, const DistillSums& sums,
+                     const DistillSlopes& slopes, float* out) {
+  constexpr bool kReads = math::reads_teacher(kSoft) && kSoft != Soft::jensen_shannon;
+  auto formula = [&](int64_t at, int64_t count, Vec* divergence) [[gnu::always_inline]] {
+    auto e = read_exponentials(row, at, count);
+    Vec label = {}, student = {}, teacher = {};
+    if constexpr (kHard == Hard::probabilities) label = read(row.labels, at, count);
+    if constexpr (kReads) {
+      student = read(row.soft_student, at, count);
+      teacher = read(row.teacher, at, count);
+    }
+    Vec y = math::distill_gradient<kHard, kSoft>(args.rule, sums, slopes, e, label, student,
+                                                 teacher, e.teacher, divergence);
+    if (out) write(out, at, count, y);
+  };
+  float divergence = 0.0f;
+  Vec none;
+  if constexpr (kReads) {
+    sum_row<1>(args.classes, row.partial, &divergence, formula);
+  } else if (out) {
+    for_each_vector(args.classes, [&](int64_t at, int64_t count) { formula(at, count, &none); });
+  }
+  return divergence;
+}
+
+// -- top
+
+float lanes_of(int64_t count, float* lanes, auto value) {
+  for (int64_t l = 0; l < kSumLanes; ++l) lanes[l] = 0.0f;
+  for (int64_t j = 0; j < count; ++j) lanes[j % kSumLanes] += value(j);
+  return math::fold_lanes<math::Sum>(0, lanes);
+}
+
+struct Top {
+  const DistillRule& rule;
+  const float *student, *values;
+  const int64_t* indices;
+  int64_t count;
+  float logsumexp, hard_max;
+
+  float distance(int64_t j) const {
+    return (student[indices[j]] - hard_max) * (1.0f / rule.temperature);
+  }
+  math::Bucket bucket(int64_t j, const math::TopSums& top) const {
+    return {distance(j) - top.log_sum, values[j] * (1.0f / rule.temperature) - logsumexp};
+  }
+};
+
+// Sums over the classes that are given and the others; the result's loss and slopes.
+math::TopSums add_top(const Top& top, const DistillSums& sums, float scale, float* divergence,
+                      DistillResult* result) {
+  const DistillRule& rule = top.rule;
+  int64_t k = top.count;
+  float lanes[kSumLanes];
+  float given = lanes_of(k, lanes, [&](int64_t j) { return math::exponential(top.distance(j)); });
+  float teacher = lanes_of(
+      k, lanes, [&](int64_t j) { return math::exponential(top.bucket(j, {}).log_teacher); });
+  math::TopSums found = math::top_sums(rule, sums, given, teacher);
+  float others[2], terms[2];
+  math::bucket_terms(rule.divergence, found.others, others);
+  for (int t = 0; t < 2; ++t) {
+    divergence[t] = others[t] + lanes_of(k, lanes, [&](int64_t j) {
+                      math::bucket_terms(rule.divergence, top.bucket(j, found), terms);
+                      return terms[t];
+                    });
+  }
+  math::add_top(rule, sums, found, divergence, scale, result);
+  return found;
+}
+
+// -- rows
+
+// Logits as floats: where they lie, or a copy; with classes left out, always a copy.
+const float* floats_of(const void* all, DType type, int64_t row, int64_t n, float* copy,
+                       bool always) {
+  if (type == DType::float32 && !always) return static_cast<const float*>(all) + row * n;
+  with_type(type, [&]<class T>(T*) {
+    const T* from = static_cast<const T*>(all) + row * n;
+    for_each_vector(
+        n, [&](int64_t at, int64_t count) { write(copy, at, count, read(from, at, count)); });
+  });
+  return copy;
+}
+
+template <Hard kHard, Soft kSoft>
+struct Rows {
+  const DistillLoss& args;
+  float* scratch;
+
+  float* room(int64_t k) const { return scratch + k * math::padded(args.classes); }
+
+  void run(int64_t r) const {
+    int64_t n = args.classes;
+    float weight = math::row_weight(args.target, args.weight, args.ignored, r);
+    bool in_place = args.student_type == DType::float32;
+    float* gradient = nullptr;  // a half's takes the place of its exponentials
+    if (args.gradient) gradient = in_place ? static_cast<float*>(args.gradient) + r * n : room(3);
+    if (weight == 0.0f || (kSoft == Soft::decoupled && n == 1)) {
+      args.loss[r] = 0.0f;
+      if (gradient)
+        for_each_vector(n, [&](int64_t at, int64_t c) { write(gradient, at, c, Vec{}); });
+    } else {
+      args.loss[r] = weight * loss(r, math::scale_of_row(args, r), gradient);
+    }
+    if (gradient && !in_place) {
+      with_type(args.student_type, [&]<class T>(T*) {
+        T* to = static_cast<T*>(args.gradient) + r * n;
+        for_each_vector(
+            n, [&](int64_t at, int64_t count) { write(to, at, count, read(gradient, at, count)); });
+      });
+    }
+  }
+
+ private:
+  Row row_of(int64_t r) const {
+    int64_t n = args.classes;
+    Row row = {};
+    row.student = floats_of(args.student, args.student_type, r, n, room(0), false);
+    row.soft_student = row.student;
+    if (kHard == Hard::probabilities) row.labels = args.labels + r * n;
+    if (kSoft == Soft::decoupled || kSoft == Soft::top) {
+      row.soft_student = floats_of(args.student, args.student_type, r, n, room(1), true);
+    }
+    if (kSoft == Soft::top) {
+      row.teacher = floats_of(args.teacher, args.teacher_type, r, args.top, room(2), false);
+    } else if (kSoft != Soft::none) {
+      bool copied = kSoft == Soft::decoupled;
+      row.teacher = floats_of(args.teacher, args.teacher_type, r, n, room(2), copied);
+    }
+    row.e_hard = room(3);
+    row.e_student = room(4);
+    row.e_teacher = room(5);
+    row.partial = room(6);
+    return row;
+  }
+
+  float loss(int64_t r, float scale, float* gradient) const {
+    Row row = row_of(r);
+    int64_t target = args.target ? args.target[r] : 0;
+    if (args.target && !math::is_class(args, target)) {
+      target = 0;
+      scale = __builtin_nanf("");
+    }
+    const int64_t* indices = kSoft == Soft::top ? args.indices + r * args.top : nullptr;
+    DistillTarget aimed = {};
+    if constexpr (kSoft == Soft::decoupled) {
+      aimed.student = row.student[target];
+      aimed.teacher = row.teacher[target];
+      room(1)[target] = room(2)[target] = -__builtin_inff();
+    }
+    if constexpr (kSoft == Soft::top) {
+      for (int64_t j = 0; j < args.top; ++j) room(1)[indices[j]] = -__builtin_inff();
+    }
+    DistillSums sums = sum_up<kHard, kSoft>(args, row);
+    DistillResult result;
+    aimed.aligned = row.student[target] - sums.hard_max;
+    math::add_hard(args.rule, sums, aimed.aligned, scale, &result);
+    float middle[2] = {}, divergence[2];
+    Top top = {args.rule, row.student, row.teacher, indices, args.top, 0.0f, sums.hard_max};
+    math::TopSums found = {};
+    if constexpr (kSoft == Soft::top) {
+      top.logsumexp = args.logsumexp[r];
+      found = add_top(top, sums, scale, divergence, &result);
+    } else if constexpr (kSoft != Soft::none) {
+      if constexpr (kSoft == Soft::jensen_shannon) sum_up_middle(args, row, sums, middle);
+      float inverse = 1.0f / args.rule.temperature;
+      aimed.student = (aimed.student - sums.student_max) * inverse;
+      aimed.teacher = (aimed.teacher - sums.teacher_max) * inverse;
+      math::add_soft(args.rule, sums, aimed, middle, scale, &result);
+    }
+    float terms = write_gradient<kHard, kSoft>(args, row, sums, result.slopes, gradient);
+    if (result.divergence_weight != 0.0f) result.loss += result.divergence_weight * terms;
+    if (gradient) {
+      if (args.target) gradient[target] = gradient[target] - result.slopes.hit;
+      if constexpr (kSoft == Soft::top) {
+        for (int64_t j = 0; j < args.top; ++j) {
+          gradient[indices[j]] +=
+              math::top_gradient(args.rule, top.bucket(j, found), divergence, scale);
+        }
+      }
+    }
+    return scale == scale ? result.loss : scale;
+  }
+};
+
+// The weights' sum, or the losses', in the fixed order.
+template <class F>
+float sum_of_rows(const DistillLoss& args, F value) {
+  float sum;
+  sum_row<1>(args.rows, args.sums, &sum, [&](int64_t at, int64_t count, Vec* terms) {
+    float values[kWidth] = {};
+    for (int64_t l = 0; l < count; ++l) values[l] = value(at + l);
+    terms[0] = load(values);
+  });
+  return sum;
+}
+
+}  // namespace
+
+// A core takes whole rows; a row stays in the cache from the first look to its gradient.
+template <>
+void distill_loss(const DistillLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
+  float weights = sum_of_rows(
+      args, [&](int64_t r) { return math::row_weight(args.target, args.weight, args.ignored, r); });
+  args.factor[0] = math::factor_of(weights, args.mean);
+  int64_t each = (args.rows + args.workers - 1) / args.workers;
+  with_losses(args.rule, [&]<Hard kHard, Soft kSoft>() {
+    parallel(cpu.parallel_for, args.workers, 1, [&](int64_t first, int64_t last) {
+      for (int64_t worker = first; worker < last; ++worker) {
+        float* scratch = args.scratch + worker * math::distill_scratch(args.classes);
+        Rows<kHard, kSoft> rows = {args, scratch};
+        int64_t end = at_most((worker + 1) * each, args.rows);
+        for (int64_t r = worker * each; r < end; ++r) rows.run(r);
+      }
+    });
+  });
+  args.total[0] = sum_of_rows(args, [&](int64_t r) { return args.loss[r]; }) * args.factor[0];
+}
+
+}  // namespace bitpare

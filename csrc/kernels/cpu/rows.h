@@ -1,0 +1,88 @@
+// Sums and maxima over one row of floats, in the order of math/reduce.h, by formulas that read and
+// write for themselves.
+#pragma once
+#include "kernels/cpu/reduce.h"
+
+namespace bitpare {
+namespace {
+
+// Elements at .. at + count - 1; 0 past them.
+template <class T>
+BITPARE_INLINE Vec read(const T* p, int64_t at, int64_t count) {
+  return count == kWidth ? load(p + at) : load_some(p + at, count);
+}
+template <class T>
+BITPARE_INLINE void write(T* p, int64_t at, int64_t count, Vec v) {
+  if (count == kWidth) {
+    store(p + at, v);
+  } else {
+    store_some(p + at, v, count);
+  }
+}
+
+// f(at, count) for the vectors of [0, n).
+template <class F>
+BITPARE_INLINE void for_each_vector(int64_t n, F f) {
+  int64_t at = 0;
+#pragma GCC unroll 4
+  for (; at + kWidth <= n; at += kWidth) f(at, static_cast<int64_t>(kWidth));
+  if (at < n) f(at, n - at);
+}
+
+// f(at, count, terms) writes one vector of each term. partial: kTerms floats for each chunk.
+template <int kTerms, class F>
+BITPARE_INLINE void sum_row(int64_t n, float* partial, float* sums, F f) {
+  int64_t chunks = (n + kSumChunk - 1) / kSumChunk;
+  for (int64_t c = 0; c < chunks; ++c) {
+    int64_t begin = c * kSumChunk, end = at_most(begin + kSumChunk, n);
+    Vec lanes[kTerms][kLaneVectors] = {};
+    auto add = [&](int64_t v, int64_t at, int64_t count) [[gnu::always_inline]] {
+      Vec terms[kTerms];
+      f(at, count, terms);
+      for (int t = 0; t < kTerms; ++t) {
+        if (count < kWidth) {
+          terms[t] = lane_numbers() < static_cast<int32_t>(count) ? terms[t] : Vec{};
+        }
+        lanes[t][v] += terms[t];
+      }
+    };
+    int64_t at = begin;
+    for (; at + kSumLanes <= end; at += kSumLanes) {
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < kLaneVectors; ++v) add(v, at + v * kWidth, kWidth);
+    }
+    for (int64_t v = 0; at < end; ++v, at += kWidth) add(v, at, at_most(end - at, kWidth));
+    for (int t = 0; t < kTerms; ++t) {
+      float all[kSumLanes];
+      for (int64_t v = 0; v < kLaneVectors; ++v) store(all + v * kWidth, lanes[t][v]);
+      partial[t * chunks + c] = math::fold_lanes<math::Sum>(t, all);
+    }
+  }
+  for (int t = 0; t < kTerms; ++t) {
+    sums[t] = math::fold_pairs<math::Sum>(t, partial + t * chunks, chunks, 1);
+  }
+}
+
+// -infinity for none; a NaN is passed over.
+BITPARE_INLINE float greatest(const float* p, int64_t n) {
+  Vec most[4];
+  for (Vec& m : most) m = math::splat<Vec>(-__builtin_inff());
+  int64_t at = 0;
+  for (; at + 4 * kWidth <= n; at += 4 * kWidth) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      Vec x = load(p + at + v * kWidth);
+      most[v] = x > most[v] ? x : most[v];
+    }
+  }
+  float all[kWidth], result = -__builtin_inff();
+  for (Vec m : most) {
+    store(all, m);
+    for (float x : all) result = x > result ? x : result;
+  }
+  for (; at < n; ++at) result = p[at] > result ? p[at] : result;
+  return result;
+}
+
+}  // namespace
+}  // namespace bitpare

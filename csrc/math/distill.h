@@ -1,0 +1,351 @@
+// Distillation of one row of logits: a hard loss against the labels and a soft one against a
+// teacher's row, and their gradient with respect to the student's logits.
+//
+// With a = z - max z of the student and b of the teacher:
+//   hard  = -sum y log softmax(a),  y the labels, smoothed: (1 - e) y + e / classes
+//   soft  = a divergence between q = softmax(a / T) and p = softmax(b / T):
+//     forward         sum p log(p / q)
+//     reverse         sum q log(q / p)
+//     jensen_shannon  half of sum q log(q / m) + sum p log(p / m),  m = (p + q) / 2
+//     decoupled       of the target against all others, and among the others (Zhao et al. 2022)
+//     top             one of the first three where the teacher gave its k largest logits only:
+//                     those classes, and the sum of all others as one
+// The row's loss is hard_weight * hard + soft_weight * soft.
+//
+// Where classes are left out of a softmax (decoupled: the target; top: those k), its maximum and
+// its sums are of the others alone, so that nothing cancels however sure the teacher is.
+#pragma once
+#include "math/exp.h"
+#include "math/log.h"
+#include "math/reduce.h"
+
+namespace bitpare {
+
+enum class Hard : int32_t { none, index, probabilities };
+enum class Soft : int32_t { none, forward, reverse, jensen_shannon, decoupled, top };
+
+struct DistillRule {
+  Hard hard = Hard::none;
+  Soft soft = Soft::none;
+  Soft divergence = Soft::none;  // of top
+  float hard_weight = 0.0f;
+  float soft_weight = 0.0f;  // with T^2
+  float temperature = 1.0f;
+  float smoothing = 0.0f;
+  float smoothed = 0.0f;  // smoothing / classes
+  // of decoupled
+  float target_weight = 1.0f;
+  float others_weight = 1.0f;
+};
+
+// Sums over the classes of a row.
+enum DistillTerm : int32_t {
+  kHardSum,     // exp(a)
+  kLabelSum,    // y
+  kAligned,     // y a; with an index, a
+  kStudentSum,  // exp(a / T)
+  kTeacherSum,  // exp(b / T)
+  kDifference,  // of reverse: exp(a / T) (a - b) / T
+  kDistillTerms
+};
+
+struct DistillSums {
+  float hard_max, student_max, teacher_max;
+  float at[kDistillTerms];
+};
+
+// What a target class has: a, and (z - max of the others) / T of student and teacher.
+struct DistillTarget {
+  float aligned, student, teacher;
+};
+
+// dL/dz of class i is
+//   hard exp(a) - flat - label y                                    (minus `hit` at the target)
+//   + student exp(a / T) - teacher exp(b / T)                       forward, decoupled, top
+//   + student exp(a / T) (log(q / p) - offset)                      reverse
+//   + student exp(a / T) (log(q / m) - offset)                      jensen_shannon
+// ratio: the logarithm of the student's sum over the teacher's.
+struct DistillSlopes {
+  float hard = 0.0f, flat = 0.0f, label = 0.0f, hit = 0.0f;
+  float student = 0.0f, teacher = 0.0f, offset = 0.0f, ratio = 0.0f;
+};
+
+// The row's loss is loss + divergence_weight * sum of the divergence_terms().
+struct DistillResult {
+  float loss = 0.0f, divergence_weight = 0.0f;
+  DistillSlopes slopes;
+};
+
+namespace math {
+
+template <class V>
+struct DistillExponentials {
+  V hard, student, teacher;
+};
+
+BITPARE_INLINE constexpr bool reads_teacher(Soft soft) {
+  return soft != Soft::none && soft != Soft::top;
+}
+
+template <class V>
+BITPARE_INLINE V smoothed_label(V y, const DistillRule& rule) {
+  return y * splat<V>(1.0f - rule.smoothing) + splat<V>(rule.smoothed);
+}
+
+// What one class adds to the sums. z: the student's logit for the hard loss; student, teacher: for
+// the soft one, -infinity where the class is left out.
+template <Hard kHard, Soft kSoft, class V>
+BITPARE_INLINE DistillExponentials<V> distill_terms(const DistillRule& rule, const DistillSums& row,
+                                                    V z, V label, V student, V teacher, V* terms) {
+  V zero = splat<V>(0.0f);
+  DistillExponentials<V> e = {zero, zero, zero};
+  if constexpr (kHard != Hard::none) {
+    V a = z - splat<V>(row.hard_max);
+    e.hard = exponential(a);
+    terms[kHardSum] = e.hard;
+    if constexpr (kHard == Hard::index) {
+      terms[kAligned] = a;
+    } else {
+      V y = smoothed_label(label, rule);
+      terms[kLabelSum] = y;
+      terms[kAligned] = y == zero ? zero : y * a;
+    }
+  }
+  if constexpr (kSoft != Soft::none) {
+    V inverse = splat<V>(1.0f / rule.temperature);
+    V a = (student - splat<V>(row.student_max)) * inverse;
+    e.student = exponential(a);
+    terms[kStudentSum] = e.student;
+    if constexpr (reads_teacher(kSoft)) {
+      V b = (teacher - splat<V>(row.teacher_max)) * inverse;
+      e.teacher = exponential(b);
+      terms[kTeacherSum] = e.teacher;
+      if constexpr (kSoft == Soft::reverse) {
+        terms[kDifference] = e.student > zero ? e.student * (a - b) : zero;
+      }
+    }
+  }
+  return e;
+}
+
+// log(q / m), 0 where q is 0.
+template <class V>
+BITPARE_INLINE V log_to_middle(V q, V p) {
+  V zero = splat<V>(0.0f);
+  V ratio = natural_logarithm(q / ((q + p) * splat<V>(0.5f)));
+  return q > zero ? ratio : q * zero;
+}
+
+// q log(q / m) and p log(p / m) of one class; the first logarithm.
+template <class V>
+BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* terms) {
+  V q = student * splat<V>(1.0f / row.at[kStudentSum]);
+  V p = teacher * splat<V>(1.0f / row.at[kTeacherSum]);
+  V log_q = log_to_middle(q, p);
+  terms[0] = q * log_q;
+  terms[1] = p * log_to_middle(p, q);
+  return log_q;
+}
+
+// p log(p / q) - p + q, with u = log(p / q): its sum is the divergence, and as no term is negative
+// nothing cancels where p is close to q. It is q ((u - 1) exp(u) + 1), whose series serves small u.
+template <class V>
+BITPARE_INLINE V divergence_term(V p, V q, V u) {
+  V zero = splat<V>(0.0f), half = splat<V>(0.5f);
+  V series = splat<V>(8.0f / 362880);
+  series = series * u + splat<V>(7.0f / 40320);
+  series = series * u + splat<V>(6.0f / 5040);
+  series = series * u + splat<V>(5.0f / 720);
+  series = series * u + splat<V>(4.0f / 120);
+  series = series * u + splat<V>(3.0f / 24);
+  series = series * u + splat<V>(2.0f / 6);
+  series = series * u + half;
+  V far = p > zero ? p * u - p + q : q;
+  return absolute(u) < half ? q * (u * u * series) : far;
+}
+
+// e: as distill_terms() gave them; middle: as middle_terms() did. divergence: the class's share in
+// forward and reverse, and of decoupled in that among the others.
+template <Hard kHard, Soft kSoft, class V>
+BITPARE_INLINE V distill_gradient(const DistillRule& rule, const DistillSums& row,
+                                  const DistillSlopes& s, const DistillExponentials<V>& e, V label,
+                                  V student, V teacher, V middle, V* divergence) {
+  V zero = splat<V>(0.0f), result = zero;
+  if constexpr (kHard != Hard::none) {
+    result = splat<V>(s.hard) * e.hard - splat<V>(s.flat);
+    if constexpr (kHard == Hard::probabilities) result = result - splat<V>(s.label) * label;
+  }
+  if constexpr (kSoft != Soft::none) {
+    V pull = splat<V>(s.student) * e.student;
+    if constexpr (kSoft == Soft::jensen_shannon) {
+      pull = pull * (middle - splat<V>(s.offset));
+    } else if constexpr (kSoft != Soft::top) {
+      V inverse = splat<V>(1.0f / rule.temperature);
+      V a = (student - splat<V>(row.student_max)) * inverse;
+      V b = (teacher - splat<V>(row.teacher_max)) * inverse;
+      V q = e.student * splat<V>(1.0f / row.at[kStudentSum]);
+      V p = e.teacher * splat<V>(1.0f / row.at[kTeacherSum]);
+      if constexpr (kSoft == Soft::reverse) {
+        V u = (a - b) - splat<V>(s.ratio);
+        *divergence = divergence_term(q, p, u);
+        pull = e.student > zero ? pull * (u - splat<V>(s.offset)) : pull;
+      } else {
+        *divergence = divergence_term(p, q, (b - a) + splat<V>(s.ratio));
+        pull = pull - splat<V>(s.teacher) * e.teacher;
+      }
+    }
+    result = result + pull;
+  }
+  return result;
+}
+
+BITPARE_INLINE float softplus(float x) {
+  return (x > 0.0f ? x : 0.0f) + natural_logarithm(1.0f + exponential(-absolute(x)));
+}
+
+BITPARE_INLINE float sigmoid(float x) {
+  float e = exponential(-absolute(x));
+  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+// scale: what the row's gradient is multiplied by.
+BITPARE_INLINE void add_hard(const DistillRule& rule, const DistillSums& row, float aligned,
+                             float scale, DistillResult* result) {
+  if (rule.hard == Hard::none) return;
+  float log_sum = natural_logarithm(row.at[kHardSum]), slope = scale * rule.hard_weight;
+  float kept = 1.0f - rule.smoothing, loss, total = 1.0f;
+  if (rule.hard == Hard::index) {
+    loss = log_sum - kept * aligned;
+    if (rule.smoothing > 0.0f) loss = loss - rule.smoothed * row.at[kAligned];
+    result->slopes.hit += slope * kept;
+  } else {
+    total = row.at[kLabelSum];
+    loss = log_sum * total - row.at[kAligned];
+    result->slopes.label = slope * kept;
+  }
+  result->loss += rule.hard_weight * loss;
+  result->slopes.hard = slope * total / row.at[kHardSum];
+  result->slopes.flat = slope * rule.smoothed;
+}
+
+// Of the target against the others, and among the others.
+BITPARE_INLINE void add_decoupled(const DistillRule& rule, const DistillSums& row,
+                                  const DistillTarget& target, float scale, DistillResult* result) {
+  float s = target.student - natural_logarithm(row.at[kStudentSum]);
+  float t = target.teacher - natural_logarithm(row.at[kTeacherSum]);
+  float p = sigmoid(t), q = sigmoid(s), slope = scale * rule.soft_weight / rule.temperature;
+  float of_target = divergence_term(p, q, softplus(-s) - softplus(-t)) +
+                    divergence_term(sigmoid(-t), sigmoid(-s), softplus(s) - softplus(t));
+  result->loss += rule.soft_weight * rule.target_weight * of_target;
+  result->divergence_weight = rule.soft_weight * rule.others_weight;
+  float pull = rule.target_weight * (p - q);
+  result->slopes.student = slope * (pull + rule.others_weight) / row.at[kStudentSum];
+  result->slopes.teacher = slope * rule.others_weight / row.at[kTeacherSum];
+  result->slopes.hit += slope * pull;
+}
+
+// middle: the sums of middle_terms().
+BITPARE_INLINE void add_soft(const DistillRule& rule, const DistillSums& row,
+                             const DistillTarget& target, const float* middle, float scale,
+                             DistillResult* result) {
+  float student = row.at[kStudentSum], teacher = row.at[kTeacherSum];
+  float slope = scale * rule.soft_weight / rule.temperature;
+  result->slopes.ratio = natural_logarithm(student) - natural_logarithm(teacher);
+  if (rule.soft == Soft::decoupled) return add_decoupled(rule, row, target, scale, result);
+  result->slopes.student = slope / student;
+  if (rule.soft == Soft::jensen_shannon) {
+    result->loss += rule.soft_weight * 0.5f * (middle[0] + middle[1]);
+    result->slopes.offset = middle[0];
+    result->slopes.student = 0.5f * slope / student;
+    return;
+  }
+  result->divergence_weight = rule.soft_weight;
+  result->slopes.teacher = slope / teacher;
+  result->slopes.offset = row.at[kDifference] / student - result->slopes.ratio;
+}
+
+// -- top: k classes of which the teacher's logits are known, and the others as one
+
+// A class's, or the others', logarithms of q and p.
+struct Bucket {
+  float log_student, log_teacher;
+};
+
+// What is known once the k classes are summed up.
+struct TopSums {
+  float log_sum;  // of the student's softmax over all classes, relative to the largest of all
+  Bucket others;  // log_teacher is -infinity where they have no share
+};
+
+// given: sum of exp((z - hard_max) / T) over the k classes; teacher: their share in the teacher.
+// Where there are no others, or the student leaves them out, row.at[kStudentSum] is 0.
+BITPARE_INLINE TopSums top_sums(const DistillRule& rule, const DistillSums& row, float given,
+                                float teacher) {
+  float infinity = __builtin_inff();
+  TopSums top = {natural_logarithm(given), {-infinity, -infinity}};
+  if (row.at[kStudentSum] == 0.0f) return top;
+  float distance = (row.student_max - row.hard_max) * (1.0f / rule.temperature);
+  float rest = exponential(distance) * row.at[kStudentSum];
+  top.log_sum = natural_logarithm(given + rest);
+  top.others.log_student = distance + natural_logarithm(row.at[kStudentSum]) - top.log_sum;
+  float left = 1.0f - teacher, least = 0x1p-126f;
+  top.others.log_teacher = natural_logarithm(left < least ? least : left);
+  return top;
+}
+
+// A bucket's share of the divergence: forward and reverse have one term.
+BITPARE_INLINE void bucket_terms(Soft divergence, const Bucket& bucket, float* terms) {
+  float q = exponential(bucket.log_student), p = exponential(bucket.log_teacher);
+  float u = bucket.log_teacher - bucket.log_student;
+  terms[0] = terms[1] = 0.0f;
+  if (divergence == Soft::forward) {
+    terms[0] = divergence_term(p, q, u);
+  } else if (divergence == Soft::reverse) {
+    terms[0] = divergence_term(q, p, -u);
+  } else {
+    terms[0] = q * log_to_middle(q, p);
+    terms[1] = p * log_to_middle(p, q);
+  }
+}
+
+BITPARE_INLINE float top_loss(Soft divergence, const float* sums) {
+  return divergence == Soft::jensen_shannon ? 0.5f * (sums[0] + sums[1]) : sums[0];
+}
+
+// d divergence / d (logit / T) of all that is in a bucket together. sums: of bucket_terms().
+BITPARE_INLINE float bucket_slope(Soft divergence, const Bucket& bucket, const float* sums) {
+  float q = exponential(bucket.log_student), p = exponential(bucket.log_teacher);
+  if (divergence == Soft::forward) return q - p;
+  if (!(q > 0.0f)) return 0.0f;
+  if (divergence == Soft::reverse) {
+    return q * ((bucket.log_student - bucket.log_teacher) - sums[0]);
+  }
+  return 0.5f * q * (log_to_middle(q, p) - sums[0]);
+}
+
+// sums: of bucket_terms() over all buckets.
+BITPARE_INLINE void add_top(const DistillRule& rule, const DistillSums& row, const TopSums& top,
+                            const float* sums, float scale, DistillResult* result) {
+  result->loss += rule.soft_weight * top_loss(rule.divergence, sums);
+  if (row.at[kStudentSum] == 0.0f) return;
+  float slope = scale * rule.soft_weight / rule.temperature;
+  result->slopes.student =
+      slope * bucket_slope(rule.divergence, top.others, sums) / row.at[kStudentSum];
+}
+
+// What is added to the gradient of one of the k classes.
+BITPARE_INLINE float top_gradient(const DistillRule& rule, const Bucket& bucket, const float* sums,
+                                  float scale) {
+  float slope = scale * rule.soft_weight / rule.temperature;
+  return slope * bucket_slope(rule.divergence, bucket, sums);
+}
+
+// The row's weight: 0 where its target says that it is left out.
+BITPARE_INLINE float row_weight(const int64_t* target, const float* weight, int64_t ignored,
+                                int64_t row) {
+  if (target && target[row] == ignored) return 0.0f;
+  return weight ? weight[row] : 1.0f;
+}
+
+}  // namespace math
+}  // namespace bitpare

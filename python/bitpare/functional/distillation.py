@@ -1,0 +1,90 @@
+"""Losses of a student against a teacher, each with its gradient in one pass over both."""
+
+import torch
+from torch import Tensor
+
+_ops = torch.ops.bitpare
+_distill_loss = _ops.distill_loss.default
+_dkd_loss = _ops.dkd_loss.default
+
+
+def distill_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None = None,
+    *,
+    temperature: float = 4.0,
+    alpha: float = 0.5,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    row_weight: Tensor | None = None,
+    reduction: str = "mean",
+    divergence: str = "forward",
+    teacher_indices: Tensor | None = None,
+    teacher_logsumexp: Tensor | None = None,
+) -> Tensor:
+    """alpha CE(student, target) + (1 - alpha) T^2 KL(softmax(teacher / T) || softmax(student / T)).
+
+    Classes lie along the last dimension; all others are rows. The loss is float32, and only the
+    student gets a gradient (of first order).
+
+    target: classes [rows] (int64), probabilities [rows, classes], or None: the second term alone,
+    with a weight of 1. Rows whose target is ignore_index are left out of both terms. label_smoothing
+    is of the first term. row_weight: [rows]; "mean" divides by its sum over the rows that are not
+    left out. divergence: "forward" as above, "reverse" KL(student || teacher), "js" Jensen-Shannon.
+    teacher_indices, teacher_logsumexp: the teacher's k largest logits only: teacher_logits is
+    [rows, k], of the classes of teacher_indices, and teacher_logsumexp [rows] is
+    logsumexp(all logits / T); all other classes count as one.
+
+    >>> student, teacher = torch.zeros(2, 4), torch.tensor([[2.0, 0, 0, 0], [0, 3.0, 0, 0]])
+    >>> distill_loss(student, teacher, torch.tensor([0, 1]), temperature=2.0)
+    tensor(0.9858)
+    """
+    return _distill_loss(  # type: ignore[no-any-return]
+        student_logits,
+        teacher_logits,
+        target,
+        temperature=temperature,
+        alpha=alpha,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        row_weight=row_weight,
+        reduction=reduction,
+        divergence=divergence,
+        teacher_indices=teacher_indices,
+        teacher_logsumexp=teacher_logsumexp,
+    )
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 4.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    ignore_index: int = -100,
+    row_weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Decoupled distillation (Zhao et al. 2022): T^2 (alpha TCKD + beta NCKD).
+
+    TCKD is the divergence of the target class against all others as one, NCKD that among the
+    others. Rows, weights and reduction are as in `distill_loss`.
+
+    >>> student, teacher = torch.zeros(1, 3), torch.tensor([[1.0, 2.0, 0.0]])
+    >>> dkd_loss(student, teacher, torch.tensor([1]), temperature=1.0)
+    tensor(1.0063)
+    """
+    return _dkd_loss(  # type: ignore[no-any-return]
+        student_logits,
+        teacher_logits,
+        target,
+        temperature=temperature,
+        alpha=alpha,
+        beta=beta,
+        ignore_index=ignore_index,
+        row_weight=row_weight,
+        reduction=reduction,
+    )
