@@ -35,11 +35,17 @@ class Times:
 
 
 def interleave(
-    functions: dict[str, Callable[[], object]], rounds: int = 21, slice_s: float = 2e-3
+    functions: dict[str, Callable[[], object]],
+    rounds: int = 21,
+    slice_s: float = 2e-3,
+    before: dict[str, Callable[[], object]] | None = None,
 ) -> dict[str, Times]:
-    """Times of each function, all of them taking turns. A turn lasts about slice_s."""
+    """Times of each function, all of them taking turns. A turn lasts about slice_s. before: what a
+    function's turn begins with, not timed."""
     repeats = {}
+    prepare = before or {}
     for name, f in functions.items():
+        prepare.get(name, f)()
         f(), f()
         start = time.perf_counter()
         f()
@@ -47,6 +53,7 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, f in functions.items():
+            prepare.get(name, f)()
             _synchronize()
             start = time.perf_counter()
             for _ in range(repeats[name]):

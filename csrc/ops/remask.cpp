@@ -1,5 +1,6 @@
-#include "kernels/remask.h"
+#include "ops/remask.h"
 
+#include "kernels/remask.h"
 #include "ops/control.h"
 #include "ops/mask.h"
 
@@ -42,7 +43,7 @@ void body(TensorList tensors, TensorList masks) {
                      static_cast<int32_t>(t.element_size()), 0});
   }
   Remask args = {items.data(), static_cast<int64_t>(items.size())};
-  Device::run(tensors[0], [&](const auto& where) { remask(args, where); });
+  Device::run(tensors[0], [&](const auto& where) { bitpare::remask(args, where); });
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (copies[i].defined()) tensors[i].copy_(copies[i]);
   }
@@ -55,6 +56,11 @@ void written(c10::DispatchKeySet keys, TensorList tensors, TensorList masks) {
 }
 
 }  // namespace
+
+void remask(TensorList tensors, TensorList masks) {
+  if (tensors.empty()) return;
+  return tensors[0].is_cpu() ? body<Cpu>(tensors, masks) : body<Cuda>(tensors, masks);
+}
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def("remask_(Tensor(a!)[] tensors, Tensor[] masks) -> ()", tags());

@@ -35,13 +35,15 @@ def hold_mask(target: Target, mask: Tensor, mode: str) -> None:
         owner.register_buffer(_PREFIX + target.attribute, mask, persistent=False)
 
 
-def gradient_mask(weight: Tensor, mask: Tensor, mode: str) -> torch.ScriptObject:
+def masked_weights(weights: list[Tensor], masks: list[Tensor], mode: str) -> torch.ScriptObject:
     """Has gradients of pruned weights be 0 before they are accumulated (mode "hard"), or, while
-    ``note(True)`` says so, be noted as they came. A hook in C++: set(mask), note(on), noted(),
-    remove()."""
-    # The first hook in Python that a tensor gets takes those in C++ away; so there is one already.
-    weight.register_hook(lambda gradient: None).remove()
-    found: torch.ScriptObject = torch.classes.bitpare.GradientMask(weight, mask, mode == "hard")
+    ``note(True)`` says so, be noted as they came; ``remask()`` sets pruned weights to 0. In C++:
+    also set(i, mask), noted(i), remove()."""
+    for weight in weights:
+        if weight.requires_grad:
+            # The first hook in Python that a tensor gets takes those in C++ away: have one.
+            weight.register_hook(lambda gradient: None).remove()
+    found: torch.ScriptObject = torch.classes.bitpare.MaskedWeights(weights, masks, mode == "hard")
     return found
 
 

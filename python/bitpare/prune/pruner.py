@@ -24,7 +24,7 @@ from bitpare.prune.criteria import (
     added_by_step,
     scores_of,
 )
-from bitpare.prune.hold import gradient_mask, hold_mask, release_mask
+from bitpare.prune.hold import hold_mask, masked_weights, release_mask
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
 from bitpare.prune.targets import Target, find_targets, fits
@@ -105,15 +105,15 @@ class Pruner:
         self._sums: dict[str, Tensor] = {}
         self._rewound: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
-        self._gradients: dict[str, Any] = {}  # by name, `gradient_mask`
         self._noting = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._warned = False
         self.counter = StepCounter(self._events(), self._at_event)
         _held.add(self.model)
         try:
-            for target in self.targets:
-                self._hook(target)
+            weights, masks = [t.value for t in self.targets], list(self.masks.values())
+            self._weights: Any = masked_weights(weights, masks, self.mode)
+            self._hooks.append(self._weights)
             if self.criterion == "apoz" and self.coupled is not None:
                 for name in self.coupled.activated:
                     self._watch(name, self.model.get_submodule(name))
@@ -205,33 +205,25 @@ class Pruner:
 
     # -- gradients
 
-    def _hook(self, target: Target) -> None:
-        if target.value.requires_grad and (self.mode == "hard" or self.regrow is not None):
-            made = gradient_mask(target.value, self.masks[target.name], self.mode)
-            self._gradients[target.name] = made
-            self._hooks.append(made)
-
     def _note_gradients(self) -> None:
         """Before a step at which weights come back their dense gradients are noted."""
         if self.regrow is None or self.regrow.kind != "rigl":
             return
         wanted = self.regrow.wants(*self.counter.span())
         if wanted or self._noting:
-            for held in self._gradients.values():
-                held.note(wanted)
+            self._weights.note(wanted)
         self._noting = wanted
 
     def _dense_gradients(self) -> dict[str, Tensor]:
         """What was noted, of all processes; 0 for a weight that took no part."""
-        found = {name: held.noted() for name, held in self._gradients.items()}
-        if all(gradient is None for gradient in found.values()) and world_size() == 1:
+        found = [self._weights.noted(i) for i in range(len(self.targets))]
+        if all(gradient is None for gradient in found) and world_size() == 1:
             return {}
         dense = [
-            torch.zeros_like(t.value) if found[t.name] is None else found[t.name]
-            for t in self.targets
-            if t.name in found
+            torch.zeros_like(t.value) if gradient is None else gradient
+            for t, gradient in zip(self.targets, found, strict=True)
         ]
-        return dict(zip(found, _shared(dense), strict=True))
+        return dict(zip((t.name for t in self.targets), _shared(dense), strict=True))
 
     def _mask(self, target: Target) -> Tensor:
         """On the device where the weight is now."""
@@ -244,8 +236,7 @@ class Pruner:
     def _hold(self, target: Target, mask: Tensor) -> None:
         self.masks[target.name] = mask
         hold_mask(target, mask, self.mode)
-        if target.name in self._gradients:
-            self._gradients[target.name].set(mask)
+        self._weights.set(list(self.masks).index(target.name), mask)
 
     def _sum_up(self) -> None:
         """Before a step, when gradients are those of all processes."""
@@ -272,7 +263,7 @@ class Pruner:
                     target.value.copy_(self._rewound[target.name])
             if self._rewound and self._optimizer is not None:
                 self._optimizer.state.clear()
-            self._remask(states=True)
+            self._remask_states()
         if self.regrow is not None and self.regrow.wants(step - 1, step):
             dense = self._dense_gradients()
             regrown = self.regrow.masks(self.targets, self.masks, dense, step, self.seed)
@@ -367,25 +358,28 @@ class Pruner:
     def _set_masks(self, masks: Sequence[Tensor]) -> None:
         for target, mask in zip(self.targets, masks, strict=True):
             self._hold(target, mask)
-        self._remask(states=True)
+        self._remask_states()
 
     @torch.no_grad()
-    def _remask(self, *, states: bool = False) -> None:
-        """What is pruned becomes exactly 0: weights, and where the masks are new, states too. A
+    def _remask_states(self) -> None:
+        """What is pruned becomes exactly 0 where masks are new: weights, gradients and states. A
         masked gradient keeps the states of most optimizers at 0, but not the weights of all."""
+        self._remask()
         if self.mode != "hard":
             return
         tensors, masks = [], []
         for target in self.targets:
-            weight, mask = target.value, self._mask(target)
-            found: list[Tensor] = [weight]
-            if states:
-                found += self._states_of(weight)
-                if weight.grad is not None:
-                    found.append(weight.grad)
+            weight = target.value
+            found = self._states_of(weight)
+            if weight.grad is not None:
+                found.append(weight.grad)
             tensors += found
-            masks += [mask] * len(found)
+            masks += [self._mask(target)] * len(found)
         bpf.remask_(tensors, masks)
+
+    def _remask(self) -> None:
+        if self.mode == "hard":
+            self._weights.remask()
 
     def _states_of(self, weight: Tensor) -> list[Tensor]:
         """The optimizer's tensors that hold something for each element of a weight."""
@@ -419,7 +413,7 @@ class Pruner:
         if self._from_gradients():
             self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._sum_up()))
         self._hooks.append(optimizer.register_step_post_hook(self._after_step))
-        self._remask(states=True)
+        self._remask_states()
         return self
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -489,7 +483,6 @@ class Pruner:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._gradients.clear()
         for target in self.targets:
             release_mask(target)
         self._optimizer = None
@@ -550,7 +543,7 @@ class Pruner:
         for target in self.targets:
             self._hold(target, self.masks[target.name])
         self._note_gradients()
-        self._remask(states=True)
+        self._remask_states()
 
 
 def _all_kept(weight: Tensor) -> Tensor:

@@ -1,0 +1,134 @@
+// bitpare::MaskedWeights: weights that stay 0 where their masks say so, and their gradients before
+// they are accumulated.
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/custom_class.h>
+
+#include "ops/control.h"
+#include "ops/mask.h"
+#include "ops/overwrite.h"
+#include "ops/remask.h"
+
+namespace bitpare::ops {
+namespace {
+
+using Weight = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
+// noted: the dense gradient, summed up, for those who bring pruned weights back.
+struct State {
+  Tensor mask, noted;
+  bool masks, notes = false;
+
+  const Tensor& mask_on(const at::Device& device) {
+    if (mask.device() != device) mask = mask.to(device);
+    return mask;
+  }
+};
+
+Tensor masked(const Tensor& dy, const Tensor& mask) {
+  static auto unpack = find_op<Tensor(const Tensor&, c10::SymIntArrayRef)>("bitpare::unpack_mask");
+  if (at::GradMode::is_enabled() || at::isTensorSubclassLike(dy))
+    return at::where(unpack.call(mask, dy.sym_sizes()), dy, at::zeros({}, dy.options()));
+  Tensor y = may_overwrite(dy, dy.suggest_memory_format()) ? dy : dy.clone();
+  remask({y}, {mask});
+  return y;
+}
+
+struct Hook : torch::autograd::FunctionPreHook {
+  explicit Hook(std::shared_ptr<State> held) : state(std::move(held)) {}
+
+  variable_list operator()(const variable_list& gradients) override {
+    const Tensor& dy = gradients[0];
+    if (!dy.defined() || dy.layout() != at::kStrided) return gradients;
+    if (state->notes) {
+      Tensor dense = dy.detach();
+      state->noted = state->noted.defined() ? state->noted + dense : dense.clone();
+    }
+    if (!state->masks) return gradients;
+    return {masked(dy, state->mask_on(dy.device()))};
+  }
+
+  std::shared_ptr<State> state;
+};
+
+// torch's own ways to add such a hook leave either those of Python or those of C++: this one joins
+// what is there. A first hook in Python, set later, still removes it.
+std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>& hooks_of(const Tensor& weight) {
+  torch::autograd::impl::materialize_autograd_meta(weight);
+  return torch::autograd::impl::hooks(weight);
+}
+
+class MaskedWeights : public torch::CustomClassHolder {
+ public:
+  // masks: whether weights and gradients are masked, or gradients only noted.
+  MaskedWeights(const std::vector<Tensor>& weights, const std::vector<Tensor>& masks, bool hard) {
+    TORCH_CHECK(weights.size() == masks.size(), "MaskedWeights: a mask for each weight");
+    for (size_t i = 0; i < weights.size(); ++i) {
+      auto state = std::make_shared<State>(State{masks[i], Tensor(), hard});
+      members_.push_back({Weight(weights[i].getIntrusivePtr()), state});
+      if (weights[i].requires_grad() && weights[i].is_leaf())
+        hooks_of(weights[i]).push_back(std::make_unique<Hook>(state));
+    }
+  }
+
+  void set(int64_t i, const Tensor& mask) { members_[static_cast<size_t>(i)].state->mask = mask; }
+
+  void note(bool on) {
+    for (auto& m : members_) {
+      m.state->notes = on;
+      m.state->noted = Tensor();
+    }
+  }
+
+  std::optional<Tensor> noted(int64_t i) const {
+    const Tensor& found = members_[static_cast<size_t>(i)].state->noted;
+    return found.defined() ? std::optional(found) : std::nullopt;
+  }
+
+  // Sets what is pruned to 0, with a mask on each weight's device.
+  void remask_weights() {
+    std::vector<Tensor> weights, masks;
+    for (auto& m : members_) {
+      auto held = m.weight.lock();
+      if (!held || !m.state->masks) continue;
+      weights.emplace_back(std::move(held));
+      masks.push_back(m.state->mask_on(weights.back().device()));
+      bump_version(weights.back());
+    }
+    at::AutoDispatchBelowADInplaceOrView below;
+    remask(weights, masks);
+  }
+
+  void remove() {
+    for (auto& m : members_) {
+      auto held = m.weight.lock();
+      if (!held) continue;
+      std::erase_if(hooks_of(Tensor(std::move(held))), [&m](const auto& hook) {
+        auto* mine = dynamic_cast<Hook*>(hook.get());
+        return mine && mine->state == m.state;
+      });
+    }
+    members_.clear();
+  }
+
+ private:
+  struct Member {
+    Weight weight;
+    std::shared_ptr<State> state;
+  };
+  std::vector<Member> members_;
+};
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.class_<MaskedWeights>("MaskedWeights")
+      .def(torch::init<const std::vector<Tensor>&, const std::vector<Tensor>&, bool>())
+      .def("set", &MaskedWeights::set)
+      .def("note", &MaskedWeights::note)
+      .def("noted", &MaskedWeights::noted)
+      .def("remask", &MaskedWeights::remask_weights)
+      .def("remove", &MaskedWeights::remove);
+}
+
+}  // namespace bitpare::ops
