@@ -50,10 +50,10 @@ BITPARE_INLINE int64_t chunks_of(int64_t n) { return (n + kSumChunk - 1) / kSumC
 // Rows of this many floats keep vectors aligned.
 BITPARE_INLINE int64_t padded(int64_t classes) { return (classes + 15) / 16 * 16; }
 
-// The student's logits, the same with classes left out, the teacher's, three rows of exponentials,
-// and sums of chunks.
+// The student's logits, the same with classes left out, the teacher's, four rows of what is found
+// for each class, and sums of chunks.
 BITPARE_INLINE int64_t distill_scratch(int64_t classes) {
-  return 6 * padded(classes) + padded(kDistillTerms * chunks_of(classes));
+  return 7 * padded(classes) + padded(kDistillTerms * chunks_of(classes));
 }
 
 // A byte for each class, and sums of chunks, for each row.

@@ -49,6 +49,17 @@ enum DistillTerm : int32_t {
   kDistillTerms
 };
 
+// Bits of the terms that a pair of losses has.
+constexpr int32_t terms_of(Hard hard, Soft soft) {
+  int32_t all = 0;
+  if (hard != Hard::none) all |= 1 << kHardSum | 1 << kAligned;
+  if (hard == Hard::probabilities) all |= 1 << kLabelSum;
+  if (soft != Soft::none) all |= 1 << kStudentSum;
+  if (soft != Soft::none && soft != Soft::top) all |= 1 << kTeacherSum;
+  if (soft == Soft::reverse) all |= 1 << kDifference;
+  return all;
+}
+
 struct DistillSums {
   float hard_max, student_max, teacher_max;
   float at[kDistillTerms];
@@ -64,10 +75,11 @@ struct DistillTarget {
 //   + student exp(a / T) - teacher exp(b / T)                       forward, decoupled, top
 //   + student exp(a / T) (log(q / p) - offset)                      reverse
 //   + student exp(a / T) (log(q / m) - offset)                      jensen_shannon
-// ratio: the logarithm of the student's sum over the teacher's.
+// ratio: the logarithm of the student's sum over the teacher's; to_same: what brings the
+// exponentials of the one to the sum of the other.
 struct DistillSlopes {
   float hard = 0.0f, flat = 0.0f, label = 0.0f, hit = 0.0f;
-  float student = 0.0f, teacher = 0.0f, offset = 0.0f, ratio = 0.0f;
+  float student = 0.0f, teacher = 0.0f, offset = 0.0f, ratio = 0.0f, to_same = 0.0f;
 };
 
 // The row's loss is loss + divergence_weight * sum of the divergence_terms().
@@ -78,13 +90,29 @@ struct DistillResult {
 
 namespace math {
 
+// exp(a), exp(a / T), exp(b / T), and (b - a) / T.
 template <class V>
 struct DistillExponentials {
-  V hard, student, teacher;
+  V hard, student, teacher, distance;
 };
 
 BITPARE_INLINE constexpr bool reads_teacher(Soft soft) {
   return soft != Soft::none && soft != Soft::top;
+}
+
+// exp(a) from exp(a / T): a square or two at the temperatures that are used most, where the two
+// softmaxes are over the same classes.
+template <Soft kSoft, class V>
+BITPARE_INLINE V hard_exponential(const DistillRule& rule, V a, V softened) {
+  if constexpr (kSoft != Soft::none && kSoft != Soft::top) {
+    if (rule.temperature == 1.0f) return softened;
+    if (rule.temperature == 2.0f) return softened * softened;
+    if (rule.temperature == 4.0f) {
+      V square = softened * softened;
+      return square * square;
+    }
+  }
+  return exponential_below_one(a);
 }
 
 template <class V>
@@ -98,10 +126,25 @@ template <Hard kHard, Soft kSoft, class V>
 BITPARE_INLINE DistillExponentials<V> distill_terms(const DistillRule& rule, const DistillSums& row,
                                                     V z, V label, V student, V teacher, V* terms) {
   V zero = splat<V>(0.0f);
-  DistillExponentials<V> e = {zero, zero, zero};
+  DistillExponentials<V> e = {zero, zero, zero, zero};
+  if constexpr (kSoft != Soft::none) {
+    V inverse = splat<V>(1.0f / rule.temperature);
+    V a = (student - splat<V>(row.student_max)) * inverse;
+    e.student = exponential_below_one(a);
+    terms[kStudentSum] = e.student;
+    if constexpr (reads_teacher(kSoft)) {
+      V b = (teacher - splat<V>(row.teacher_max)) * inverse;
+      e.teacher = exponential_below_one(b);
+      e.distance = b - a;
+      terms[kTeacherSum] = e.teacher;
+      if constexpr (kSoft == Soft::reverse) {
+        terms[kDifference] = e.student > zero ? e.student * -e.distance : zero;
+      }
+    }
+  }
   if constexpr (kHard != Hard::none) {
     V a = z - splat<V>(row.hard_max);
-    e.hard = exponential(a);
+    e.hard = hard_exponential<kSoft>(rule, a, e.student);
     terms[kHardSum] = e.hard;
     if constexpr (kHard == Hard::index) {
       terms[kAligned] = a;
@@ -109,20 +152,6 @@ BITPARE_INLINE DistillExponentials<V> distill_terms(const DistillRule& rule, con
       V y = smoothed_label(label, rule);
       terms[kLabelSum] = y;
       terms[kAligned] = y == zero ? zero : y * a;
-    }
-  }
-  if constexpr (kSoft != Soft::none) {
-    V inverse = splat<V>(1.0f / rule.temperature);
-    V a = (student - splat<V>(row.student_max)) * inverse;
-    e.student = exponential(a);
-    terms[kStudentSum] = e.student;
-    if constexpr (reads_teacher(kSoft)) {
-      V b = (teacher - splat<V>(row.teacher_max)) * inverse;
-      e.teacher = exponential(b);
-      terms[kTeacherSum] = e.teacher;
-      if constexpr (kSoft == Soft::reverse) {
-        terms[kDifference] = e.student > zero ? e.student * (a - b) : zero;
-      }
     }
   }
   return e;
@@ -152,24 +181,22 @@ BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* t
 template <class V>
 BITPARE_INLINE V divergence_term(V p, V q, V u) {
   V zero = splat<V>(0.0f), half = splat<V>(0.5f);
-  V series = splat<V>(8.0f / 362880);
-  series = series * u + splat<V>(7.0f / 40320);
-  series = series * u + splat<V>(6.0f / 5040);
+  V series = splat<V>(6.0f / 5040);
   series = series * u + splat<V>(5.0f / 720);
   series = series * u + splat<V>(4.0f / 120);
   series = series * u + splat<V>(3.0f / 24);
   series = series * u + splat<V>(2.0f / 6);
   series = series * u + half;
-  V far = p > zero ? p * u - p + q : q;
-  return absolute(u) < half ? q * (u * u * series) : far;
+  V far = (p > zero ? p * u - p : zero) + q;
+  return absolute(u) < splat<V>(0.25f) ? q * (u * u * series) : far;
 }
 
 // e: as distill_terms() gave them; middle: as middle_terms() did. divergence: the class's share in
-// forward and reverse, and of decoupled in that among the others.
+// forward and reverse, and of decoupled in that among the others, times the sum of what it is
+// weighted with.
 template <Hard kHard, Soft kSoft, class V>
-BITPARE_INLINE V distill_gradient(const DistillRule& rule, const DistillSums& row,
-                                  const DistillSlopes& s, const DistillExponentials<V>& e, V label,
-                                  V student, V teacher, V middle, V* divergence) {
+BITPARE_INLINE V distill_gradient(const DistillSlopes& s, const DistillExponentials<V>& e, V label,
+                                  V middle, V* divergence) {
   V zero = splat<V>(0.0f), result = zero;
   if constexpr (kHard != Hard::none) {
     result = splat<V>(s.hard) * e.hard - splat<V>(s.flat);
@@ -179,20 +206,14 @@ BITPARE_INLINE V distill_gradient(const DistillRule& rule, const DistillSums& ro
     V pull = splat<V>(s.student) * e.student;
     if constexpr (kSoft == Soft::jensen_shannon) {
       pull = pull * (middle - splat<V>(s.offset));
+    } else if constexpr (kSoft == Soft::reverse) {
+      V u = splat<V>(-s.ratio) - e.distance;
+      *divergence = divergence_term(e.student, e.teacher * splat<V>(s.to_same), u);
+      pull = e.student > zero ? pull * (u - splat<V>(s.offset)) : pull;
     } else if constexpr (kSoft != Soft::top) {
-      V inverse = splat<V>(1.0f / rule.temperature);
-      V a = (student - splat<V>(row.student_max)) * inverse;
-      V b = (teacher - splat<V>(row.teacher_max)) * inverse;
-      V q = e.student * splat<V>(1.0f / row.at[kStudentSum]);
-      V p = e.teacher * splat<V>(1.0f / row.at[kTeacherSum]);
-      if constexpr (kSoft == Soft::reverse) {
-        V u = (a - b) - splat<V>(s.ratio);
-        *divergence = divergence_term(q, p, u);
-        pull = e.student > zero ? pull * (u - splat<V>(s.offset)) : pull;
-      } else {
-        *divergence = divergence_term(p, q, (b - a) + splat<V>(s.ratio));
-        pull = pull - splat<V>(s.teacher) * e.teacher;
-      }
+      V u = e.distance + splat<V>(s.ratio);
+      *divergence = divergence_term(e.teacher, e.student * splat<V>(s.to_same), u);
+      pull = pull - splat<V>(s.teacher) * e.teacher;
     }
     result = result + pull;
   }
@@ -237,7 +258,7 @@ BITPARE_INLINE void add_decoupled(const DistillRule& rule, const DistillSums& ro
   float of_target = divergence_term(p, q, softplus(-s) - softplus(-t)) +
                     divergence_term(sigmoid(-t), sigmoid(-s), softplus(s) - softplus(t));
   result->loss += rule.soft_weight * rule.target_weight * of_target;
-  result->divergence_weight = rule.soft_weight * rule.others_weight;
+  result->divergence_weight = rule.soft_weight * rule.others_weight / row.at[kTeacherSum];
   float pull = rule.target_weight * (p - q);
   result->slopes.student = slope * (pull + rule.others_weight) / row.at[kStudentSum];
   result->slopes.teacher = slope * rule.others_weight / row.at[kTeacherSum];
@@ -251,6 +272,7 @@ BITPARE_INLINE void add_soft(const DistillRule& rule, const DistillSums& row,
   float student = row.at[kStudentSum], teacher = row.at[kTeacherSum];
   float slope = scale * rule.soft_weight / rule.temperature;
   result->slopes.ratio = natural_logarithm(student) - natural_logarithm(teacher);
+  result->slopes.to_same = rule.soft == Soft::reverse ? student / teacher : teacher / student;
   if (rule.soft == Soft::decoupled) return add_decoupled(rule, row, target, scale, result);
   result->slopes.student = slope / student;
   if (rule.soft == Soft::jensen_shannon) {
@@ -259,7 +281,7 @@ BITPARE_INLINE void add_soft(const DistillRule& rule, const DistillSums& row,
     result->slopes.student = 0.5f * slope / student;
     return;
   }
-  result->divergence_weight = rule.soft_weight;
+  result->divergence_weight = rule.soft_weight / (rule.soft == Soft::reverse ? student : teacher);
   result->slopes.teacher = slope / teacher;
   result->slopes.offset = row.at[kDifference] / student - result->slopes.ratio;
 }

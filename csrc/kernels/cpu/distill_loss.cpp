@@ -9,13 +9,22 @@ namespace {
 // soft_student and teacher have the classes that are left out at -infinity.
 struct Row {
   const float *student, *soft_student, *teacher, *labels;
-  float *e_hard, *e_student, *e_teacher, *partial;
+  float *e_hard, *e_student, *e_teacher, *distance, *partial;
 };
 
+BITPARE_INLINE constexpr bool reads_distance(Soft soft) {
+  return math::reads_teacher(soft) && soft != Soft::jensen_shannon;
+}
+
+template <Hard kHard, Soft kSoft>
 BITPARE_INLINE math::DistillExponentials<Vec> read_exponentials(const Row& row, int64_t at,
                                                                 int64_t count) {
-  return {read(row.e_hard, at, count), read(row.e_student, at, count),
-          read(row.e_teacher, at, count)};
+  math::DistillExponentials<Vec> e = {};
+  if constexpr (kHard != Hard::none) e.hard = read(row.e_hard, at, count);
+  if constexpr (kSoft != Soft::none) e.student = read(row.e_student, at, count);
+  if constexpr (math::reads_teacher(kSoft)) e.teacher = read(row.e_teacher, at, count);
+  if constexpr (reads_distance(kSoft)) e.distance = read(row.distance, at, count);
+  return e;
 }
 
 // The sums over a row, leaving its exponentials in the scratch.
@@ -27,20 +36,19 @@ DistillSums sum_up(const DistillLoss& args, const Row& row) {
   if (kSoft != Soft::none) sums.student_max = greatest(row.soft_student, n);
   if (kSoft == Soft::top && sums.student_max == -__builtin_inff()) sums.student_max = 0.0f;
   if (math::reads_teacher(kSoft)) sums.teacher_max = greatest(row.teacher, n);
-  sum_row<kDistillTerms>(
-      n, row.partial, sums.at, [&](int64_t at, int64_t count, Vec* terms) [[gnu::always_inline]] {
-        for (int t = 0; t < kDistillTerms; ++t) terms[t] = Vec{};
-        Vec z = {}, label = {}, student = {}, teacher = {};
-        if constexpr (kHard != Hard::none) z = read(row.student, at, count);
-        if constexpr (kHard == Hard::probabilities) label = read(row.labels, at, count);
-        if constexpr (kSoft != Soft::none) student = read(row.soft_student, at, count);
-        if constexpr (math::reads_teacher(kSoft)) teacher = read(row.teacher, at, count);
-        auto e =
-            math::distill_terms<kHard, kSoft>(args.rule, sums, z, label, student, teacher, terms);
-        if constexpr (kHard != Hard::none) write(row.e_hard, at, count, e.hard);
-        if constexpr (kSoft != Soft::none) write(row.e_student, at, count, e.student);
-        if constexpr (math::reads_teacher(kSoft)) write(row.e_teacher, at, count, e.teacher);
-      });
+  auto formula = [&](int64_t at, int64_t count, Vec* terms) [[gnu::always_inline]] {
+    Vec z = {}, label = {}, student = {}, teacher = {};
+    if constexpr (kHard != Hard::none) z = read(row.student, at, count);
+    if constexpr (kHard == Hard::probabilities) label = read(row.labels, at, count);
+    if constexpr (kSoft != Soft::none) student = read(row.soft_student, at, count);
+    if constexpr (math::reads_teacher(kSoft)) teacher = read(row.teacher, at, count);
+    auto e = math::distill_terms<kHard, kSoft>(args.rule, sums, z, label, student, teacher, terms);
+    if constexpr (kHard != Hard::none) write(row.e_hard, at, count, e.hard);
+    if constexpr (kSoft != Soft::none) write(row.e_student, at, count, e.student);
+    if constexpr (math::reads_teacher(kSoft)) write(row.e_teacher, at, count, e.teacher);
+    if constexpr (reads_distance(kSoft)) write(row.distance, at, count, e.distance);
+  };
+  sum_row<kDistillTerms, terms_of(kHard, kSoft)>(n, row.partial, sums.at, formula);
   return sums;
 }
 
@@ -56,24 +64,18 @@ void sum_up_middle(const DistillLoss& args, const Row& row, const DistillSums& s
 
 // The gradient, if `out` is not null; the sum of the divergence's terms.
 template <Hard kHard, Soft kSoft>
-float write_gradient(const DistillLoss& args, const Row& row, const DistillSums& sums,
-                     const DistillSlopes& slopes, float* out) {
-  constexpr bool kReads = math::reads_teacher(kSoft) && kSoft != Soft::jensen_shannon;
+float write_gradient(const DistillLoss& args, const Row& row, const DistillSlopes& slopes,
+                     float* out) {
   auto formula = [&](int64_t at, int64_t count, Vec* divergence) [[gnu::always_inline]] {
-    auto e = read_exponentials(row, at, count);
-    Vec label = {}, student = {}, teacher = {};
+    auto e = read_exponentials<kHard, kSoft>(row, at, count);
+    Vec label = {};
     if constexpr (kHard == Hard::probabilities) label = read(row.labels, at, count);
-    if constexpr (kReads) {
-      student = read(row.soft_student, at, count);
-      teacher = read(row.teacher, at, count);
-    }
-    Vec y = math::distill_gradient<kHard, kSoft>(args.rule, sums, slopes, e, label, student,
-                                                 teacher, e.teacher, divergence);
+    Vec y = math::distill_gradient<kHard, kSoft>(slopes, e, label, e.teacher, divergence);
     if (out) write(out, at, count, y);
   };
   float divergence = 0.0f;
   Vec none;
-  if constexpr (kReads) {
+  if constexpr (reads_distance(kSoft)) {
     sum_row<1>(args.classes, row.partial, &divergence, formula);
   } else if (out) {
     for_each_vector(args.classes, [&](int64_t at, int64_t count) { formula(at, count, &none); });
@@ -188,7 +190,8 @@ struct Rows {
     row.e_hard = room(3);
     row.e_student = room(4);
     row.e_teacher = room(5);
-    row.partial = room(6);
+    row.distance = room(6);
+    row.partial = room(7);
     return row;
   }
 
@@ -226,7 +229,7 @@ struct Rows {
       aimed.teacher = (aimed.teacher - sums.teacher_max) * inverse;
       math::add_soft(args.rule, sums, aimed, middle, scale, &result);
     }
-    float terms = write_gradient<kHard, kSoft>(args, row, sums, result.slopes, gradient);
+    float terms = write_gradient<kHard, kSoft>(args, row, result.slopes, gradient);
     if (result.divergence_weight != 0.0f) result.loss += result.divergence_weight * terms;
     if (gradient) {
       if (args.target) gradient[target] = gradient[target] - result.slopes.hit;

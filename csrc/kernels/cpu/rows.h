@@ -29,8 +29,9 @@ BITPARE_INLINE void for_each_vector(int64_t n, F f) {
   if (at < n) f(at, n - at);
 }
 
-// f(at, count, terms) writes one vector of each term. partial: kTerms floats for each chunk.
-template <int kTerms, class F>
+// f(at, count, terms) writes one vector of each term that has its bit in kUsed; the others' sums
+// are 0. partial: kTerms floats for each chunk.
+template <int kTerms, int kUsed = (1 << kTerms) - 1, class F>
 BITPARE_INLINE void sum_row(int64_t n, float* partial, float* sums, F f) {
   int64_t chunks = (n + kSumChunk - 1) / kSumChunk;
   for (int64_t c = 0; c < chunks; ++c) {
@@ -39,7 +40,9 @@ BITPARE_INLINE void sum_row(int64_t n, float* partial, float* sums, F f) {
     auto add = [&](int64_t v, int64_t at, int64_t count) [[gnu::always_inline]] {
       Vec terms[kTerms];
       f(at, count, terms);
+#pragma GCC unroll 8
       for (int t = 0; t < kTerms; ++t) {
+        if (!(kUsed >> t & 1)) continue;
         if (count < kWidth) {
           terms[t] = lane_numbers() < static_cast<int32_t>(count) ? terms[t] : Vec{};
         }

@@ -99,9 +99,7 @@ struct Row {
     if constexpr (kSoft == Soft::jensen_shannon) {
       log_q = math::middle_terms(sums, e.student, e.teacher, pair);
     }
-    float soft = kSoft != Soft::none ? soft_student(i) : 0.0f;
-    return math::distill_gradient<kHard, kSoft>(args.rule, sums, slopes, e, label(i), soft,
-                                                soft_teacher(i), log_q, divergence);
+    return math::distill_gradient<kHard, kSoft>(slopes, e, label(i), log_q, divergence);
   }
 
   // -- top
