@@ -72,7 +72,7 @@ struct DistillTarget {
 
 // dL/dz of class i is
 //   hard exp(a) - flat - label y                                    (minus `hit` at the target)
-//   + student exp(a / T) - teacher exp(b / T)                       forward, decoupled, top
+//   + student exp(a / T) - teacher exp(b / T) [+ pull exp(a / T)]   forward, top [decoupled]
 //   + student exp(a / T) (log(q / p) - offset)                      reverse
 //   + student exp(a / T) (log(q / m) - offset)                      jensen_shannon
 // ratio: the logarithm of the student's sum over the teacher's; to_same: what brings the
@@ -80,6 +80,7 @@ struct DistillTarget {
 struct DistillSlopes {
   float hard = 0.0f, flat = 0.0f, label = 0.0f, hit = 0.0f;
   float student = 0.0f, teacher = 0.0f, offset = 0.0f, ratio = 0.0f, to_same = 0.0f;
+  float pull = 0.0f;
 };
 
 // The row's loss is loss + divergence_weight * sum of the divergence_terms().
@@ -157,23 +158,11 @@ BITPARE_INLINE DistillExponentials<V> distill_terms(const DistillRule& rule, con
   return e;
 }
 
-// log(q / m), 0 where q is 0.
+// log(q / m), and a finite number where q is 0: it is multiplied by q.
 template <class V>
 BITPARE_INLINE V log_to_middle(V q, V p) {
-  V zero = splat<V>(0.0f);
   V ratio = natural_logarithm(q / ((q + p) * splat<V>(0.5f)));
-  return q > zero ? ratio : q * zero;
-}
-
-// q log(q / m) and p log(p / m) of one class; the first logarithm.
-template <class V>
-BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* terms) {
-  V q = student * splat<V>(1.0f / row.at[kStudentSum]);
-  V p = teacher * splat<V>(1.0f / row.at[kTeacherSum]);
-  V log_q = log_to_middle(q, p);
-  terms[0] = q * log_q;
-  terms[1] = p * log_to_middle(p, q);
-  return log_q;
+  return q == splat<V>(0.0f) ? splat<V>(-104.0f) : ratio;
 }
 
 // p log(p / q) - p + q, with u = log(p / q): its sum is the divergence, and as no term is negative
@@ -181,14 +170,27 @@ BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* t
 template <class V>
 BITPARE_INLINE V divergence_term(V p, V q, V u) {
   V zero = splat<V>(0.0f), half = splat<V>(0.5f);
-  V series = splat<V>(6.0f / 5040);
+  V series = splat<V>(8.0f / 362880);
+  series = series * u + splat<V>(7.0f / 40320);
+  series = series * u + splat<V>(6.0f / 5040);
   series = series * u + splat<V>(5.0f / 720);
   series = series * u + splat<V>(4.0f / 120);
   series = series * u + splat<V>(3.0f / 24);
   series = series * u + splat<V>(2.0f / 6);
   series = series * u + half;
   V far = (p > zero ? p * u - p : zero) + q;
-  return absolute(u) < splat<V>(0.25f) ? q * (u * u * series) : far;
+  return absolute(u) < half ? q * (u * u * series) : far;
+}
+
+// A class's share in the divergences of q and p from m; log(q / m).
+template <class V>
+BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* terms) {
+  V q = student * splat<V>(1.0f / row.at[kStudentSum]);
+  V p = teacher * splat<V>(1.0f / row.at[kTeacherSum]);
+  V m = (q + p) * splat<V>(0.5f), log_q = log_to_middle(q, p);
+  terms[0] = divergence_term(q, m, log_q);
+  terms[1] = divergence_term(p, m, log_to_middle(p, q));
+  return log_q;
 }
 
 // e: as distill_terms() gave them; middle: as middle_terms() did. divergence: the class's share in
@@ -214,6 +216,7 @@ BITPARE_INLINE V distill_gradient(const DistillSlopes& s, const DistillExponenti
       V u = e.distance + splat<V>(s.ratio);
       *divergence = divergence_term(e.teacher, e.student * splat<V>(s.to_same), u);
       pull = pull - splat<V>(s.teacher) * e.teacher;
+      if constexpr (kSoft == Soft::decoupled) pull = pull + splat<V>(s.pull) * e.student;
     }
     result = result + pull;
   }
@@ -259,10 +262,11 @@ BITPARE_INLINE void add_decoupled(const DistillRule& rule, const DistillSums& ro
                     divergence_term(sigmoid(-t), sigmoid(-s), softplus(s) - softplus(t));
   result->loss += rule.soft_weight * rule.target_weight * of_target;
   result->divergence_weight = rule.soft_weight * rule.others_weight / row.at[kTeacherSum];
-  float pull = rule.target_weight * (p - q);
-  result->slopes.student = slope * (pull + rule.others_weight) / row.at[kStudentSum];
+  float pull = slope * rule.target_weight * (p - q);
+  result->slopes.student = slope * rule.others_weight / row.at[kStudentSum];
   result->slopes.teacher = slope * rule.others_weight / row.at[kTeacherSum];
-  result->slopes.hit += slope * pull;
+  result->slopes.pull = pull / row.at[kStudentSum];
+  result->slopes.hit += pull;
 }
 
 // middle: the sums of middle_terms().

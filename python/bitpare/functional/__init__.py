@@ -19,8 +19,12 @@ from bitpare.functional.codes import (
     unpack_bits,
 )
 from bitpare.functional.distillation import (
+    attention_transfer,
+    dist_loss,
     distill_loss,
     dkd_loss,
+    feature_loss,
+    relation_loss,
 )
 from bitpare.functional.fakes import (
     binarize,
@@ -58,15 +62,18 @@ from bitpare.functional.training import (
 __all__ = [
     "act_fake_quant",
     "apply_mask",
+    "attention_transfer",
     "binarize",
     "bn_act_fake_quant",
     "dequantize",
+    "dist_loss",
     "distill_loss",
     "dkd_loss",
     "fake_float",
     "fake_quant",
     "fake_quant_lsq",
     "fake_quant_weights",
+    "feature_loss",
     "histogram_range",
     "masked_fake_quant",
     "mean_magnitude",
@@ -78,6 +85,7 @@ __all__ = [
     "pack_mask",
     "qparams",
     "quantize",
+    "relation_loss",
     "remask_",
     "select_mask",
     "ternarize",

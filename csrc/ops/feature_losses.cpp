@@ -1,0 +1,135 @@
+// Losses between features of a student and a teacher, put together from torch's own operators,
+// which differentiate them. They compute in float32 (float64 stays); the teacher gets no gradient.
+#include <ATen/ATen.h>
+
+#include "ops/call.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr double kLeastNorm = 1e-12, kLeastSquare = 1e-24;
+
+void check_features(const char* op, const Tensor& student, const Tensor& teacher) {
+  TORCH_CHECK(student.is_floating_point() && teacher.is_floating_point(), op,
+              ": student and teacher must be floating point, got ", student.scalar_type(), " and ",
+              teacher.scalar_type());
+  TORCH_CHECK(student.device() == teacher.device(), op, ": student is on ", student.device(),
+              ", teacher on ", teacher.device());
+}
+
+void check_same_shape(const char* op, const Tensor& student, const Tensor& teacher) {
+  TORCH_CHECK(student.sym_sizes().equals(teacher.sym_sizes()), op,
+              ": student and teacher must have the same shape, got ", student.sym_sizes(), " and ",
+              teacher.sym_sizes());
+}
+
+Tensor widened(const Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
+Tensor taught(const Tensor& teacher) { return widened(teacher.detach()); }
+
+Tensor unit(const Tensor& x, int64_t dim) {
+  return x * x.square().sum(dim, true).clamp_min(kLeastSquare).rsqrt();
+}
+
+// 0 for an empty batch, of which the mean is NaN.
+Tensor mean_or_zero(const Tensor& x) { return x.sum() / x.sym_numel().max(1); }
+
+Tensor feature_loss(const Tensor& student, const Tensor& teacher, c10::string_view kind,
+                    int64_t start_dim) {
+  constexpr const char* kOp = "feature_loss";
+  check_features(kOp, student, teacher);
+  check_same_shape(kOp, student, teacher);
+  Tensor s = widened(student), t = taught(teacher);
+  int64_t which = parse_name(kOp, "kind", kind, {"mse", "l1", "cosine", "normalized"});
+  if (which == 0) return mean_or_zero((s - t).square());
+  if (which == 1) return mean_or_zero((s - t).abs());
+  TORCH_CHECK(start_dim >= -s.dim() && start_dim < s.dim(), kOp, ": start_dim must be a dimension ",
+              "of ", s.sym_sizes(), ", got ", start_dim);
+  // 1 - cos is half the squared distance of the unit vectors, which does not cancel.
+  Tensor apart = (unit(s.flatten(start_dim), -1) - unit(t.flatten(start_dim), -1)).square().sum(-1);
+  return mean_or_zero(which == 2 ? 0.5 * apart : apart);
+}
+
+Tensor attention_map(const Tensor& x) { return unit(x.square().mean(1).flatten(1), -1); }
+
+Tensor attention_transfer(const Tensor& student, const Tensor& teacher) {
+  constexpr const char* kOp = "attention_transfer";
+  check_features(kOp, student, teacher);
+  auto a = student.sym_sizes(), b = teacher.sym_sizes();
+  TORCH_CHECK(a.size() > 2 && a.size() == b.size() && a[0] == b[0] && a.slice(2).equals(b.slice(2)),
+              kOp, ": student and teacher must agree in all but channels, got ", a, " and ", b);
+  return mean_or_zero((attention_map(widened(student)) - attention_map(taught(teacher))).square());
+}
+
+// Distances between all pairs of rows, over their mean.
+Tensor relative_distances(const Tensor& x) {
+  Tensor d = at::cdist(x, x, 2.0, 2);
+  Tensor others = (d > 0).to(d.scalar_type());
+  return d / ((d * others).sum() / others.sum().clamp_min(1.0)).clamp_min(kLeastNorm);
+}
+
+// The cosines of the angles at each row between all pairs of rows.
+Tensor angles(const Tensor& x) {
+  Tensor e = unit(x.unsqueeze(0) - x.unsqueeze(1), -1);
+  return at::bmm(e, e.transpose(1, 2));
+}
+
+Tensor relation_loss(const Tensor& student, const Tensor& teacher, double distance, double angle) {
+  constexpr const char* kOp = "relation_loss";
+  check_features(kOp, student, teacher);
+  TORCH_CHECK(student.dim() > 1 && teacher.dim() > 1 && student.sym_size(0) == teacher.sym_size(0),
+              kOp, ": student and teacher must be of the same samples, got ", student.sym_sizes(),
+              " and ", teacher.sym_sizes());
+  Tensor s = widened(student).flatten(1), t = taught(teacher).flatten(1), zero = s.sum() * 0.0;
+  auto apart = [](const Tensor& a, const Tensor& b) {
+    return mean_or_zero(at::smooth_l1_loss(a, b, at::Reduction::None));
+  };
+  Tensor loss = zero;
+  if (distance != 0.0) loss = loss + distance * apart(relative_distances(s), relative_distances(t));
+  if (angle != 0.0) loss = loss + angle * apart(angles(s), angles(t));
+  return loss;
+}
+
+Tensor correlation(const Tensor& a, const Tensor& b, int64_t dim) {
+  Tensor x = a - a.mean(dim, true), y = b - b.mean(dim, true);
+  return (unit(x, dim) * unit(y, dim)).sum(dim);
+}
+
+Tensor dist_loss(const Tensor& student, const Tensor& teacher, double temperature, double beta,
+                 double gamma) {
+  constexpr const char* kOp = "dist_loss";
+  check_features(kOp, student, teacher);
+  check_same_shape(kOp, student, teacher);
+  TORCH_CHECK(student.dim() > 1, kOp, ": logits must be [rows, classes], got ",
+              student.sym_sizes());
+  TORCH_CHECK(temperature > 0, kOp, ": temperature must be above 0, got ", temperature);
+  Tensor q = at::softmax(widened(student).flatten(0, -2) / temperature, -1);
+  Tensor p = at::softmax(taught(teacher).flatten(0, -2) / temperature, -1);
+  Tensor between = mean_or_zero(1.0 - correlation(q, p, 1));
+  Tensor within = mean_or_zero(1.0 - correlation(q, p, 0));
+  return temperature * temperature * (beta * between + gamma * within);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def(
+      "feature_loss(Tensor student, Tensor teacher, *, str kind='mse', int start_dim=1) -> Tensor",
+      tags());
+  m.def("attention_transfer(Tensor student, Tensor teacher) -> Tensor", tags());
+  m.def(
+      "relation_loss(Tensor student, Tensor teacher, *, float distance=1.0, float angle=2.0) -> "
+      "Tensor",
+      tags());
+  m.def(
+      "dist_loss(Tensor student_logits, Tensor teacher_logits, *, float temperature=4.0, "
+      "float beta=2.0, float gamma=2.0) -> Tensor",
+      tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CompositeImplicitAutograd, m) {
+  m.impl("feature_loss", feature_loss);
+  m.impl("attention_transfer", attention_transfer);
+  m.impl("relation_loss", relation_loss);
+  m.impl("dist_loss", dist_loss);
+}
+
+}  // namespace bitpare::ops
