@@ -9,7 +9,7 @@ from bitpare import _load
 
 _load.load()
 
-from bitpare import functional, prune, report  # noqa: E402
+from bitpare import distill, functional, prune, report  # noqa: E402
 from bitpare._build_info import version as __version__  # noqa: E402
 from bitpare.errors import Uncalibrated, Unsupported  # noqa: E402
 from bitpare.quant.calibrate import calibrate  # noqa: E402
@@ -31,6 +31,7 @@ __all__ = [
     "Unsupported",
     "__version__",
     "calibrate",
+    "distill",
     "ema",
     "functional",
     "param_groups",

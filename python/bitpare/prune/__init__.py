@@ -1,5 +1,6 @@
 """Masks during training, and channels removed for good."""
 
+from bitpare.prune.layers import drop_layers
 from bitpare.prune.plan import Plan
 from bitpare.prune.pruner import Pruner
 from bitpare.prune.regrowth import Regrowth
@@ -13,6 +14,7 @@ __all__ = [
     "Regrowth",
     "Schedule",
     "Sensitivity",
+    "drop_layers",
     "plan_shrink",
     "sensitivity",
     "shrink",

@@ -107,7 +107,12 @@ class Families:
         return {root: sums[root] / counts[root] for root in sums}
 
     def removed(
-        self, ratio: float | Mapping[str, float], scope: str, round_to: int, least: int
+        self,
+        ratio: float | Mapping[str, float],
+        scope: str,
+        round_to: int,
+        least: int,
+        keep: str = "largest",
     ) -> set[int]:
         wanted = {f: self._ratio(f, ratio) for f in self.members}
         if scope == "global" and not isinstance(ratio, Mapping):
@@ -120,10 +125,13 @@ class Families:
             counts = {f: int(wanted[f] * len(r) + 1e-6) for f, r in self.members.items()}
         removed: set[int] = set()
         for family, roots in self.members.items():
-            keep = len(roots) - counts[family]
-            keep = max(math.ceil(keep / round_to) * round_to, least, 1)
+            stay = len(roots) - counts[family]
+            stay = max(math.ceil(stay / round_to) * round_to, least, 1)
+            if keep == "first":
+                removed |= set(sorted(roots)[stay:])
+                continue
             order = sorted((self.importance[r], r) for r in roots)
-            removed |= {r for _, r in order[: max(len(roots) - keep, 0)]}
+            removed |= {r for _, r in order[: max(len(roots) - stay, 0)]}
         return removed
 
     def matched(self, family: int, ratios: Mapping[str, float]) -> float:

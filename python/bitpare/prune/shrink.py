@@ -79,6 +79,7 @@ def plan_shrink(
     macs: float | None = None,
     parameters: float | None = None,
     not_understood: str = "refuse",
+    keep: str = "largest",
     pruner: Pruner | None = None,
     example_kwargs: dict[str, Any] | None = None,
 ) -> Plan:
@@ -90,11 +91,12 @@ def plan_shrink(
     instead, the share of the model's that stays at most. round_to: families keep a multiple of it.
     min_channels: at least so many of each stay. ignore: globs of layers whose channels stay.
     not_understood: "refuse" (`Unsupported`), or "leave" the channels whole that meet an operation
-    shrink does not know. pruner: instead of all these, exactly the channels that its masks prune
-    (pattern "channel").
+    shrink does not know. keep: the channels that stay are the "largest", or the "first" of each
+    family, whatever their weights. pruner: instead of all these, exactly the channels that its
+    masks prune (pattern "channel").
     """
     source = unwrapped(model)
-    _check_options(source, scope, round_to, min_channels, macs, parameters, not_understood)
+    _check_options(scope, round_to, min_channels, macs, parameters, not_understood, keep)
     call = g.call_with("shrink", example_inputs, example_kwargs)
     if pruner is not None:
         coupled = _coupled_of(pruner, source)
@@ -111,7 +113,7 @@ def plan_shrink(
     cost = _Cost(source, call, channels)
 
     def plan_of(share: float | Mapping[str, float]) -> Plan:
-        removed = families.removed(share, scope, round_to, min_channels)
+        removed = families.removed(share, scope, round_to, min_channels, keep)
         return _plan(channels, families, removed, cost)
 
     budget = {"MACs": macs, "parameters": parameters}
@@ -134,13 +136,13 @@ def plan_shrink(
 
 
 def _check_options(
-    model: nn.Module,
     scope: str,
     round_to: int,
     min_channels: int,
     macs: float | None,
     parameters: float | None,
     not_understood: str,
+    keep: str,
 ) -> None:
     if scope not in ("local", "global"):
         raise ValueError(f"shrink: scope must be local or global, got {scope!r}")
@@ -151,6 +153,8 @@ def _check_options(
     for name, value in (("macs", macs), ("parameters", parameters)):
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"shrink: {name} must be in (0, 1], got {value}")
+    if keep not in ("largest", "first") or (keep == "first" and scope == "global"):
+        raise ValueError(f"shrink: keep must be largest, or first with scope='local', got {keep!r}")
     if not_understood not in ("refuse", "leave"):
         raise ValueError(f"shrink: not_understood must be refuse or leave, got {not_understood!r}")
 

@@ -1,0 +1,193 @@
+"""TeacherCache: a teacher's logits on disk, so that it runs once for each sample."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitpare.distill.losses import Teacher, TopLogits
+
+_VERSION = 1
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Tells models apart by the bits of their parameters and buffers; the same on every device."""
+    total = 0
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            total = (total * 1000003 + _hashed(value.reshape(1, -1))[0].item()) % (1 << 64)
+            total ^= sum(name.encode())
+    return f"{total:016x}"
+
+
+def _hashed(rows: Tensor) -> Tensor:
+    """A number for each row from its bits."""
+    contiguous = rows.detach().contiguous()
+    wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = contiguous.view(wide[contiguous.element_size()]).to(torch.int64)
+    odd = torch.arange(bits.shape[1], device=bits.device) * 2654435761 * 2 + 1
+    return (bits * odd + (bits >> 7) * 40503).sum(1)
+
+
+class TeacherCache:
+    """Logits of ``samples`` samples, in files of a directory that are mapped into memory.
+
+    top_k: only so many of the largest logits of each, with the logsumexp of all at
+    ``temperature``; None: all of them. dtype: of the logits. Rows are known by the index of a
+    sample and the seed of its augmentation (``seed``: one pair of files for each).
+
+    Each row carries a checksum: what was not written whole counts as missing. A directory goes on
+    where it stood; one of another teacher, or made with other settings, is an error.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        samples: int,
+        *,
+        top_k: int | None = None,
+        temperature: float = 4.0,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
+        if samples < 1 or (top_k is not None and top_k < 1):
+            raise ValueError(
+                f"TeacherCache: samples and top_k must be 1 or more, got {samples}, {top_k}"
+            )
+        if not dtype.is_floating_point:
+            raise ValueError(f"TeacherCache: dtype must be a floating-point type, got {dtype}")
+        self.directory = pathlib.Path(directory)
+        self.samples, self.top_k, self.temperature, self.dtype = samples, top_k, temperature, dtype
+        self.classes: int | None = None
+        self._files: dict[int, dict[str, Tensor]] = {}
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "version": _VERSION,
+            "samples": self.samples,
+            "top_k": self.top_k,
+            "temperature": self.temperature if self.top_k else None,
+            "dtype": str(self.dtype),
+        }
+
+    def open(self, teacher: nn.Module | None) -> None:
+        """Checks that the directory, if it is there, holds what this teacher said."""
+        path, settings = self.directory / "cache.json", self._settings()
+        if not path.exists():
+            if teacher is None:
+                raise ValueError(
+                    f"TeacherCache: {self.directory} holds no cache, and there is no teacher"
+                )
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._write_settings({**settings, "teacher": fingerprint(teacher), "classes": None})
+            return
+        found = json.loads(path.read_text())
+        for key, value in settings.items():
+            if found.get(key) != value:
+                raise ValueError(
+                    f"TeacherCache: {self.directory} was made with {key} {found.get(key)}, not "
+                    f"{value}"
+                )
+        if teacher is not None and found.get("teacher") != fingerprint(teacher):
+            raise ValueError(
+                f"TeacherCache: {self.directory} is of another teacher; use another directory or "
+                "delete it"
+            )
+        self.classes = found.get("classes")
+
+    def _write_settings(self, settings: dict[str, Any]) -> None:
+        path = self.directory / "cache.json"
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(settings) + "\n")
+        temporary.replace(path)
+
+    def _of_seed(self, seed: int) -> dict[str, Tensor]:
+        if seed not in self._files:
+            assert self.classes is not None
+            width = self.classes if self.top_k is None else min(self.top_k, self.classes)
+            shapes = {"values": (width, self.dtype), "checksum": (1, torch.int64)}
+            if self.top_k is not None:
+                shapes |= {"indices": (width, torch.int32), "logsumexp": (1, torch.float32)}
+            self._files[seed] = {
+                name: torch.from_file(
+                    str(self.directory / f"{seed}.{name}"),
+                    shared=True,
+                    size=self.samples * columns,
+                    dtype=dtype,
+                ).view(self.samples, columns)
+                for name, (columns, dtype) in shapes.items()
+            }
+        return self._files[seed]
+
+    def _checksums(self, files: dict[str, Tensor], index: Tensor) -> Tensor:
+        total = sum(
+            _hashed(files[n][index]) * (k + 3)
+            for k, n in enumerate(sorted(files))
+            if n != "checksum"
+        )
+        assert isinstance(total, Tensor)
+        return torch.where(total == 0, 1, total)  # 0 is what an empty file holds
+
+    def missing(self, index: Tensor, seed: int = 0) -> Tensor:
+        """Which of the samples are not there, as bool."""
+        index = self._checked(index)
+        if self.classes is None:
+            return torch.ones(len(index), dtype=torch.bool)
+        files = self._of_seed(seed)
+        return files["checksum"][index, 0] != self._checksums(files, index)
+
+    def write(self, index: Tensor, logits: Tensor, seed: int = 0) -> None:
+        index, logits = self._checked(index), logits.detach().cpu()
+        if logits.dim() != 2 or len(logits) != len(index):
+            raise ValueError(
+                f"TeacherCache: logits must be [{len(index)}, classes], got {tuple(logits.shape)}"
+            )
+        if self.classes is None:
+            self.classes = logits.shape[1]
+            settings = json.loads((self.directory / "cache.json").read_text())
+            self._write_settings({**settings, "classes": self.classes})
+        if logits.shape[1] != self.classes:
+            raise ValueError(
+                f"TeacherCache: {self.directory} holds {self.classes} classes, got "
+                f"{logits.shape[1]}"
+            )
+        files = self._of_seed(seed)
+        files["checksum"][index] = 0
+        if self.top_k is None:
+            files["values"][index] = logits.to(self.dtype)
+        else:
+            values, indices = logits.float().topk(files["values"].shape[1], -1)
+            files["values"][index] = values.to(self.dtype)
+            files["indices"][index] = indices.to(torch.int32)
+            softened = logits.float() / self.temperature
+            files["logsumexp"][index, 0] = softened.logsumexp(-1)
+        files["checksum"][index, 0] = self._checksums(files, index)
+
+    def read(self, index: Tensor, seed: int = 0, device: torch.device | None = None) -> Teacher:
+        """The logits of samples that are there."""
+        index = self._checked(index)
+        gone = self.missing(index, seed)
+        if gone.any():
+            raise KeyError(
+                f"TeacherCache: sample {int(index[gone][0])} is not there for seed {seed}"
+            )
+        files = self._of_seed(seed)
+        values = files["values"][index].to(device)
+        if self.top_k is None:
+            return values
+        indices, logsumexp = files["indices"][index].long(), files["logsumexp"][index, 0]
+        return TopLogits(values, indices.to(device), logsumexp.to(device))
+
+    def _checked(self, index: Tensor) -> Tensor:
+        index = index.detach().cpu().long().reshape(-1)
+        low, high = (int(index.min()), int(index.max())) if index.numel() else (0, 0)
+        if low < 0 or high >= self.samples:
+            raise IndexError(
+                f"TeacherCache: samples must be from 0 to {self.samples - 1}, got {low} to {high}"
+            )
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # mapped anew by a copy

@@ -1,0 +1,352 @@
+"""Distiller: a student, its teachers, and the losses between them, in any training loop."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from bitpare import graph as g
+from bitpare.distill.cache import TeacherCache
+from bitpare.distill.hints import LayerLoss
+from bitpare.distill.losses import Loss, SoftTarget
+from bitpare.distill.schedule import is_scheduled
+from bitpare.distill.taps import Taps, is_compiled, joined
+from bitpare.quant.names import unwrapped
+from bitpare.steps import StepCounter
+
+
+class _Teacher:
+    """A teacher as no part of the module tree: neither parameters() nor state_dict() sees it."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], owner: str) -> None:
+        self.model = model.eval()
+        self.taps = Taps(model, layers, owner)
+
+
+class Distiller(nn.Module):
+    """Runs student and teacher, and returns the loss.
+
+    student, teacher: any modules of the same inputs; teacher may be a list, whose losses are
+        averaged (``teacher_weights``), or None where a ``cache`` has all it says. A teacher is in
+        eval mode and gets no gradient; it is not among parameters, buffers or the state.
+    loss: a `SoftTarget`, another `Loss`, or a function of (student's result, teacher's, target).
+    hints: `Hint`, `AttentionTransfer`, `Relation` between layers, by name, with the first teacher.
+        They need example_inputs, from which adapters are made.
+    logits: how to get at what the loss takes, from a model's result; by default the result, or its
+        attribute ``logits``.
+    teacher_dtype: the teacher is a copy in that precision. microbatch: the teacher takes so many
+    samples at a time. cache: a `TeacherCache`; calls then name their samples.
+
+    Compile, distribute or copy the Distiller, not the student: hooks come first.
+
+    >>> kd = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), SoftTarget(temperature=2.0))
+    >>> loss = kd(torch.randn(2, 4), torch.tensor([0, 2]))
+    >>> len(list(kd.parameters()))
+    2
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Sequence[nn.Module] | None,
+        loss: Loss | Callable[[Any, Any, Any], Tensor] | None = None,
+        hints: Sequence[LayerLoss] = (),
+        example_inputs: Any = None,
+        *,
+        teacher_weights: Sequence[float] | None = None,
+        logits: Callable[[Any], Any] | None = None,
+        teacher_dtype: torch.dtype | None = None,
+        microbatch: int | None = None,
+        cache: TeacherCache | None = None,
+    ) -> None:
+        super().__init__()
+        teachers = (
+            [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else [*teacher]
+        )
+        self._check(student, teachers, hints, example_inputs, microbatch, cache)
+        self.student = student
+        self.loss = SoftTarget() if loss is None else loss
+        self.hints = nn.ModuleList(hints)
+        self.logits, self.teacher_dtype, self.microbatch = logits, teacher_dtype, microbatch
+        self.cache = cache
+        if cache is not None:
+            cache.open(teachers[0] if teachers else None)
+        if teacher_dtype is not None:
+            teachers = [copy.deepcopy(t).to(teacher_dtype) for t in teachers]
+        self.weights = _shares(teacher_weights, len(teachers))
+        self._taps = Taps(unwrapped(student), [h.student for h in hints], "student")
+        try:
+            self._teachers = [
+                _Teacher(t, [h.teacher for h in hints] if i == 0 else [], "teacher")
+                for i, t in enumerate(teachers)
+            ]
+            if hints:
+                self._build_hints(example_inputs)
+        except Exception:
+            self.release()
+            raise
+        self.counter = StepCounter([], lambda step: None)
+        # A compiled graph would be made anew for each step that it reads.
+        self._scheduled = any(
+            is_scheduled(m) for part in (self.loss, self.hints) for m in _modules_of(part)
+        )
+
+    @staticmethod
+    def _check(
+        student: nn.Module,
+        teachers: list[nn.Module],
+        hints: Sequence[LayerLoss],
+        example_inputs: Any,
+        microbatch: int | None,
+        cache: TeacherCache | None,
+    ) -> None:
+        if not teachers and cache is None:
+            raise ValueError("Distiller: give a teacher, or a cache of what one said")
+        for hint in hints:
+            if not isinstance(hint, LayerLoss):
+                raise TypeError(
+                    f"Distiller: hints must be Hint, AttentionTransfer or Relation, got "
+                    f"{type(hint).__name__}"
+                )
+        if hints and example_inputs is None:
+            raise ValueError("Distiller: hints need example_inputs=, from which adapters are made")
+        if hints and cache is not None:
+            raise ValueError("Distiller: a cache holds logits; hints need the teacher itself")
+        if cache is not None and len(teachers) > 1:
+            raise ValueError("Distiller: a cache is of one teacher")
+        if hints and (is_compiled(student) or any(is_compiled(t) for t in teachers)):
+            raise ValueError(
+                "Distiller: the model is compiled already, and would not see hooks; build the "
+                "Distiller of the model itself, then compile the Distiller"
+            )
+        if microbatch is not None and microbatch < 1:
+            raise ValueError(f"Distiller: microbatch must be 1 or more, got {microbatch}")
+        own = {id(p): name for name, p in student.named_parameters()}
+        for teacher in teachers:
+            shared = [own[id(p)] for p in teacher.parameters() if id(p) in own]
+            if shared:
+                raise ValueError(
+                    f"Distiller: the teacher shares {shared[0]} with the student; give a "
+                    "copy.deepcopy of it"
+                )
+
+    def _build_hints(self, example_inputs: Any) -> None:
+        call = g.call_with("Distiller", example_inputs, None)
+        student = unwrapped(self.student)
+        with torch.no_grad(), g.quiet_state(student):
+            student.eval()
+            taught = self._of_teacher(self._teachers[0], call.args, call.kwargs)[1]
+            self._taps.active = True
+            held = {n: v.clone() for n, v in student.named_buffers()}
+            student(*call.args, **call.kwargs)
+            self._taps.active = False
+            for name, value in student.named_buffers():
+                value.copy_(held[name])
+            found = self._taps.take()
+        for hint in self.hints:
+            assert isinstance(hint, LayerLoss)
+            hint.build(*self._pair(hint, found, taught))
+
+    @staticmethod
+    def _pair(
+        hint: LayerLoss, found: dict[str, Tensor], taught: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        for owner, name, values in (
+            ("student", hint.student, found),
+            ("teacher", hint.teacher, taught),
+        ):
+            if name not in values:
+                raise RuntimeError(f"Distiller: the {owner} did not call its layer {name!r}")
+        return found[hint.student], taught[hint.teacher]
+
+    # -- running
+
+    def forward(
+        self,
+        inputs: Any,
+        target: Any = None,
+        *,
+        return_logits: bool = False,
+        index: Tensor | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """The loss of a batch: ``inputs`` a tensor, a tuple of arguments or a dict of them.
+
+        return_logits: (loss, the student's result). index, seed: with a cache, which samples these
+        are, and how they were augmented. In eval mode as in training, with the student in eval.
+        """
+        args, kwargs = _arguments(inputs)
+        step = 0
+        if self._scheduled:
+            step = self.counter.count()
+            if isinstance(self.loss, Loss):
+                self.loss.at_step(step)
+        said, taught = self._taught(args, kwargs, index, seed)
+        self._taps.active = len(self.hints) > 0
+        try:
+            result = self.student(*args, **kwargs)
+        finally:
+            self._taps.active = False
+        logits = self._logits_of(result)
+        loss: Any = 0.0
+        for weight, teacher in zip(self.weights, said, strict=True):
+            loss = loss + weight * self.loss(logits, teacher, target)
+        found = self._taps.take()
+        for hint in self.hints:
+            assert isinstance(hint, LayerLoss)
+            loss = loss + hint.weighted(*self._pair(hint, found, taught), step)
+        return (loss, result) if return_logits else loss
+
+    def _logits_of(self, result: Any) -> Any:
+        if self.logits is not None:
+            return self.logits(result)
+        return getattr(result, "logits", result)
+
+    def _taught(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor | None, seed: int
+    ) -> tuple[list[Any], dict[str, Tensor]]:
+        """What each teacher says, and the first one's features."""
+        if self.cache is not None:
+            if index is None:
+                raise ValueError("Distiller: with a cache, say which samples these are: index=")
+            return [self._cached(args, kwargs, index, seed)], {}
+        found = [self._of_teacher(t, args, kwargs) for t in self._teachers]
+        return [said for said, _ in found], found[0][1]
+
+    def _of_teacher(
+        self, teacher: _Teacher, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        if teacher.model.training:
+            teacher.model.eval()
+        if self.teacher_dtype is not None:
+            args, kwargs = _pytree.tree_map(self._as_teacher, (args, kwargs))
+        said, features = [], []
+        teacher.taps.active = len(self.hints) > 0
+        with torch.no_grad():
+            for some_args, some_kwargs in _split((args, kwargs), self.microbatch):
+                said.append(self._logits_of(teacher.model(*some_args, **some_kwargs)))
+                features.append(teacher.taps.take())
+        teacher.taps.active = False
+        if len(said) == 1:
+            return said[0], features[0]
+        return _pytree.tree_map(lambda *parts: torch.cat(parts), *said), joined(features)
+
+    def _as_teacher(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(self.teacher_dtype)
+        return value
+
+    def _cached(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, seed: int
+    ) -> Any:
+        cache = self.cache
+        assert cache is not None
+        self._check_temperature(cache)
+        gone = cache.missing(index, seed)
+        if gone.any():
+            if not self._teachers:
+                cache.read(index, seed)  # says which one is missing
+            rows = gone.nonzero().flatten()
+            some = _pytree.tree_map(
+                lambda v: v[rows.to(v.device)] if isinstance(v, Tensor) else v, (args, kwargs)
+            )
+            said, _ = self._of_teacher(self._teachers[0], *some)
+            cache.write(index.cpu()[rows], said, seed)
+        device = next(self.student.parameters()).device
+        return cache.read(index, seed, device)
+
+    def _check_temperature(self, cache: TeacherCache) -> None:
+        now = getattr(self.loss, "temperature", None)
+        if cache.top_k is None or not isinstance(self.loss, SoftTarget):
+            return
+        if callable(now) or float(self.loss.temperature) != cache.temperature:  # type: ignore[arg-type]
+            raise ValueError(
+                f"Distiller: the cache holds the largest logits at temperature "
+                f"{cache.temperature:g}, the loss has {now}"
+            )
+
+    # -- as a module
+
+    def train(self, mode: bool = True) -> "Distiller":
+        super().train(mode)
+        for teacher in self._teachers:
+            teacher.model.eval()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Distiller":
+        super()._apply(fn, recurse)
+        for teacher in self._teachers:
+            teacher.model._apply(fn)
+            if self.teacher_dtype is not None:
+                teacher.model.to(self.teacher_dtype)
+        return self
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> "Distiller":
+        """Counts applied steps, for numbers that are scheduled; returns the Distiller."""
+        self.counter.attach(optimizer)
+        return self
+
+    def step(self) -> None:
+        """Says that one optimizer step was applied; not needed after ``attach``."""
+        self.counter.step()
+
+    @property
+    def step_count(self) -> int:
+        return self.counter.count()
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"step": self.counter.count()}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.counter.reset(int(state["step"]))
+
+    def release(self) -> nn.Module:
+        """Takes the hooks off; returns the student."""
+        self._taps.release()
+        for teacher in getattr(self, "_teachers", []):
+            teacher.taps.release()
+        return self.student
+
+
+def _modules_of(part: Any) -> list[nn.Module]:
+    return list(part.modules()) if isinstance(part, nn.Module) else []
+
+
+def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
+    count = max(teachers, 1)  # a cache stands for one
+    if weights is None:
+        return [1.0 / count] * count
+    if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(
+            f"Distiller: teacher_weights must be {count} numbers of 0 or more, got {list(weights)}"
+        )
+    return [float(w) / sum(weights) for w in weights]
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, dict):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def _split(value: Any, size: int | None) -> list[Any]:
+    """Parts of all tensors along dimension 0."""
+    leaves, spec = _pytree.tree_flatten(value)
+    count = next((len(v) for v in leaves if isinstance(v, Tensor) and v.dim() > 0), 0)
+    if size is None or count <= size:
+        return [value]
+    parts = []
+    for start in range(0, count, size):
+        some = [
+            v[start : start + size]
+            if isinstance(v, Tensor) and v.dim() > 0 and len(v) == count
+            else v
+            for v in leaves
+        ]
+        parts.append(_pytree.tree_unflatten(some, spec))
+    return parts

@@ -1,0 +1,123 @@
+"""Losses between layers of a student and of a teacher."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitpare import functional as bpf
+from bitpare.distill.schedule import Scheduled, value_at
+
+
+class LayerLoss(nn.Module):
+    """Compares the result of a layer of the student with that of one of the teacher's, by name;
+    weight: what the loss counts beside the others."""
+
+    def __init__(self, student: str, teacher: str, weight: Scheduled) -> None:
+        super().__init__()
+        self.student, self.teacher, self.weight = student, teacher, weight
+
+    def build(self, student: Tensor, teacher: Tensor) -> None:
+        """Makes what it needs to compare results like these of the example inputs."""
+
+    def weighted(self, student: Tensor, teacher: Tensor, step: int) -> Tensor:
+        loss: Tensor = self(student, teacher)
+        return value_at(self.weight, step) * loss
+
+    def extra_repr(self) -> str:
+        return f"{self.student} like {self.teacher}, weight={self.weight}"
+
+
+class Hint(LayerLoss):
+    """Features like the teacher's (Romero et al. 2015), through an adapter where channels differ.
+
+    kind: "mse", "l1", "cosine", "normalized", see `functional.feature_loss`; of the last two a
+    vector is what dimensions from start_dim on hold. adapter: "auto", a 1x1 convolution or a linear
+    layer made by the `Distiller` where the number of channels differs, and pooling where the size
+    of maps does; None; or a module of your own.
+    """
+
+    def __init__(
+        self,
+        student: str,
+        teacher: str,
+        weight: Scheduled = 1.0,
+        *,
+        kind: str = "mse",
+        start_dim: int = 1,
+        adapter: nn.Module | str | None = "auto",
+    ) -> None:
+        super().__init__(student, teacher, weight)
+        if isinstance(adapter, str) and adapter != "auto":
+            raise ValueError(f"Hint: adapter must be auto, None or a module, got {adapter!r}")
+        self.kind, self.start_dim = kind, start_dim
+        self.automatic = adapter == "auto"
+        self.adapter = adapter if isinstance(adapter, nn.Module) else None
+
+    def build(self, student: Tensor, teacher: Tensor) -> None:
+        where = f"Hint({self.student!r}, {self.teacher!r})"
+        if student.dim() != teacher.dim() or student.dim() < 2:
+            raise ValueError(
+                f"{where}: results must have the same dimensions, got {tuple(student.shape)} and "
+                f"{tuple(teacher.shape)}"
+            )
+        if not self.automatic:
+            return
+        maps = student.dim() > 3 or (student.dim() == 3 and student.shape[1] != teacher.shape[1])
+        axis = 1 if maps else -1
+        inputs, outputs = student.shape[axis], teacher.shape[axis]
+        if inputs != outputs:
+            made: nn.Module
+            if maps:
+                convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[student.dim() - 3]
+                made = convolution(inputs, outputs, 1, bias=False)
+            else:
+                made = nn.Linear(inputs, outputs, bias=False)
+            self.adapter = made.to(device=student.device)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.adapter is not None:
+            student = self.adapter(student)
+        if self.automatic:
+            student, teacher = _same_size(student, teacher)
+        return bpf.feature_loss(student, teacher, kind=self.kind, start_dim=self.start_dim)
+
+
+class AttentionTransfer(LayerLoss):
+    """Where a layer looks, see `functional.attention_transfer`; its authors' weight is 1000."""
+
+    def __init__(self, student: str, teacher: str, weight: Scheduled = 1000.0) -> None:
+        super().__init__(student, teacher, weight)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return bpf.attention_transfer(*_same_size(student, teacher))
+
+
+class Relation(LayerLoss):
+    """How the samples of a batch lie to each other, see `functional.relation_loss`."""
+
+    def __init__(
+        self,
+        student: str,
+        teacher: str,
+        weight: Scheduled = 1.0,
+        *,
+        distance: float = 1.0,
+        angle: float = 2.0,
+    ) -> None:
+        super().__init__(student, teacher, weight)
+        self.distance, self.angle = distance, angle
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return bpf.relation_loss(student, teacher, distance=self.distance, angle=self.angle)
+
+
+_POOL = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+
+
+def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps of different sizes, pooled to the smaller."""
+    a, b = student.shape[2:], teacher.shape[2:]
+    if a == b or student.dim() != teacher.dim() or student.dim() < 4:
+        return student, teacher
+    size = [min(x, y) for x, y in zip(a, b, strict=True)]
+    pool = _POOL[len(size) - 1]
+    return pool(student, size), pool(teacher, size)

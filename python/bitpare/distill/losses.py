@@ -1,0 +1,375 @@
+"""Losses between the results of a student and of a teacher.
+
+Each is called as loss(student_logits, teacher, target): ``teacher`` a tensor of logits, or
+`TopLogits`. ``step`` says how far training is, for numbers that are scheduled; a `Distiller` sets
+it. Gradients are the student's alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitpare import functional as bpf
+from bitpare.distill.schedule import Scheduled, value_at
+
+
+class TopLogits(NamedTuple):
+    """A teacher's k largest logits: values and classes [..., k], and logsumexp of all / T [...]."""
+
+    values: Tensor
+    indices: Tensor
+    logsumexp: Tensor
+
+
+Teacher: TypeAlias = Tensor | TopLogits
+
+
+class Loss(nn.Module):
+    """What losses share: numbers that may be functions of the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0
+
+    def at_step(self, step: int) -> None:
+        for module in self.modules():
+            if isinstance(module, Loss):
+                module.step = step
+
+    def _now(self, number: Scheduled) -> float:
+        return value_at(number, self.step)
+
+    def _dense(self, teacher: Teacher) -> Tensor:
+        if isinstance(teacher, TopLogits):
+            raise ValueError(
+                f"{type(self).__name__}: it needs all of the teacher's logits, and a cache of the "
+                "largest gives those only; use SoftTarget, or a cache with top_k=None"
+            )
+        return teacher
+
+
+def _check_number(owner: str, name: str, value: Scheduled, low: float, high: float) -> None:
+    if not callable(value) and not low <= value <= high:
+        raise ValueError(f"{owner}: {name} must be from {low:g} to {high:g}, got {value}")
+
+
+def _check_temperature(owner: str, value: Scheduled) -> None:
+    if not callable(value) and not value > 0:
+        raise ValueError(f"{owner}: temperature must be above 0, got {value}")
+
+
+class _OfClasses(Loss):
+    """Losses over classes, which lie along ``class_dim``."""
+
+    def __init__(self, class_dim: int, ignore_index: int) -> None:
+        super().__init__()
+        self.class_dim, self.ignore_index = class_dim, ignore_index
+
+    def _rows(self, logits: Tensor) -> Tensor:
+        """Classes last."""
+        return logits if self.class_dim == -1 else logits.movedim(self.class_dim, -1)
+
+    def _given(self, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(teacher, TopLogits):
+            return teacher.values, {
+                "teacher_indices": teacher.indices,
+                "teacher_logsumexp": teacher.logsumexp,
+            }
+        return self._rows(teacher), {}
+
+
+class SoftTarget(_OfClasses):
+    """alpha CE(student, target) + (1 - alpha) T^2 KL(teacher || student) (Hinton et al. 2015), see
+    `functional.distill_loss`. Without a target the second term alone.
+
+    >>> loss = SoftTarget(temperature=2.0, alpha=0.5)
+    >>> loss(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]), torch.tensor([1]))
+    tensor(0.5682)
+    """
+
+    def __init__(
+        self,
+        temperature: Scheduled = 4.0,
+        alpha: Scheduled = 0.5,
+        *,
+        divergence: str = "forward",
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        class_dim: int = -1,
+    ) -> None:
+        super().__init__(class_dim, ignore_index)
+        _check_temperature("SoftTarget", temperature)
+        _check_number("SoftTarget", "alpha", alpha, 0, 1)
+        self.temperature, self.alpha = temperature, alpha
+        self.divergence, self.label_smoothing = divergence, label_smoothing
+
+    def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
+        logits, top = self._given(teacher)
+        return bpf.distill_loss(
+            self._rows(student),
+            logits,
+            target,
+            temperature=self._now(self.temperature),
+            alpha=self._now(self.alpha),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            divergence=self.divergence,
+            **top,
+        )
+
+
+class HardTarget(_OfClasses):
+    """The teacher's decisions as labels.
+
+    "classification": alpha CE(student, target) + (1 - alpha) CE(student, the teacher's class).
+    "regression": alpha MSE(student, target) + (1 - alpha) MSE(student, teacher); with ``bounded``
+    the second term is the student's error on the target, and 0 where that is smaller than the
+    teacher's by ``margin`` (Chen et al. 2017, eq. 4).
+
+    >>> loss = HardTarget("regression", alpha=0.0, bounded=True)
+    >>> loss(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0]), torch.tensor([0.0, 0.0]))
+    tensor(4.5000)
+    """
+
+    def __init__(
+        self,
+        kind: str = "classification",
+        alpha: Scheduled = 0.5,
+        *,
+        bounded: bool = False,
+        margin: float = 0.0,
+        ignore_index: int = -100,
+        class_dim: int = -1,
+    ) -> None:
+        super().__init__(class_dim, ignore_index)
+        if kind not in ("classification", "regression"):
+            raise ValueError(f"HardTarget: kind must be classification or regression, got {kind!r}")
+        if bounded and kind != "regression":
+            raise ValueError("HardTarget: bounded goes with kind='regression'")
+        _check_number("HardTarget", "alpha", alpha, 0, 1)
+        self.kind, self.alpha, self.bounded, self.margin = kind, alpha, bounded, margin
+
+    def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
+        alpha = self._now(self.alpha) if target is not None else 0.0
+        if self.kind == "regression":
+            return self._regression(student, self._dense(teacher), target, alpha)
+        logits, top = self._given(teacher)
+        chosen = logits.argmax(-1)
+        if top:
+            chosen = top["teacher_indices"].gather(-1, chosen[..., None]).squeeze(-1)
+        return self._classification(self._rows(student), chosen, target, alpha)
+
+    def _classification(
+        self, student: Tensor, chosen: Tensor, target: Tensor | None, alpha: float
+    ) -> Tensor:
+        rows = student.reshape(-1, student.shape[-1]).float()
+        if target is not None:  # rows without a label have no loss
+            chosen = torch.where(target == self.ignore_index, self.ignore_index, chosen)
+        taught = _cross_entropy(rows, chosen, self.ignore_index)
+        if target is None or alpha == 0.0:
+            return taught
+        return alpha * _cross_entropy(rows, target, self.ignore_index) + (1 - alpha) * taught
+
+    def _regression(
+        self, student: Tensor, teacher: Tensor, target: Tensor | None, alpha: float
+    ) -> Tensor:
+        student, teacher = student.float(), teacher.detach().float()
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"HardTarget: student and teacher must have the same shape, got "
+                f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+            )
+        if self.bounded and target is None:
+            raise ValueError("HardTarget: bounded compares with a target; give one")
+        if target is None:
+            return F.mse_loss(student, teacher)
+        if target.shape != student.shape:
+            raise ValueError(
+                f"HardTarget: target must have shape {tuple(student.shape)}, got "
+                f"{tuple(target.shape)}"
+            )
+        error = (student - target.float()).square()
+        if self.bounded:
+            theirs = (teacher - target.float()).square()
+            taught = torch.where(error + self.margin > theirs, error, 0.0).mean()
+        else:
+            taught = F.mse_loss(student, teacher)
+        return alpha * error.mean() + (1 - alpha) * taught
+
+
+def _cross_entropy(rows: Tensor, target: Tensor, ignored: int) -> Tensor:
+    """The mean over the rows that are not ignored; 0 where there are none."""
+    flat = target.reshape(-1)
+    total = F.cross_entropy(rows, flat, ignore_index=ignored, reduction="sum")
+    return total / (flat != ignored).sum().clamp(min=1)
+
+
+class LogitMSE(_OfClasses):
+    """alpha CE(student, target) + (1 - alpha) MSE(student's logits, teacher's) (Ba & Caruana 2014).
+
+    >>> LogitMSE()(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
+    tensor(0.5000)
+    """
+
+    def __init__(
+        self, alpha: Scheduled = 0.5, *, ignore_index: int = -100, class_dim: int = -1
+    ) -> None:
+        super().__init__(class_dim, ignore_index)
+        _check_number("LogitMSE", "alpha", alpha, 0, 1)
+        self.alpha = alpha
+
+    def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
+        apart = bpf.feature_loss(student, self._dense(teacher))
+        if target is None:
+            return apart
+        alpha, rows = self._now(self.alpha), self._rows(student)
+        rows = rows.reshape(-1, rows.shape[-1]).float()
+        return alpha * _cross_entropy(rows, target, self.ignore_index) + (1 - alpha) * apart
+
+
+class DKD(_OfClasses):
+    """hard CE(student, target) + T^2 (alpha TCKD + beta NCKD), see `functional.dkd_loss`."""
+
+    def __init__(
+        self,
+        temperature: Scheduled = 4.0,
+        alpha: Scheduled = 1.0,
+        beta: Scheduled = 8.0,
+        *,
+        hard: Scheduled = 1.0,
+        ignore_index: int = -100,
+        class_dim: int = -1,
+    ) -> None:
+        super().__init__(class_dim, ignore_index)
+        _check_temperature("DKD", temperature)
+        self.temperature, self.alpha, self.beta, self.hard = temperature, alpha, beta, hard
+
+    def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
+        if target is None:
+            raise ValueError("DKD: it tells the target class from the others; give a target")
+        rows = self._rows(student)
+        loss = bpf.dkd_loss(
+            rows,
+            self._rows(self._dense(teacher)),
+            target,
+            temperature=self._now(self.temperature),
+            alpha=self._now(self.alpha),
+            beta=self._now(self.beta),
+            ignore_index=self.ignore_index,
+        )
+        hard = self._now(self.hard)
+        if hard == 0.0:
+            return loss
+        rows = rows.reshape(-1, rows.shape[-1]).float()
+        return hard * _cross_entropy(rows, target, self.ignore_index) + loss
+
+
+class DIST(_OfClasses):
+    """hard CE(student, target) + `functional.dist_loss`."""
+
+    def __init__(
+        self,
+        temperature: Scheduled = 4.0,
+        beta: Scheduled = 2.0,
+        gamma: Scheduled = 2.0,
+        *,
+        hard: Scheduled = 1.0,
+        ignore_index: int = -100,
+        class_dim: int = -1,
+    ) -> None:
+        super().__init__(class_dim, ignore_index)
+        _check_temperature("DIST", temperature)
+        self.temperature, self.beta, self.gamma, self.hard = temperature, beta, gamma, hard
+
+    def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
+        rows = self._rows(student)
+        loss = bpf.dist_loss(
+            rows,
+            self._rows(self._dense(teacher)),
+            temperature=self._now(self.temperature),
+            beta=self._now(self.beta),
+            gamma=self._now(self.gamma),
+        )
+        if target is None:
+            return loss
+        rows = rows.reshape(-1, rows.shape[-1]).float()
+        return self._now(self.hard) * _cross_entropy(rows, target, self.ignore_index) + loss
+
+
+class Sum(Loss):
+    """A weighted sum: Sum([(1.0, SoftTarget()), (Ramp(0, 2, steps=500), DIST(hard=0))])."""
+
+    def __init__(self, terms: Sequence[tuple[Scheduled, Loss]]) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError("Sum: give at least one (weight, loss)")
+        self.weights = [weight for weight, _ in terms]
+        self.losses = nn.ModuleList(loss for _, loss in terms)
+
+    def forward(self, student: Any, teacher: Any, target: Any = None) -> Tensor:
+        found = [
+            self._now(weight) * loss(student, teacher, target)
+            for weight, loss in zip(self.weights, self.losses, strict=True)
+        ]
+        return torch.stack(found).sum()
+
+
+class MultiTask(Loss):
+    """A loss for each head of models that return a dict, tuple or list of tensors.
+
+    heads: {key or position: loss}. target: a dict, tuple or list likewise. weights: the same keys,
+    or "uncertainty": exp(-s) L + s for each head with a learned s (Kendall et al. 2018), which is
+    among the `Distiller`'s parameters.
+
+    >>> loss = MultiTask({0: SoftTarget(), 1: HardTarget("regression")}, weights={1: 10.0})
+    """
+
+    def __init__(
+        self,
+        heads: Mapping[str | int, Loss],
+        weights: Mapping[str | int, Scheduled] | str | None = None,
+    ) -> None:
+        super().__init__()
+        if not heads:
+            raise ValueError("MultiTask: give at least one head")
+        self.keys = list(heads)
+        self.losses = nn.ModuleList(heads.values())
+        self.log_variance: nn.Parameter | None = None
+        given: Mapping[str | int, Scheduled] = {}
+        if isinstance(weights, str):
+            if weights != "uncertainty":
+                raise ValueError(
+                    f"MultiTask: weights must be a dict or uncertainty, got {weights!r}"
+                )
+            self.log_variance = nn.Parameter(torch.zeros(len(heads)))
+        elif weights is not None:
+            given = weights
+        unknown = [key for key in given if key not in heads]
+        if unknown:
+            raise ValueError(f"MultiTask: weights has {unknown[0]!r}, which is no head")
+        self.weights = [given.get(key, 1.0) for key in heads]
+
+    def forward(self, student: Any, teacher: Any, target: Any = None) -> Tensor:
+        found = []
+        for i, (key, loss) in enumerate(zip(self.keys, self.losses, strict=True)):
+            parts = [self._part(v, key, n) for v, n in ((student, "student"), (teacher, "teacher"))]
+            wanted = None if target is None else self._part(target, key, "target")
+            value = self._now(self.weights[i]) * loss(*parts, wanted)
+            if self.log_variance is not None:
+                s = self.log_variance[i]
+                value = torch.exp(-s) * value + s
+            found.append(value)
+        return torch.stack(found).sum()
+
+    @staticmethod
+    def _part(value: Any, key: str | int, name: str) -> Any:
+        try:
+            return value[key]
+        except (KeyError, IndexError, TypeError) as error:
+            kind = list(value) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(
+                f"MultiTask: the {name} has no head {key!r}; it gave {kind}"
+            ) from error

@@ -1,0 +1,70 @@
+"""What layers of a model computed, taken by hooks."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Taps:
+    """The last result of each named layer. The hooks are objects, so that copies of a model that
+    come with a copy of the taps go together."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str], owner: str) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.active = False
+        modules = dict(model.named_modules())
+        self._handles = []
+        for name in dict.fromkeys(names):
+            if name not in modules or name == "":
+                near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
+                close = f"; near are {', '.join(near)}" if near else ""
+                raise ValueError(f"Distiller: the {owner} has no layer {name!r}{close}")
+            self._handles.append(modules[name].register_forward_hook(_Tap(self, name)))
+
+    def take(self) -> dict[str, Tensor]:
+        """What was computed since the last time."""
+        found, self.values = self.values, {}
+        return found
+
+    def release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class _Tap:
+    def __init__(self, taps: Taps, name: str) -> None:
+        self.taps, self.name = taps, name
+
+    def __call__(self, module: nn.Module, args: Any, result: Any) -> None:
+        if self.taps.active:
+            self.taps.values[self.name] = first_tensor(result)
+
+
+def first_tensor(value: Any) -> Tensor:
+    """Of a layer's or a model's result."""
+    while not isinstance(value, Tensor):
+        if isinstance(value, dict):
+            value = next(iter(value.values()))
+        elif isinstance(value, tuple | list) and value:
+            value = value[0]
+        else:
+            raise TypeError(f"Distiller: a layer gave {type(value).__name__}, not a tensor")
+    return value
+
+
+def is_compiled(model: nn.Module) -> bool:
+    return any(
+        hasattr(m, "_orig_mod") or m.__dict__.get("_compiled_call_impl") is not None
+        for m in [model, *model.modules()]
+    )
+
+
+def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Micro-batches put together."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,140 @@
+"""drop_layers: a shallower copy of a model, without some of its residual blocks."""
+
+import copy
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bitpare import graph as g
+from bitpare.errors import Unsupported
+from bitpare.quant.names import unwrapped
+
+
+def drop_layers(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | Tensor,
+    share: float = 0.5,
+    *,
+    ignore: Sequence[str] = (),
+    example_kwargs: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A copy of ``model`` with identities for a share of the blocks that may go, evenly spread.
+
+    A block may go if it is an item of an nn.Sequential or nn.ModuleList, is called once, gives a
+    tensor of its input's shape and adds its input to something: without it the input goes on.
+    ignore: globs of blocks that stay. Names of what stays do not change.
+
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.inner = nn.Linear(4, 4)
+    ...     def forward(self, x):
+    ...         return x + self.inner(x)
+    >>> model = nn.Sequential(Block(), Block(), nn.Linear(4, 2))
+    >>> [type(m).__name__ for m in drop_layers(model, torch.randn(1, 4), 0.5)]
+    ['Block', 'Identity', 'Linear']
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"drop_layers: share must be from 0 to 1, got {share}")
+    call = g.call_with("drop_layers", example_inputs, example_kwargs)
+    source = unwrapped(model)
+    blocks = residual_blocks(source, call)
+    stay = {n for n in blocks for pattern in ignore if fnmatch.fnmatch(n, pattern)}
+    unused = [p for p in ignore if not any(fnmatch.fnmatch(n, p) for n in blocks)]
+    if unused:
+        raise ValueError(f"drop_layers: ignore {unused[0]!r} matches no block that may go")
+    blocks = [n for n in blocks if n not in stay]
+    count = int(share * len(blocks) + 1e-6)
+    if not blocks:
+        raise Unsupported("drop_layers: the model has no residual block that may go")
+    small = copy.deepcopy(source)
+    for name in _evenly(blocks, count):
+        owner, _, key = name.rpartition(".")
+        small.get_submodule(owner)._modules[key] = nn.Identity()
+    _verify(small, call)
+    return small
+
+
+def residual_blocks(model: nn.Module, call: g.Call) -> list[str]:
+    """The names of the blocks that may go, in the order of the model."""
+    found = []
+    with g.without_hooks(model), g.quiet_state(model), torch.no_grad():
+        calls = g.record_calls(model, call, False)
+        results = {
+            model.get_submodule(n): g.one_of([c.result for c in f]) for n, f in calls.items()
+        }
+        shapes = _shapes(model, call)
+        for name, module in model.named_modules():
+            if not isinstance(module, nn.Sequential | nn.ModuleList):
+                continue
+            for key, child in module.named_children():
+                path = f"{name}.{key}" if name else key
+                if shapes.get(path) == [True] and _adds_its_input(child, calls.get(path), results):
+                    found.append(path)
+    return found
+
+
+def _shapes(model: nn.Module, call: g.Call) -> dict[str, list[bool]]:
+    """Of each module's calls whether one tensor came in and one of its shape went out."""
+    found: dict[str, list[bool]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+
+        def note(m: nn.Module, args: Any, result: Any, name: str = name) -> None:
+            same = len(args) == 1 and isinstance(args[0], Tensor) and isinstance(result, Tensor)
+            found.setdefault(name, []).append(same and args[0].shape == result.shape)
+
+        hooks.append(module.register_forward_hook(note))
+    try:
+        model.eval()(*call.args, **call.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _adds_its_input(
+    block: nn.Module, calls: list[g.Call] | None, results: dict[nn.Module, Any]
+) -> bool:
+    if isinstance(block, nn.TransformerEncoderLayer):
+        return True
+    if not g.is_owner(block) or not calls:
+        return False
+    try:
+        graph = g.trace_owner(block, calls[0], results).graph
+    except Exception:  # whatever a forward does with a proxy
+        return False
+    return any(_is_addition(n) and _reads_input(n) for n in graph.nodes)
+
+
+def _is_addition(node: fx.Node) -> bool:
+    return str(getattr(node.target, "__name__", node.target)).strip("_") in ("add", "iadd")
+
+
+def _reads_input(node: fx.Node) -> bool:
+    return any(n.op == "placeholder" for n in node.all_input_nodes)
+
+
+def _evenly(names: list[str], count: int) -> list[str]:
+    """Spread over the list, from its end."""
+    if count == 0:
+        return []
+    step = len(names) / count
+    return [names[min(int((k + 1) * step) - 1, len(names) - 1)] for k in range(count)]
+
+
+def _verify(model: nn.Module, call: g.Call) -> None:
+    probe = copy.deepcopy(model).eval()
+    g.clear_hooks(probe)
+    try:
+        with torch.no_grad():
+            probe(*call.args, **call.kwargs)
+    except Exception as error:
+        text = str(error).split("\n")[0]
+        raise Unsupported(
+            f"drop_layers: the model's own code does not run without these blocks ({text}); name "
+            "them in ignore="
+        ) from error
