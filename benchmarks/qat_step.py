@@ -9,10 +9,7 @@ model, in training with observers on. A step is forward, loss, backward and SGD 
 
 import argparse
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import timing
 
@@ -60,28 +57,6 @@ def build(name: str, kind: str):
     return step
 
 
-def peak_memory(name: str, kind: str) -> float:
-    """MiB that a fresh process needs for steps beyond what it needs before them."""
-    code = (
-        "import sys, resource; sys.path.insert(0, sys.argv[1]); import qat_step\n"
-        "step = qat_step.build(sys.argv[2], sys.argv[3])\n"
-        "import ctypes; ctypes.CDLL(None).malloc_trim(0)\n"
-        "import gc; gc.collect()\n"
-        "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
-        "open('/proc/self/clear_refs', 'w').write('5')\n"
-        "before = rss()\n"
-        "for _ in range(3): step()\n"
-        "peak = [l for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
-        "print((int(peak.split()[1]) * 1024 - before) / 2**20)\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    environment["MALLOC_ARENA_MAX"] = "1"
-    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    command = [sys.executable, "-c", code, str(pathlib.Path(__file__).parent), name, kind]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
 def measure(name: str, rounds: int) -> dict:
     steps = {kind: build(name, kind) for kind in KINDS}
     for step in steps.values():
@@ -89,7 +64,7 @@ def measure(name: str, rounds: int) -> dict:
             step()
     times = timing.interleave(steps, rounds=rounds, slice_s=0.4)
     del steps
-    memory = {kind: peak_memory(name, kind) for kind in KINDS}
+    memory = {kind: timing.peak_memory("qat_step", name, kind) for kind in KINDS}
     fastest = [min(pair, key=lambda kind: times[kind].median) for pair in (KINDS[:2], KINDS[2:])]
     return {
         "model": name,

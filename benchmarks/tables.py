@@ -91,6 +91,27 @@ def prune_table(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def distill_table(stored: dict[str, Any]) -> str:
+    """Rows of distill.py."""
+    machine = stored["machine"]
+    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction set']}"
+    lines = [
+        f"Measured on {where}; torch {machine['torch']}.",
+        "",
+        "| logits | loss | ms | times as long | memory, in gradients |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for row in stored["rows"]:
+        ours = row["seconds"]["bitpare"]["median"]
+        for kind, t in row["seconds"].items():
+            memory = f"{row['memory'][kind]:.2f}" if kind in row["memory"] else "—"
+            lines.append(
+                f"| {row['shape']} | {kind} | {t['median'] * 1e3:.2f} "
+                f"| {t['median'] / ours:.2f} | {memory} |"
+            )
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     made = {}
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
@@ -100,6 +121,9 @@ def tables() -> dict[str, str]:
             continue
         if path.stem.startswith("prune"):
             made[path.stem] = prune_table(stored)
+            continue
+        if path.stem.startswith("distill"):
+            made[path.stem] = distill_table(stored)
             continue
         made[path.stem] = table(stored, None)
         made[f"{path.stem}-short"] = table(stored, SHORT)

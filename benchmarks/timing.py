@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -70,6 +72,29 @@ def interleave(
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def peak_memory(module: str, *arguments: str) -> float:
+    """MiB that a fresh process needs for calls of module.build(*arguments)() beyond what it needs
+    before them."""
+    code = (
+        "import sys, resource, importlib; sys.path.insert(0, sys.argv[1])\n"
+        "step = importlib.import_module(sys.argv[2]).build(*sys.argv[3:])\n"
+        "import ctypes; ctypes.CDLL(None).malloc_trim(0)\n"
+        "import gc; gc.collect()\n"
+        "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
+        "before = rss()\n"
+        "for _ in range(3): step()\n"
+        "peak = [l for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
+        "print((int(peak.split()[1]) * 1024 - before) / 2**20)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment["MALLOC_ARENA_MAX"] = "1"
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    command = [sys.executable, "-c", code, str(pathlib.Path(__file__).parent), module, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def machine() -> dict[str, str]:

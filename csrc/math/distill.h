@@ -101,19 +101,19 @@ BITPARE_INLINE constexpr bool reads_teacher(Soft soft) {
   return soft != Soft::none && soft != Soft::top;
 }
 
-// exp(a) from exp(a / T): a square or two at the temperatures that are used most, where the two
-// softmaxes are over the same classes.
-template <Soft kSoft, class V>
-BITPARE_INLINE V hard_exponential(const DistillRule& rule, V a, V softened) {
-  if constexpr (kSoft != Soft::none && kSoft != Soft::top) {
-    if (rule.temperature == 1.0f) return softened;
-    if (rule.temperature == 2.0f) return softened * softened;
-    if (rule.temperature == 4.0f) {
-      V square = softened * softened;
-      return square * square;
-    }
-  }
-  return exponential_below_one(a);
+// Whether exp(a) is exp(a / T), its square or its fourth power, as at the temperatures that are
+// used most, where the two softmaxes are over the same classes.
+template <Soft kSoft>
+BITPARE_INLINE bool hard_is_a_power(const DistillRule& rule) {
+  if (kSoft == Soft::none || kSoft == Soft::top) return false;
+  return rule.temperature == 1.0f || rule.temperature == 2.0f || rule.temperature == 4.0f;
+}
+
+template <class V>
+BITPARE_INLINE V hard_power(const DistillRule& rule, V softened) {
+  if (rule.temperature == 1.0f) return softened;
+  V square = softened * softened;
+  return rule.temperature == 2.0f ? square : square * square;
 }
 
 template <class V>
@@ -145,7 +145,7 @@ BITPARE_INLINE DistillExponentials<V> distill_terms(const DistillRule& rule, con
   }
   if constexpr (kHard != Hard::none) {
     V a = z - splat<V>(row.hard_max);
-    e.hard = hard_exponential<kSoft>(rule, a, e.student);
+    e.hard = hard_is_a_power<kSoft>(rule) ? hard_power(rule, e.student) : exponential_below_one(a);
     terms[kHardSum] = e.hard;
     if constexpr (kHard == Hard::index) {
       terms[kAligned] = a;

@@ -1,5 +1,7 @@
 """Networks of the examples, without a line about quantization."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +22,23 @@ class LeNet(nn.Module):
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = F.relu(self.fc1(torch.flatten(x, 1)))
         return self.fc2(x)
+
+
+class SceneNet(nn.Module):
+    """Four convolutions for 32 px scenes."""
+
+    def __init__(self, width: int = 32, classes: int = 10) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 2 * width, 4 * width)
+        self.layers = nn.ModuleList(
+            nn.Sequential(*_conv(i, o, 3), nn.ReLU()) for i, o in itertools.pairwise(widths)
+        )
+        self.classifier = nn.Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else F.max_pool2d(x, 2))
+        return self.classifier(x.mean([2, 3]))
 
 
 class InvertedResidual(nn.Module):

@@ -17,11 +17,15 @@ BITPARE_INLINE constexpr bool reads_distance(Soft soft) {
 }
 
 template <Hard kHard, Soft kSoft>
-BITPARE_INLINE math::DistillExponentials<Vec> read_exponentials(const Row& row, int64_t at,
+BITPARE_INLINE math::DistillExponentials<Vec> read_exponentials(const DistillRule& rule,
+                                                                const Row& row, int64_t at,
                                                                 int64_t count) {
   math::DistillExponentials<Vec> e = {};
-  if constexpr (kHard != Hard::none) e.hard = read(row.e_hard, at, count);
   if constexpr (kSoft != Soft::none) e.student = read(row.e_student, at, count);
+  if constexpr (kHard != Hard::none) {
+    e.hard = math::hard_is_a_power<kSoft>(rule) ? math::hard_power(rule, e.student)
+                                                : read(row.e_hard, at, count);
+  }
   if constexpr (math::reads_teacher(kSoft)) e.teacher = read(row.e_teacher, at, count);
   if constexpr (reads_distance(kSoft)) e.distance = read(row.distance, at, count);
   return e;
@@ -43,7 +47,9 @@ DistillSums sum_up(const DistillLoss& args, const Row& row) {
     if constexpr (kSoft != Soft::none) student = read(row.soft_student, at, count);
     if constexpr (math::reads_teacher(kSoft)) teacher = read(row.teacher, at, count);
     auto e = math::distill_terms<kHard, kSoft>(args.rule, sums, z, label, student, teacher, terms);
-    if constexpr (kHard != Hard::none) write(row.e_hard, at, count, e.hard);
+    if (kHard != Hard::none && !math::hard_is_a_power<kSoft>(args.rule)) {
+      write(row.e_hard, at, count, e.hard);
+    }
     if constexpr (kSoft != Soft::none) write(row.e_student, at, count, e.student);
     if constexpr (math::reads_teacher(kSoft)) write(row.e_teacher, at, count, e.teacher);
     if constexpr (reads_distance(kSoft)) write(row.distance, at, count, e.distance);
@@ -67,7 +73,7 @@ template <Hard kHard, Soft kSoft>
 float write_gradient(const DistillLoss& args, const Row& row, const DistillSlopes& slopes,
                      float* out) {
   auto formula = [&](int64_t at, int64_t count, Vec* divergence) [[gnu::always_inline]] {
-    auto e = read_exponentials<kHard, kSoft>(row, at, count);
+    auto e = read_exponentials<kHard, kSoft>(args.rule, row, at, count);
     Vec label = {};
     if constexpr (kHard == Hard::probabilities) label = read(row.labels, at, count);
     Vec y = math::distill_gradient<kHard, kSoft>(slopes, e, label, e.teacher, divergence);
@@ -172,7 +178,8 @@ struct Rows {
   }
 
  private:
-  Row row_of(int64_t r) const {
+  // in_place: the gradient's row, if it is of floats, or null: it holds exponentials before.
+  Row row_of(int64_t r, float* in_place) const {
     int64_t n = args.classes;
     Row row = {};
     row.student = floats_of(args.student, args.student_type, r, n, room(0), false);
@@ -188,7 +195,7 @@ struct Rows {
       row.teacher = floats_of(args.teacher, args.teacher_type, r, n, room(2), copied);
     }
     row.e_hard = room(3);
-    row.e_student = room(4);
+    row.e_student = in_place ? in_place : room(4);
     row.e_teacher = room(5);
     row.distance = room(6);
     row.partial = room(7);
@@ -196,7 +203,7 @@ struct Rows {
   }
 
   float loss(int64_t r, float scale, float* gradient) const {
-    Row row = row_of(r);
+    Row row = row_of(r, args.student_type == DType::float32 ? gradient : nullptr);
     int64_t target = args.target ? args.target[r] : 0;
     if (args.target && !math::is_class(args, target)) {
       target = 0;
