@@ -28,9 +28,11 @@ def train(
     batch: int = 64,
     seed: int = 0,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    objective: Callable[[Tensor, Tensor], Tensor] | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> None:
-    """Epochs of SGD with the learning rate going down along a cosine."""
+    """Epochs of SGD with the learning rate going down along a cosine. objective: of images and
+    labels, in place of the loss of the model's result."""
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(y) // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -40,7 +42,10 @@ def train(
             if len(part) < batch:
                 continue
             optimizer.zero_grad()
-            loss(model(x[part]), y[part]).backward()
+            if objective is not None:
+                objective(x[part], y[part]).backward()
+            else:
+                loss(model(x[part]), y[part]).backward()
             optimizer.step()
             schedule.step()
         if after_epoch is not None:

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 
 from bitpare_examples.data import composed_digits, digits
-from bitpare_examples.networks import LeNet, MobileNetV2
+from bitpare_examples.networks import LeNet, MobileNetV2, SceneNet
 from bitpare_examples.training import accuracy, train
 
 pytestmark = pytest.mark.slow
@@ -169,3 +169,62 @@ def test_mobilenet_on_composed_digits(mobilenet, name):
     print(f"{name}: {found:.2f}, float {float_accuracy:.2f}")
     assert float_accuracy > 94
     assert found >= float_accuracy - margin
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Composed digits, a teacher of them and one of a quarter of its width."""
+    data = [d.contiguous(memory_format=torch.channels_last) if d.dim() == 4 else d
+            for d in composed_digits(5000, 2000)]  # fmt: skip
+    trained = []
+    for width in (32, 8):
+        torch.manual_seed(0)
+        model = SceneNet(width).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+        train(model, *data[:2], optimizer, 12)
+        trained.append(model.eval())
+    return trained, data
+
+
+def test_a_quarter_width_student_learns_more_from_a_teacher(scenes):
+    (teacher, _), (x, y, test_x, test_y) = scenes
+    runs: dict[str, list[float]] = {"alone": [], "taught": []}
+    for seed in SEEDS:
+        for kind in runs:
+            torch.manual_seed(seed)
+            student = SceneNet(8).to(memory_format=torch.channels_last)
+            optimizer = torch.optim.SGD(
+                student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+            )
+            kd = bp.distill.Distiller(student, teacher, bp.distill.SoftTarget(4.0, 0.1))
+            objective = kd if kind == "taught" else None
+            train(student, x, y, optimizer, 8, seed=seed, objective=objective)
+            runs[kind].append(accuracy(student, test_x, test_y))
+    means = {kind: sum(found) / len(found) for kind, found in runs.items()}
+    print(f"teacher {accuracy(teacher, test_x, test_y):.2f}, {means}")
+    assert means["taught"] >= means["alone"] + 0.3, runs
+
+
+def test_two_bits_with_the_float_model_as_teacher(scenes):
+    (_, model), (x, y, test_x, test_y) = scenes
+    runs: dict[str, list[float]] = {"alone": [], "taught": []}
+    for seed in SEEDS:
+        for kind in runs:
+            torch.manual_seed(seed)
+            qat = bp.prepare(model, bp.QConfig.int2(), example_inputs=(x[:8],))
+            bp.calibrate(qat, [x[:512]])
+            groups = bp.param_groups(qat, weight_decay=1e-4)
+            optimizer = torch.optim.SGD(groups, lr=0.02, momentum=0.9)
+            steps = 12 * (len(y) // 64)
+            bp.QatSchedule(qat, total_steps=steps, freeze_bn=0.8, freeze_ranges=0.9).attach(
+                optimizer
+            )
+            kd = bp.distill.Distiller(qat, model, bp.distill.SoftTarget(4.0, 0.5))
+            objective = kd if kind == "taught" else None
+            train(qat, x, y, optimizer, 12, seed=seed, objective=objective)
+            runs[kind].append(accuracy(qat, test_x, test_y))
+    means = {kind: sum(found) / len(found) for kind, found in runs.items()}
+    print(f"float {accuracy(model, test_x, test_y):.2f}, {means}")
+    assert means["taught"] >= means["alone"], runs

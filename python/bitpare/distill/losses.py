@@ -87,7 +87,7 @@ class SoftTarget(_OfClasses):
 
     >>> loss = SoftTarget(temperature=2.0, alpha=0.5)
     >>> loss(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]), torch.tensor([1]))
-    tensor(0.5682)
+    tensor(0.5685)
     """
 
     def __init__(

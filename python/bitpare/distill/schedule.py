@@ -12,9 +12,9 @@ Scheduled: TypeAlias = float | Callable[[int], float]
 class Ramp:
     """From ``start`` at step ``begin`` to ``end`` after ``steps`` more; shape: "linear", "cosine".
 
-    >>> alpha = Ramp(0.2, 1.0, steps=100)
+    >>> alpha = Ramp(0.0, 1.0, steps=100)
     >>> alpha(0), alpha(50), alpha(1000)
-    (0.2, 0.6, 1.0)
+    (0.0, 0.5, 1.0)
     """
 
     start: float

@@ -26,6 +26,7 @@ def shrink_student(
     ignore: globs of layers that keep their channels. round_to, not_understood: see
     `prune.plan_shrink`. The teacher is not changed.
 
+    >>> import torch
     >>> teacher = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
     >>> shrink_student(teacher, torch.randn(1, 8), width=0.25)[0]
     Linear(in_features=8, out_features=3, bias=True)

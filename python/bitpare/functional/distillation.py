@@ -3,6 +3,15 @@
 import torch
 from torch import Tensor
 
+__all__ = [
+    "attention_transfer",
+    "dist_loss",
+    "distill_loss",
+    "dkd_loss",
+    "feature_loss",
+    "relation_loss",
+]
+
 _ops = torch.ops.bitpare
 _distill_loss = _ops.distill_loss.default
 _dkd_loss = _ops.dkd_loss.default
@@ -39,7 +48,7 @@ def distill_loss(
 
     >>> student, teacher = torch.zeros(2, 4), torch.tensor([[2.0, 0, 0, 0], [0, 3.0, 0, 0]])
     >>> distill_loss(student, teacher, torch.tensor([0, 1]), temperature=2.0)
-    tensor(0.9858)
+    tensor(1.0835)
     """
     return _distill_loss(  # type: ignore[no-any-return]
         student_logits,
@@ -76,7 +85,7 @@ def dkd_loss(
 
     >>> student, teacher = torch.zeros(1, 3), torch.tensor([[1.0, 2.0, 0.0]])
     >>> dkd_loss(student, teacher, torch.tensor([1]), temperature=1.0)
-    tensor(1.0063)
+    tensor(1.1166)
     """
     return _dkd_loss(  # type: ignore[no-any-return]
         student_logits,
@@ -123,8 +132,8 @@ def relation_loss(
     ``distance`` and ``angle``. Features may differ in size.
 
     >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    >>> relation_loss(x, 3 * x)
-    tensor(0.)
+    >>> relation_loss(x, 3 * x) < 1e-6
+    tensor(True)
     """
     return _ops.relation_loss.default(student, teacher, distance=distance, angle=angle)  # type: ignore[no-any-return]
 
