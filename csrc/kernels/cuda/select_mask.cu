@@ -67,14 +67,19 @@ struct Count {
   int32_t sum;
 };
 
+BITPARE_INLINE int32_t ones(uint32_t bits) {
+  int32_t count = 0;
+  for (; bits; bits &= bits - 1) ++count;
+  return count;
+}
+
 __global__ void __launch_bounds__(kThreads)
     count_masked_kernel(Batch<Scores> batch, SelectGroup* groups, Run run) {
   BITPARE_SHARED(Count, count);
   if (threadIdx.x == 0) count.sum = 0;
   __syncthreads();
   const Scores& s = item_of(batch, static_cast<int32_t>(blockIdx.x));
-  int32_t masked = 0;
-  for (uint32_t bits = eight_of(s, run).masked; bits; bits &= bits - 1) ++masked;
+  int32_t masked = ones(eight_of(s, run).masked);
   if (masked) atomicAdd(&count.sum, masked);
   __syncthreads();
   if (threadIdx.x != 0 || count.sum == 0) return;
@@ -178,12 +183,6 @@ BITPARE_INLINE Verdict verdict_of(const Scores& s, const Eight& e, const SelectG
     v.equal |= static_cast<uint32_t>(keys[j] == g.search.window.low) << j;
   }
   return {v.below & candidates, v.equal & candidates};
-}
-
-BITPARE_INLINE int32_t ones(uint32_t bits) {
-  int32_t count = 0;
-  for (; bits; bits &= bits - 1) ++count;
-  return count;
 }
 
 template <class T>

@@ -1,0 +1,168 @@
+"""Atoms: indices of dimensions that may shrink, which of them go together, and what holds them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, fx, nn
+
+from bitpare import graph as g
+from bitpare.nn.quantizer import PER_SCALE, Quantizer
+from bitpare.nn.weights import quantized_weights
+
+Atoms: TypeAlias = list[int] | None  # along one dimension
+Dims: TypeAlias = list[Atoms]  # of one value
+Held: TypeAlias = tuple[nn.Module, str]  # a parameter or buffer
+
+
+class AtomTable:
+    """links: (parameter's or buffer's name, dimension) -> its atoms. values: what each node of the
+    traces has along its dimensions."""
+
+    def __init__(self, model: nn.Module, traces: Sequence[g.FlatTrace]) -> None:
+        self.model, self.graph = model, traces[0].graph
+        self._parents: list[int] = []
+        self._families: list[int] = []
+        self.frozen: dict[int, str] = {}
+        self.links: dict[tuple[str, int], list[int]] = {}
+        self.depthwise: set[str] = set()  # whose groups are their input channels
+        self.not_understood: list[str] = []
+        self.names = _first_names(model)
+        self._quantizers: dict[str, list[Quantizer]] = {}  # of a weight, for each that shares it
+        for weight in quantized_weights(model):
+            known = self._quantizers.setdefault(self.names.get(id(weight.value), ""), [])
+            known.append(weight.quantizer)
+        self.values: dict[fx.Node, Any] = {}
+
+    # -- atoms
+
+    def _new(self, count: int) -> list[int]:
+        start = len(self._parents)
+        self._parents += range(start, start + count)
+        self._families += [start] * count
+        return list(range(start, start + count))
+
+    def root(self, atom: int) -> int:
+        while self._parents[atom] != atom:
+            self._parents[atom] = self._parents[self._parents[atom]]
+            atom = self._parents[atom]
+        return atom
+
+    def family(self, atom: int) -> int:
+        """Atoms of one family lie along the same dimensions."""
+        at = self._families[atom]
+        while self._families[at] != at:
+            self._families[at] = self._families[self._families[at]]
+            at = self._families[at]
+        return at
+
+    def _join(self, a: int, b: int) -> None:
+        a, b = self.root(a), self.root(b)
+        if a == b:
+            return
+        first, second = self.family(a), self.family(b)
+        self._families[max(first, second)] = min(first, second)
+        reason = self.frozen.get(a) or self.frozen.get(b)
+        self._parents[max(a, b)] = min(a, b)
+        if reason:
+            self.frozen[min(a, b)] = reason
+
+    def _join_all(self, a: list[int], b: list[int]) -> list[int]:
+        for x, y in zip(a, b, strict=True):
+            self._join(x, y)
+        return a
+
+    def freeze(self, dims: Iterable[Atoms], reason: str) -> None:
+        for atoms in dims:
+            for atom in atoms or ():
+                self.frozen.setdefault(self.root(atom), reason)
+
+    def _not_understood(self, node: fx.Node, why: str = "") -> None:
+        what = f"{self._path(node)}: {why or 'an operation that shrink does not know'}"
+        atoms = [a for n in node.all_input_nodes for a in flattened(self.values.get(n))]
+        if any(a is not None for a in atoms):
+            self.not_understood.append(what)
+        self.freeze(atoms, what)
+
+    def _path(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return str(node.target)
+        owner = node.meta.get("site", ("", 0, 0))[0]
+        name = name_of(node)
+        return f"{owner}.{name}" if owner else name
+
+    # -- links to parameters
+
+    def _link(self, owner: nn.Module, attribute: str, dim: int, atoms: Atoms) -> None:
+        held = getattr(owner, attribute, None)
+        if atoms is None or not isinstance(held, Tensor):
+            return
+        key = (self.names[id(held)], dim)
+        known = self.links.setdefault(key, atoms)
+        if known is not atoms:
+            self._join_all(known, atoms)
+        for quantizer in self._quantizers.get(key[0], ()):
+            self._link_scales(quantizer, dim, atoms, key[0])
+
+    def _link_scales(self, quantizer: Quantizer, dim: int, atoms: list[int], what: str) -> None:
+        """What a quantizer keeps for each index along a dimension of what it quantizes."""
+        if quantizer.grid.group is not None:
+            self.freeze([atoms], f"{what}: quantized in groups")
+        if quantizer.grid.axis != dim:
+            return
+        for name in PER_SCALE:
+            held = getattr(quantizer, name, None)
+            if isinstance(held, Tensor) and held.shape[-1] == len(atoms):
+                self._link(quantizer, name, held.dim() - 1, atoms)
+
+    def _link_values(self, node: fx.Node, quantizer: Any, x: Any) -> None:
+        """The quantizer of a value with these dimensions."""
+        if not isinstance(quantizer, Quantizer) or not isinstance(x, list):
+            return
+        for dim, atoms in enumerate(x):
+            if atoms is not None:
+                self._link_scales(quantizer, dim, atoms, self._path(node))
+        if not quantizer.holds_zero:
+            self.freeze(x, f"{self._path(node)}: quantized on a grid without 0")
+
+    def _produced(self, owner: nn.Module, attribute: str, dim: int) -> list[int]:
+        """The atoms that a dimension of a parameter makes; the same ones at every use."""
+        held = getattr(owner, attribute)
+        key = (self.names[id(held)], dim)
+        if key not in self.links:
+            self._link(owner, attribute, dim, self._new(held.shape[dim]))
+        return self.links[key]
+
+    def _untracked(self, node: fx.Node) -> Any:
+        shape = node.meta.get("shape")
+        return None if shape is None else [None] * len(shape)
+
+    def _dims(self, node: fx.Node, index: int = 0) -> Dims | None:
+        """Of an operand that is a tensor."""
+        value = node.args[index] if len(node.args) > index else None
+        if value is None and index == 0:
+            value = node.kwargs.get("input", node.kwargs.get("x"))
+        found = self.values.get(value) if isinstance(value, fx.Node) else None
+        return found if isinstance(found, list) else None
+
+
+def flattened(value: Any) -> list[Atoms]:
+    if isinstance(value, tuple):
+        return [atoms for part in value for atoms in flattened(part)]
+    return list(value) if isinstance(value, list) else []
+
+
+def name_of(node: fx.Node) -> str:
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.rstrip("_") if not name.startswith("_") else name.strip("_")
+
+
+def argument_of(node: fx.Node, index: int, name: str) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name)
+
+
+def _first_names(model: nn.Module) -> dict[int, str]:
+    """The first name of each parameter and buffer, by identity."""
+    found: dict[int, str] = {}
+    for name, held in [*model.named_parameters(), *model.named_buffers()]:
+        found.setdefault(id(held), name)
+    return found
