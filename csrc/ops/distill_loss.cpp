@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "ops/overwrite.h"
+#include "ops/stored_gradient.h"
 
 namespace bitpare::ops {
 namespace {
@@ -172,14 +172,6 @@ Result call(const Tensor& student, const Tensor& teacher, const OptionalTensor& 
                  s.others_weight, s.ignore_index, s.reduction, with_gradient);
 }
 
-// A gradient in fp16 or bf16 would lose what a later factor could save, so that of halves waits
-// for the incoming gradient.
-bool stores_gradient(const Tensor& student) { return student.scalar_type() == at::kFloat; }
-
-OptionalTensor if_defined(const Tensor& x) {
-  return x.defined() ? OptionalTensor(x) : std::nullopt;
-}
-
 struct Distilled : torch::autograd::Function<Distilled> {
   static constexpr bool is_traceable = true;
 
@@ -203,12 +195,9 @@ struct Distilled : torch::autograd::Function<Distilled> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    auto& saved = context->saved_data;
-    Tensor result;
-    // The gradient is there once: it is handed on, and worked out again if it is asked for twice.
-    if (!at::GradMode::is_enabled() && saved.count("gradient")) {
-      result = times(saved["gradient"].toTensor(), dy[0], [&] { saved.erase("gradient"); });
-    } else {
+    Tensor result = take_stored_gradient(context, dy[0]);
+    if (!result.defined()) {
+      auto& saved = context->saved_data;
       auto tensors = context->get_saved_variables();
       BelowAutogradUnlessRecording below;
       auto numbers = saved["numbers"].toDoubleVector();
@@ -226,18 +215,6 @@ struct Distilled : torch::autograd::Function<Distilled> {
                                 if_defined(tensors[3]), top, dy[0], s, true));
     }
     return {result, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-
-  // gradient * dy, in its own memory; nothing to do where dy is 1, as it mostly is.
-  template <class Forget>
-  static Tensor times(Tensor gradient, const Tensor& dy, Forget forget) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    Tensor factor = dy.dim() == 0 ? dy : dy.unsqueeze(-1);
-    if (at::isTensorSubclassLike(gradient) || at::isTensorSubclassLike(dy))
-      return gradient * factor;
-    forget();
-    if (dy.is_cpu() && dy.dim() == 0 && dy.item<float>() == 1.0f) return gradient;
-    return gradient.mul_(factor);
   }
 };
 

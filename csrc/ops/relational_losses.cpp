@@ -3,25 +3,12 @@
 #include <ATen/ATen.h>
 
 #include "ops/call.h"
+#include "ops/features.h"
 
 namespace bitpare::ops {
 namespace {
 
 constexpr double kLeastNorm = 1e-12, kLeastSquare = 1e-24;
-
-void check_features(const char* op, const Tensor& student, const Tensor& teacher) {
-  TORCH_CHECK(student.is_floating_point() && teacher.is_floating_point(), op,
-              ": student and teacher must be floating point, got ", student.scalar_type(), " and ",
-              teacher.scalar_type());
-  TORCH_CHECK(student.device() == teacher.device(), op, ": student is on ", student.device(),
-              ", teacher on ", teacher.device());
-}
-
-void check_same_shape(const char* op, const Tensor& student, const Tensor& teacher) {
-  TORCH_CHECK(student.sym_sizes().equals(teacher.sym_sizes()), op,
-              ": student and teacher must have the same shape, got ", student.sym_sizes(), " and ",
-              teacher.sym_sizes());
-}
 
 Tensor widened(const Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
 Tensor taught(const Tensor& teacher) { return widened(teacher.detach()); }
@@ -32,22 +19,6 @@ Tensor unit(const Tensor& x, int64_t dim) {
 
 // 0 for an empty batch, of which the mean is NaN.
 Tensor mean_or_zero(const Tensor& x) { return x.sum() / x.sym_numel().max(1); }
-
-Tensor feature_loss(const Tensor& student, const Tensor& teacher, c10::string_view kind,
-                    int64_t start_dim) {
-  constexpr const char* kOp = "feature_loss";
-  check_features(kOp, student, teacher);
-  check_same_shape(kOp, student, teacher);
-  Tensor s = widened(student), t = taught(teacher);
-  int64_t which = parse_name(kOp, "kind", kind, {"mse", "l1", "cosine", "normalized"});
-  if (which == 0) return mean_or_zero((s - t).square());
-  if (which == 1) return mean_or_zero((s - t).abs());
-  TORCH_CHECK(start_dim >= -s.dim() && start_dim < s.dim(), kOp, ": start_dim must be a dimension ",
-              "of ", s.sym_sizes(), ", got ", start_dim);
-  // 1 - cos is half the squared distance of the unit vectors, which does not cancel.
-  Tensor apart = (unit(s.flatten(start_dim), -1) - unit(t.flatten(start_dim), -1)).square().sum(-1);
-  return mean_or_zero(which == 2 ? 0.5 * apart : apart);
-}
 
 Tensor attention_map(const Tensor& x) { return unit(x.square().mean(1).flatten(1), -1); }
 
@@ -112,9 +83,6 @@ Tensor dist_loss(const Tensor& student, const Tensor& teacher, double temperatur
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
-  m.def(
-      "feature_loss(Tensor student, Tensor teacher, *, str kind='mse', int start_dim=1) -> Tensor",
-      tags());
   m.def("attention_transfer(Tensor student, Tensor teacher) -> Tensor", tags());
   m.def(
       "relation_loss(Tensor student, Tensor teacher, *, float distance=1.0, float angle=2.0) -> "
@@ -126,7 +94,6 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CompositeImplicitAutograd, m) {
-  m.impl("feature_loss", feature_loss);
   m.impl("attention_transfer", attention_transfer);
   m.impl("relation_loss", relation_loss);
   m.impl("dist_loss", dist_loss);

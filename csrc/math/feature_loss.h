@@ -1,0 +1,54 @@
+// How far features are apart: by elements, or as unit vectors.
+#pragma once
+#include "math/reduce.h"
+
+namespace bitpare {
+
+// cosine: 1 - cos of each row, half the squared distance of the unit vectors; normalized: twice
+// that.
+enum class FeatureKind : int32_t { mse, l1, cosine, normalized };
+
+// Of a row: what makes unit vectors of student and teacher, and their cosine. A row without length
+// has the unit vector 0, and no gradient.
+struct FeatureRow {
+  float student, teacher, cosine;
+};
+
+namespace math {
+
+BITPARE_INLINE constexpr bool of_rows(FeatureKind kind) {
+  return kind == FeatureKind::cosine || kind == FeatureKind::normalized;
+}
+
+// An element's share; slope: d share / d student.
+template <FeatureKind kKind, class V>
+BITPARE_INLINE V element_apart(V student, V teacher, V* slope) {
+  V d = student - teacher, zero = splat<V>(0.0f), one = splat<V>(1.0f);
+  if constexpr (kKind == FeatureKind::mse) {
+    *slope = d + d;
+    return d * d;
+  }
+  *slope = d > zero ? one : d < zero ? -one : d;
+  return absolute(d);
+}
+
+BITPARE_INLINE float inverse_length(float squares) {
+  return squares < 1e-24f ? 0.0f : 1.0f / __builtin_sqrtf(squares);
+}
+
+BITPARE_INLINE FeatureRow feature_row(float student_squares, float teacher_squares, float product) {
+  FeatureRow row = {inverse_length(student_squares), inverse_length(teacher_squares), 0.0f};
+  row.cosine = product * row.student * row.teacher;
+  return row;
+}
+
+// An element's share in half the squared distance of the unit vectors.
+template <class V>
+BITPARE_INLINE V unit_apart(V student, V teacher, V to_student, V to_teacher, V cosine, V* slope) {
+  V s = student * to_student, t = teacher * to_teacher, d = s - t;
+  *slope = to_student * (cosine * s - t);
+  return splat<V>(0.5f) * d * d;
+}
+
+}  // namespace math
+}  // namespace bitpare
