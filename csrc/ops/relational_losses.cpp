@@ -8,13 +8,17 @@
 namespace bitpare::ops {
 namespace {
 
-constexpr double kLeastNorm = 1e-12, kLeastSquare = 1e-24;
+constexpr double kLeastNorm = 1e-12, kLeastSquare = 1e-24, kCoincide = 1e-12;
 
 Tensor widened(const Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
 Tensor taught(const Tensor& teacher) { return widened(teacher.detach()); }
 
-Tensor unit(const Tensor& x, int64_t dim) {
-  return x * x.square().sum(dim, true).clamp_min(kLeastSquare).rsqrt();
+// The unit vectors along a dimension; 0, without a gradient, where the square of the length is
+// less.
+Tensor unit(const Tensor& x, int64_t dim, double least = kLeastSquare) {
+  Tensor squares = x.square().sum(dim, true), has_length = squares >= least;
+  Tensor inverse = at::where(has_length, squares, at::ones({}, x.options())).rsqrt();
+  return x * at::where(has_length, inverse, at::zeros({}, x.options()));
 }
 
 // 0 for an empty batch, of which the mean is NaN.
@@ -40,7 +44,7 @@ Tensor relative_distances(const Tensor& x) {
 
 // The cosines of the angles at each row between all pairs of rows.
 Tensor angles(const Tensor& x) {
-  Tensor e = unit(x.unsqueeze(0) - x.unsqueeze(1), -1);
+  Tensor e = unit(x.unsqueeze(0) - x.unsqueeze(1), -1, kCoincide);
   return at::bmm(e, e.transpose(1, 2));
 }
 
@@ -60,23 +64,40 @@ Tensor relation_loss(const Tensor& student, const Tensor& teacher, double distan
   return loss;
 }
 
-Tensor correlation(const Tensor& a, const Tensor& b, int64_t dim) {
-  Tensor x = a - a.mean(dim, true), y = b - b.mean(dim, true);
-  return (unit(x, dim) * unit(y, dim)).sum(dim);
+// Of a and b along a dimension, with weights; 0 where one of them is constant but for rounding.
+Tensor correlation(const Tensor& a, const Tensor& b, const Tensor& weight, int64_t dim) {
+  Tensor total = weight.expand_as(a).sum(dim, true).clamp_min(kLeastNorm);
+  auto centred = [&](const Tensor& x) {
+    Tensor moved = (x - (x * weight).sum(dim, true) / total) * weight.sqrt();
+    return unit(moved, dim, 1e-12);
+  };
+  return (centred(a) * centred(b)).sum(dim);
 }
 
 Tensor dist_loss(const Tensor& student, const Tensor& teacher, double temperature, double beta,
-                 double gamma) {
+                 double gamma, const OptionalTensor& row_weight) {
   constexpr const char* kOp = "dist_loss";
   check_features(kOp, student, teacher);
   check_same_shape(kOp, student, teacher);
   TORCH_CHECK(student.dim() > 1, kOp, ": logits must be [rows, classes], got ",
               student.sym_sizes());
   TORCH_CHECK(temperature > 0, kOp, ": temperature must be above 0, got ", temperature);
-  Tensor q = at::softmax(widened(student).flatten(0, -2) / temperature, -1);
-  Tensor p = at::softmax(taught(teacher).flatten(0, -2) / temperature, -1);
-  Tensor between = mean_or_zero(1.0 - correlation(q, p, 1));
-  Tensor within = mean_or_zero(1.0 - correlation(q, p, 0));
+  Tensor s = widened(student).flatten(0, -2), t = taught(teacher).flatten(0, -2);
+  if (s.sym_numel() == 0 || s.sym_size(1) == 1) return s.sum() * 0.0;
+  Tensor ones = at::ones_symint({s.sym_size(0)}, s.options()), weight = ones;
+  if (row_weight) {
+    TORCH_CHECK(row_weight->sym_numel() == s.sym_size(0), kOp, ": row_weight must have ",
+                s.sym_size(0), " elements, one for each row, got ", row_weight->sym_numel());
+    weight = row_weight->to(s.scalar_type()).flatten();
+  }
+  Tensor kept = weight.unsqueeze(1), left_out = at::zeros({}, s.options());
+  s = at::where(kept != 0, s, left_out);
+  t = at::where(kept != 0, t, left_out);
+  Tensor q = at::softmax(s / temperature, -1), p = at::softmax(t / temperature, -1);
+  Tensor all = weight.sum(), any = (all > 0).to(s.scalar_type());
+  Tensor rows = (1.0 - correlation(q, p, ones.unsqueeze(1), 1)) * weight;
+  Tensor between = rows.sum() / all.clamp_min(kLeastNorm);
+  Tensor within = (1.0 - correlation(q, p, kept, 0)).mean() * any;
   return temperature * temperature * (beta * between + gamma * within);
 }
 
@@ -90,7 +111,7 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       tags());
   m.def(
       "dist_loss(Tensor student_logits, Tensor teacher_logits, *, float temperature=4.0, "
-      "float beta=2.0, float gamma=2.0) -> Tensor",
+      "float beta=2.0, float gamma=2.0, Tensor? row_weight=None) -> Tensor",
       tags());
 }
 TORCH_LIBRARY_IMPL(bitpare, CompositeImplicitAutograd, m) {

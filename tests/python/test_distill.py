@@ -92,6 +92,41 @@ def test_hard_targets():
     assert D.HardTarget("regression")(s, t) == 2.5
 
 
+def test_rows_that_are_ignored_and_probabilities():
+    torch.manual_seed(0)
+    zs, zt, y = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, -100, -100])
+    other = zt.clone()
+    other[2:] = 9.0
+    for loss in (D.SoftTarget(), D.HardTarget(), D.LogitMSE(), D.DKD(), D.DIST()):
+        got = loss(zs, zt, y)
+        assert torch.allclose(got, loss(zs[:2], zt[:2], y[:2]), rtol=1e-5), type(loss).__name__
+        assert torch.allclose(got, loss(zs, other, y), rtol=1e-5)
+        assert loss(zs[:0], zt[:0], y[:0]) == 0
+    labels = torch.randn(4, 5).softmax(-1)
+    maps, taught = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3, 3)
+    soft = torch.randn(2, 5, 3, 3).softmax(1)
+    rows = lambda m: m.movedim(1, -1).reshape(-1, 5)  # noqa: E731
+    for kind in (D.SoftTarget, D.HardTarget, D.LogitMSE, D.DIST):
+        assert kind()(zs, zt, labels).isfinite()
+        got = kind(class_dim=1)(maps, taught, soft)
+        assert torch.allclose(got, kind()(rows(maps), rows(taught), rows(soft)), rtol=1e-4)
+    got = D.SoftTarget(class_dim=1, alpha=1.0)(maps, taught, soft)
+    assert torch.allclose(got, F.cross_entropy(maps, soft), rtol=1e-5)
+
+
+def test_gradients_stay_bounded_where_there_is_no_direction():
+    head = nn.Linear(16, 10)
+    nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
+    kd = D.Distiller(head, nn.Linear(16, 10), D.DIST())
+    kd(torch.randn(6, 16), torch.arange(6)).backward()
+    assert head.weight.grad.abs().max() < 10
+    s = torch.randn(6, 5)
+    s[1] = s[0]
+    s.requires_grad_()
+    bp.functional.relation_loss(s, torch.randn(6, 5)).backward()
+    assert s.grad.abs().max() < 10
+
+
 def test_other_losses_by_hand():
     zs, zt, y = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
     hard = F.cross_entropy(zs, y)
@@ -256,6 +291,35 @@ def test_scheduled_numbers_follow_applied_steps_and_resume():
     assert torch.equal(other.eval()(x, y), kd(x, y))
 
 
+def test_schedules_reach_losses_inside_a_module():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.soft = D.SoftTarget(alpha=D.Ramp(0.0, 1.0, steps=10))
+
+        def forward(self, s, t, y):
+            return self.soft(s, t, y)
+
+    x, y = batch()
+    kd = D.Distiller(net(2), net(8, seed=1), Own()).eval()
+    for _ in range(10):
+        kd.step()
+    assert torch.allclose(kd(x, y), F.cross_entropy(kd.student(x), y))
+    with pytest.raises(TypeError, match="temperature must be a number or a function"):
+        D.SoftTarget(temperature=nn.Parameter(torch.tensor(4.0)))
+
+
+def test_it_pickles():
+    kd = D.Distiller(
+        net(2), net(8, seed=1), hints=[D.Hint("mid", "mid")], example_inputs=batch()[0]
+    )
+    stream = io.BytesIO()
+    torch.save(kd, stream)
+    stream.seek(0)
+    again = torch.load(stream, weights_only=False)
+    assert torch.equal(again.eval()(*batch()), kd.eval()(*batch()))
+
+
 # -- hints
 
 
@@ -297,6 +361,41 @@ def test_hints_make_adapters_that_train():
     expected = expected + 10 * f.attention_transfer(features["sstem"], pool(features["tstem"]))
     expected = expected + f.relation_loss(features["smid"], features["tmid"])
     assert torch.allclose(loss, expected, rtol=1e-4)
+
+
+def test_hints_see_what_the_layer_gave_not_what_was_written_over_it():
+    torch.manual_seed(0)
+    sizes = (nn.Linear(4, 6), nn.Linear(6, 3))
+    student = nn.Sequential(sizes[0], nn.ReLU(inplace=True), sizes[1])
+    teacher = copy.deepcopy(nn.Sequential(sizes[0], nn.ReLU(), sizes[1]))
+    with torch.no_grad():
+        teacher[0].weight.neg_()
+    x = torch.randn(5, 4)
+    kd = D.Distiller(
+        student, teacher, lambda s, t, y: s.sum() * 0, hints=[D.Hint("0", "0")], example_inputs=x
+    )
+    assert torch.allclose(kd(x), F.mse_loss(student[0](x), teacher[0](x)))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 8, 9), (2, 16, 18)),  # of a Conv1d
+        ((2, 5, 5, 8), (2, 5, 5, 16)),  # channels last
+        ((2, 8, 6, 6), (2, 8, 3, 3)),
+        ((2, 8, 6, 6), (2, 16, 6, 3)),
+        ((2, 7, 8), (2, 7, 12)),  # tokens
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_adapters_find_the_channels(shapes, dtype):
+    hint = D.Hint("a", "b")
+    student, teacher = (torch.randn(s).to(dtype) for s in shapes)
+    hint.build(student, teacher)
+    assert hint(student, teacher).isfinite()
+    channels_last = shapes[0][1:-1] == shapes[1][1:-1]
+    kind = nn.Linear if channels_last else nn.modules.conv._ConvNd
+    assert hint.adapter is None or isinstance(hint.adapter, kind)
 
 
 def test_adapters_of_tokens_and_given_ones():
@@ -434,7 +533,11 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
     other = D.Distiller(
         net(2), teacher, D.SoftTarget(2.0), cache=D.TeacherCache(tmp_path, 20, top_k=3)
     )
-    with pytest.raises(ValueError, match=r"at temperature 4, the loss has 2\.0"):
+    with pytest.raises(ValueError, match="for temperature 4, the loss has 2"):
+        other(x, y, index=torch.arange(6))
+    wrapped = D.Sum([(1.0, D.SoftTarget(2.0))])
+    other = D.Distiller(net(2), teacher, wrapped, cache=D.TeacherCache(tmp_path, 20, top_k=3))
+    with pytest.raises(ValueError, match="for temperature 4, the loss has 2"):
         other(x, y, index=torch.arange(6))
     with pytest.raises(ValueError, match="say which samples these are: index="):
         kd(x, y)
@@ -445,6 +548,31 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
         dense(x, y, index=torch.arange(6))
     with pytest.raises(ValueError, match="holds no cache, and there is no teacher"):
         D.Distiller(net(2), None, cache=D.TeacherCache(tmp_path / "none", 20))
+
+
+def test_a_cache_takes_rows_of_what_has_rows(tmp_path):
+    class Weighted(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, w: Tensor, scale: Tensor) -> Tensor:
+            return self.inner(x * w.mean()) * scale
+
+    x, w, y = torch.randn(3, 4), torch.arange(8.0), torch.tensor([0, 1, 2])
+    inputs = (x, w, torch.tensor(1e5))  # too much for fp16
+    cache = D.TeacherCache(tmp_path, 9)
+    kd = D.Distiller(Weighted(0), Weighted(1), cache=cache)
+    assert kd(inputs, y, index=torch.arange(3)).isfinite()
+    cache = D.TeacherCache(tmp_path / "wide", 9, dtype=torch.float32)
+    kd = D.Distiller(Weighted(0), Weighted(1), cache=cache)
+    expected = D.Distiller(Weighted(0), Weighted(1))(inputs, y)
+    assert torch.allclose(kd(inputs, y, index=torch.arange(3)), expected)
+    heads = type("Heads", (nn.Module,), {"forward": lambda self, x: {"a": x}})()
+    kd = D.Distiller(net(2), heads, cache=D.TeacherCache(tmp_path / "dict", 9))
+    with pytest.raises(TypeError, match="holds one tensor of logits, and the teacher gave dict"):
+        kd(*batch(), index=torch.arange(6))
 
 
 def test_fingerprints():
@@ -513,6 +641,30 @@ def test_a_student_of_less_depth():
         bp.prune.drop_layers(net(), x, 0.5)
     with pytest.raises(ValueError, match="share must be from 0 to 1"):
         bp.prune.drop_layers(teacher, x, 2.0)
+
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(Block(4), Block(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.2 * self.body(x)
+
+    class Position(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.p
+
+    stem = nn.Conv2d(1, 4, 1)
+    nested = nn.Sequential(stem, Position(), Nested(), Nested(), nn.Flatten(), nn.Linear(256, 2))
+    small = bp.prune.drop_layers(nested, x, 0.5)
+    assert kinds(small) == "Conv2d Position Nested Identity Flatten Linear"
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2)
+    with pytest.raises(bp.Unsupported, match="no residual block that may go"):
+        bp.prune.drop_layers(encoder, torch.randn(3, 2, 8), 0.5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "regnet_y_400mf"])

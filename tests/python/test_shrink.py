@@ -541,6 +541,23 @@ def test_prepared_models_after_a_pruner():
     assert torch.allclose(small.eval()(X), expected, atol=0.02 * float(expected.abs().max()))
 
 
+def test_parametrized_layers_stay_whole_and_other_results_pass():
+    norm = torch.nn.utils.parametrizations.weight_norm
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = norm(nn.Linear(8, 6)), nn.Linear(6, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor):
+            y = self.c(F.relu(self.b(F.relu(self.a(x)))))
+            return y, y > 0, torch.where(y > 0, y, -torch.inf)
+
+    x = torch.randn(5, 8)
+    small = shrink(Both(), x, 0.5, not_understood="leave")
+    assert small.a.weight.shape == (6, 8) and small.b.weight.shape == (2, 6)
+
+
 def test_groups_of_weights_stay_whole():
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     config = bp.QConfig.weight_only(bits=4, group=4).override("0", weight=bp.QSpec(bits=8))

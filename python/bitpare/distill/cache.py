@@ -139,6 +139,11 @@ class TeacherCache:
         return files["checksum"][index, 0] != self._checksums(files, index)
 
     def write(self, index: Tensor, logits: Tensor, seed: int = 0) -> None:
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"TeacherCache: it holds one tensor of logits, and the teacher gave "
+                f"{type(logits).__name__}; name the part with the Distiller's logits="
+            )
         index, logits = self._checked(index), logits.detach().cpu()
         if logits.dim() != 2 or len(logits) != len(index):
             raise ValueError(
@@ -156,14 +161,20 @@ class TeacherCache:
         files = self._of_seed(seed)
         files["checksum"][index] = 0
         if self.top_k is None:
-            files["values"][index] = logits.to(self.dtype)
+            files["values"][index] = self._narrowed(logits)
         else:
             values, indices = logits.float().topk(files["values"].shape[1], -1)
-            files["values"][index] = values.to(self.dtype)
+            files["values"][index] = self._narrowed(values)
             files["indices"][index] = indices.to(torch.int32)
             softened = logits.float() / self.temperature
             files["logsumexp"][index, 0] = softened.logsumexp(-1)
         files["checksum"][index, 0] = self._checksums(files, index)
+
+    def _narrowed(self, logits: Tensor) -> Tensor:
+        """In the dtype of the files; what is too large for it, as its largest number."""
+        most = torch.finfo(self.dtype).max
+        bounded = torch.where(logits.isfinite(), logits.float().clamp(-most, most), logits)
+        return bounded.to(self.dtype)
 
     def read(self, index: Tensor, seed: int = 0, device: torch.device | None = None) -> Teacher:
         """The logits of samples that are there."""
@@ -178,7 +189,7 @@ class TeacherCache:
         if self.top_k is None:
             return values
         indices, logsumexp = files["indices"][index].long(), files["logsumexp"][index, 0]
-        return TopLogits(values, indices.to(device), logsumexp.to(device))
+        return TopLogits(values, indices.to(device), logsumexp.to(device), self.temperature)
 
     def _checked(self, index: Tensor) -> Tensor:
         index = index.detach().cpu().long().reshape(-1)

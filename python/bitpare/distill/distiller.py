@@ -1,7 +1,7 @@
 """Distiller: a student, its teachers, and the losses between them, in any training loop."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class _Teacher:
 
     def __init__(self, model: nn.Module, layers: Sequence[str], owner: str) -> None:
         self.model = model.eval()
-        self.taps = Taps(model, layers, owner)
+        self.taps = Taps(unwrapped(model), layers, owner)
 
 
 class Distiller(nn.Module):
@@ -88,7 +88,7 @@ class Distiller(nn.Module):
         except Exception:
             self.release()
             raise
-        self.counter = StepCounter([], lambda step: None)
+        self.counter = StepCounter([], _nothing)
         # A compiled graph would be made anew for each step that it reads.
         self._scheduled = any(
             is_scheduled(m) for part in (self.loss, self.hints) for m in _modules_of(part)
@@ -182,8 +182,9 @@ class Distiller(nn.Module):
         step = 0
         if self._scheduled:
             step = self.counter.count()
-            if isinstance(self.loss, Loss):
-                self.loss.at_step(step)
+            for module in _modules_of(self.loss):
+                if isinstance(module, Loss):
+                    module.step = step
         said, taught = self._taught(args, kwargs, index, seed)
         self._taps.active = len(self.hints) > 0
         try:
@@ -225,11 +226,13 @@ class Distiller(nn.Module):
             args, kwargs = _pytree.tree_map(self._as_teacher, (args, kwargs))
         said, features = [], []
         teacher.taps.active = len(self.hints) > 0
-        with torch.no_grad():
-            for some_args, some_kwargs in _split((args, kwargs), self.microbatch):
-                said.append(self._logits_of(teacher.model(*some_args, **some_kwargs)))
-                features.append(teacher.taps.take())
-        teacher.taps.active = False
+        try:
+            with torch.no_grad():
+                for some_args, some_kwargs in _split((args, kwargs), self.microbatch):
+                    said.append(self._logits_of(teacher.model(*some_args, **some_kwargs)))
+                    features.append(teacher.taps.take())
+        finally:
+            teacher.taps.active = False
         if len(said) == 1:
             return said[0], features[0]
         return _pytree.tree_map(lambda *parts: torch.cat(parts), *said), joined(features)
@@ -244,29 +247,18 @@ class Distiller(nn.Module):
     ) -> Any:
         cache = self.cache
         assert cache is not None
-        self._check_temperature(cache)
         gone = cache.missing(index, seed)
         if gone.any():
             if not self._teachers:
                 cache.read(index, seed)  # says which one is missing
             rows = gone.nonzero().flatten()
             some = _pytree.tree_map(
-                lambda v: v[rows.to(v.device)] if isinstance(v, Tensor) else v, (args, kwargs)
+                lambda v: v[rows.to(v.device)] if _has_rows(v, len(index)) else v, (args, kwargs)
             )
             said, _ = self._of_teacher(self._teachers[0], *some)
             cache.write(index.cpu()[rows], said, seed)
         device = next(self.student.parameters()).device
         return cache.read(index, seed, device)
-
-    def _check_temperature(self, cache: TeacherCache) -> None:
-        now = getattr(self.loss, "temperature", None)
-        if cache.top_k is None or not isinstance(self.loss, SoftTarget):
-            return
-        if callable(now) or float(self.loss.temperature) != cache.temperature:  # type: ignore[arg-type]
-            raise ValueError(
-                f"Distiller: the cache holds the largest logits at temperature "
-                f"{cache.temperature:g}, the loss has {now}"
-            )
 
     # -- as a module
 
@@ -311,6 +303,14 @@ class Distiller(nn.Module):
         return self.student
 
 
+def _nothing(step: int) -> None:
+    """What a count of steps alone does at events."""
+
+
+def _has_rows(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+
+
 def _modules_of(part: Any) -> list[nn.Module]:
     return list(part.modules()) if isinstance(part, nn.Module) else []
 
@@ -327,7 +327,7 @@ def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}
@@ -342,11 +342,6 @@ def _split(value: Any, size: int | None) -> list[Any]:
         return [value]
     parts = []
     for start in range(0, count, size):
-        some = [
-            v[start : start + size]
-            if isinstance(v, Tensor) and v.dim() > 0 and len(v) == count
-            else v
-            for v in leaves
-        ]
+        some = [v[start : start + size] if _has_rows(v, count) else v for v in leaves]
         parts.append(_pytree.tree_unflatten(some, spec))
     return parts

@@ -49,7 +49,7 @@ class Hint(LayerLoss):
         if isinstance(adapter, str) and adapter != "auto":
             raise ValueError(f"Hint: adapter must be auto, None or a module, got {adapter!r}")
         self.kind, self.start_dim = kind, start_dim
-        self.automatic = adapter == "auto"
+        self.automatic, self.pools = adapter == "auto", False
         self.adapter = adapter if isinstance(adapter, nn.Module) else None
 
     def build(self, student: Tensor, teacher: Tensor) -> None:
@@ -61,22 +61,25 @@ class Hint(LayerLoss):
             )
         if not self.automatic:
             return
-        maps = student.dim() > 3 or (student.dim() == 3 and student.shape[1] != teacher.shape[1])
-        axis = 1 if maps else -1
-        inputs, outputs = student.shape[axis], teacher.shape[axis]
+        # Channels are last where nothing else differs, as of tokens and channels-last maps.
+        a, b = student.shape, teacher.shape
+        last = student.dim() == 2 or (a[1:-1] == b[1:-1] and a[-1] != b[-1])
+        self.pools = not last and student.dim() > 2
+        axis = -1 if last else 1
+        inputs, outputs = a[axis], b[axis]
         if inputs != outputs:
             made: nn.Module
-            if maps:
+            if last:
+                made = nn.Linear(inputs, outputs, bias=False)
+            else:
                 convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[student.dim() - 3]
                 made = convolution(inputs, outputs, 1, bias=False)
-            else:
-                made = nn.Linear(inputs, outputs, bias=False)
-            self.adapter = made.to(device=student.device)
+            self.adapter = made.to(device=student.device, dtype=student.dtype)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.adapter is not None:
             student = self.adapter(student)
-        if self.automatic:
+        if self.pools:
             student, teacher = _same_size(student, teacher)
         return bpf.feature_loss(student, teacher, kind=self.kind, start_dim=self.start_dim)
 
@@ -116,7 +119,7 @@ _POOL = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Maps of different sizes, pooled to the smaller."""
     a, b = student.shape[2:], teacher.shape[2:]
-    if a == b or student.dim() != teacher.dim() or student.dim() < 4:
+    if a == b or student.dim() != teacher.dim() or student.dim() < 3:
         return student, teacher
     size = [min(x, y) for x, y in zip(a, b, strict=True)]
     pool = _POOL[len(size) - 1]

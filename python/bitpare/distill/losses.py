@@ -17,11 +17,13 @@ from bitpare.distill.schedule import Scheduled, value_at
 
 
 class TopLogits(NamedTuple):
-    """A teacher's k largest logits: values and classes [..., k], and logsumexp of all / T [...]."""
+    """A teacher's k largest logits: values and classes [..., k], and logsumexp of all / T [...].
+    temperature: that T, if it is known."""
 
     values: Tensor
     indices: Tensor
     logsumexp: Tensor
+    temperature: float | None = None
 
 
 Teacher: TypeAlias = Tensor | TopLogits
@@ -52,11 +54,18 @@ class Loss(nn.Module):
 
 
 def _check_number(owner: str, name: str, value: Scheduled, low: float, high: float) -> None:
+    _check_kind(owner, name, value)
     if not callable(value) and not low <= value <= high:
         raise ValueError(f"{owner}: {name} must be from {low:g} to {high:g}, got {value}")
 
 
+def _check_kind(owner: str, name: str, value: Scheduled) -> None:
+    if isinstance(value, Tensor):
+        raise TypeError(f"{owner}: {name} must be a number or a function of the step, got a tensor")
+
+
 def _check_temperature(owner: str, value: Scheduled) -> None:
+    _check_kind(owner, "temperature", value)
     if not callable(value) and not value > 0:
         raise ValueError(f"{owner}: temperature must be above 0, got {value}")
 
@@ -71,6 +80,18 @@ class _OfClasses(Loss):
     def _rows(self, logits: Tensor) -> Tensor:
         """Classes last."""
         return logits if self.class_dim == -1 else logits.movedim(self.class_dim, -1)
+
+    def _labels(self, target: Tensor | None) -> Tensor | None:
+        """Classes last, where the target is probabilities."""
+        if target is None or not target.is_floating_point() or target.dim() < 2:
+            return target
+        return self._rows(target)
+
+    def _hard(self, student: Tensor, target: Tensor) -> Tensor:
+        rows = self._rows(student)
+        labels = self._labels(target)
+        assert labels is not None
+        return _cross_entropy(rows.reshape(-1, rows.shape[-1]).float(), labels, self.ignore_index)
 
     def _given(self, teacher: Teacher) -> tuple[Tensor, dict[str, Tensor]]:
         if isinstance(teacher, TopLogits):
@@ -108,11 +129,18 @@ class SoftTarget(_OfClasses):
 
     def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
         logits, top = self._given(teacher)
+        temperature = self._now(self.temperature)
+        said = teacher.temperature if isinstance(teacher, TopLogits) else None
+        if said is not None and said != temperature:
+            raise ValueError(
+                f"SoftTarget: the teacher's largest logits are for temperature {said:g}, the loss "
+                f"has {temperature:g}"
+            )
         return bpf.distill_loss(
             self._rows(student),
             logits,
-            target,
-            temperature=self._now(self.temperature),
+            self._labels(target),
+            temperature=temperature,
             alpha=self._now(self.alpha),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
@@ -160,18 +188,18 @@ class HardTarget(_OfClasses):
         chosen = logits.argmax(-1)
         if top:
             chosen = top["teacher_indices"].gather(-1, chosen[..., None]).squeeze(-1)
-        return self._classification(self._rows(student), chosen, target, alpha)
+        return self._classification(student, chosen, target, alpha)
 
     def _classification(
         self, student: Tensor, chosen: Tensor, target: Tensor | None, alpha: float
     ) -> Tensor:
-        rows = student.reshape(-1, student.shape[-1]).float()
-        if target is not None:  # rows without a label have no loss
+        if target is not None and not target.is_floating_point():
+            # Rows without a label have no loss.
             chosen = torch.where(target == self.ignore_index, self.ignore_index, chosen)
-        taught = _cross_entropy(rows, chosen, self.ignore_index)
+        taught = self._hard(student, chosen)
         if target is None or alpha == 0.0:
             return taught
-        return alpha * _cross_entropy(rows, target, self.ignore_index) + (1 - alpha) * taught
+        return alpha * self._hard(student, target) + (1 - alpha) * taught
 
     def _regression(
         self, student: Tensor, teacher: Tensor, target: Tensor | None, alpha: float
@@ -202,6 +230,10 @@ class HardTarget(_OfClasses):
 
 def _cross_entropy(rows: Tensor, target: Tensor, ignored: int) -> Tensor:
     """The mean over the rows that are not ignored; 0 where there are none."""
+    if target.is_floating_point():
+        labels = target.reshape(-1, target.shape[-1]).to(rows.dtype)
+        total = F.cross_entropy(rows, labels, reduction="sum")
+        return total / max(len(rows), 1)
     flat = target.reshape(-1)
     total = F.cross_entropy(rows, flat, ignore_index=ignored, reduction="sum")
     return total / (flat != ignored).sum().clamp(min=1)
@@ -222,12 +254,18 @@ class LogitMSE(_OfClasses):
         self.alpha = alpha
 
     def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
-        apart = bpf.feature_loss(student, self._dense(teacher))
+        dense = self._dense(teacher)
         if target is None:
-            return apart
-        alpha, rows = self._now(self.alpha), self._rows(student)
-        rows = rows.reshape(-1, rows.shape[-1]).float()
-        return alpha * _cross_entropy(rows, target, self.ignore_index) + (1 - alpha) * apart
+            return bpf.feature_loss(student, dense)
+        if target.is_floating_point():
+            apart = bpf.feature_loss(student, dense)
+        else:  # without the rows that are ignored
+            kept = target != self.ignore_index
+            d = self._rows(student).float() - self._rows(dense).detach().float()
+            each = torch.where(kept, d.square().mean(-1), 0.0)
+            apart = each.sum() / kept.sum().clamp(min=1)
+        alpha = self._now(self.alpha)
+        return alpha * self._hard(student, target) + (1 - alpha) * apart
 
 
 class DKD(_OfClasses):
@@ -261,10 +299,7 @@ class DKD(_OfClasses):
             ignore_index=self.ignore_index,
         )
         hard = self._now(self.hard)
-        if hard == 0.0:
-            return loss
-        rows = rows.reshape(-1, rows.shape[-1]).float()
-        return hard * _cross_entropy(rows, target, self.ignore_index) + loss
+        return loss if hard == 0.0 else hard * self._hard(student, target) + loss
 
 
 class DIST(_OfClasses):
@@ -285,18 +320,20 @@ class DIST(_OfClasses):
         self.temperature, self.beta, self.gamma, self.hard = temperature, beta, gamma, hard
 
     def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
-        rows = self._rows(student)
+        kept = None
+        if target is not None and not target.is_floating_point():
+            kept = (target != self.ignore_index).float()
         loss = bpf.dist_loss(
-            rows,
+            self._rows(student),
             self._rows(self._dense(teacher)),
+            row_weight=kept,
             temperature=self._now(self.temperature),
             beta=self._now(self.beta),
             gamma=self._now(self.gamma),
         )
         if target is None:
             return loss
-        rows = rows.reshape(-1, rows.shape[-1]).float()
-        return self._now(self.hard) * _cross_entropy(rows, target, self.ignore_index) + loss
+        return self._now(self.hard) * self._hard(student, target) + loss
 
 
 class Sum(Loss):

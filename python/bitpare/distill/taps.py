@@ -41,7 +41,8 @@ class _Tap:
 
     def __call__(self, module: nn.Module, args: Any, result: Any) -> None:
         if self.taps.active:
-            self.taps.values[self.name] = first_tensor(result)
+            # A copy: what follows may write over it, as nn.ReLU(inplace=True) does.
+            self.taps.values[self.name] = first_tensor(result).clone()
 
 
 def first_tensor(value: Any) -> Tensor:

@@ -145,14 +145,21 @@ def dist_loss(
     temperature: float = 4.0,
     beta: float = 2.0,
     gamma: float = 2.0,
+    row_weight: Tensor | None = None,
 ) -> Tensor:
     """DIST (Huang et al. 2022): T^2 (beta (1 - correlation of each row's probabilities)
-    + gamma (1 - correlation of each class's over the batch)), each a mean.
+    + gamma (1 - correlation of each class's over the batch)), each a mean. Rows whose
+    ``row_weight`` is 0 are left out.
 
     >>> x = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 3.0]])
     >>> dist_loss(x, x).abs() < 1e-5
     tensor(True)
     """
     return _ops.dist_loss.default(  # type: ignore[no-any-return]
-        student_logits, teacher_logits, temperature=temperature, beta=beta, gamma=gamma
+        student_logits,
+        teacher_logits,
+        temperature=temperature,
+        beta=beta,
+        gamma=gamma,
+        row_weight=row_weight,
     )

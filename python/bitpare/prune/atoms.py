@@ -96,6 +96,9 @@ class AtomTable:
         held = getattr(owner, attribute, None)
         if atoms is None or not isinstance(held, Tensor):
             return
+        if id(held) not in self.names:
+            self.freeze([atoms], f"{attribute} of {type(owner).__name__} is parametrized")
+            return
         key = (self.names[id(held)], dim)
         known = self.links.setdefault(key, atoms)
         if known is not atoms:
@@ -127,6 +130,10 @@ class AtomTable:
     def _produced(self, owner: nn.Module, attribute: str, dim: int) -> list[int]:
         """The atoms that a dimension of a parameter makes; the same ones at every use."""
         held = getattr(owner, attribute)
+        if id(held) not in self.names:
+            made = self._new(held.shape[dim])
+            self.freeze([made], f"{attribute} of {type(owner).__name__} is parametrized")
+            return made
         key = (self.names[id(held)], dim)
         if key not in self.links:
             self._link(owner, attribute, dim, self._new(held.shape[dim]))

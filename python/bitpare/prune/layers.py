@@ -47,7 +47,7 @@ def drop_layers(
     if unused:
         raise ValueError(f"drop_layers: ignore {unused[0]!r} matches no block that may go")
     blocks = [n for n in blocks if n not in stay]
-    count = int(share * len(blocks) + 1e-6)
+    count = max(round(share * len(blocks)), int(share > 0))
     if not blocks:
         raise Unsupported("drop_layers: the model has no residual block that may go")
     small = copy.deepcopy(source)
@@ -74,7 +74,8 @@ def residual_blocks(model: nn.Module, call: g.Call) -> list[str]:
                 path = f"{name}.{key}" if name else key
                 if shapes.get(path) == [True] and _adds_its_input(child, calls.get(path), results):
                     found.append(path)
-    return found
+    # Of blocks within blocks the outer ones.
+    return [n for n in found if not any(n.startswith(f"{outer}.") for outer in found)]
 
 
 def _shapes(model: nn.Module, call: g.Call) -> dict[str, list[bool]]:
@@ -83,11 +84,12 @@ def _shapes(model: nn.Module, call: g.Call) -> dict[str, list[bool]]:
     hooks = []
     for name, module in model.named_modules():
 
-        def note(m: nn.Module, args: Any, result: Any, name: str = name) -> None:
-            same = len(args) == 1 and isinstance(args[0], Tensor) and isinstance(result, Tensor)
+        def note(m: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name) -> None:
+            alone = len(args) == 1 and not kwargs
+            same = alone and isinstance(args[0], Tensor) and isinstance(result, Tensor)
             found.setdefault(name, []).append(same and args[0].shape == result.shape)
 
-        hooks.append(module.register_forward_hook(note))
+        hooks.append(module.register_forward_hook(note, with_kwargs=True))
     try:
         model.eval()(*call.args, **call.kwargs)
     finally:
@@ -115,7 +117,22 @@ def _is_addition(node: fx.Node) -> bool:
 
 
 def _reads_input(node: fx.Node) -> bool:
-    return any(n.op == "placeholder" for n in node.all_input_nodes)
+    """Beside what a layer made of it."""
+    inputs = node.all_input_nodes
+    others = [n for n in inputs if n.op != "placeholder"]
+    return len(others) < len(inputs) and any(_from_a_layer(n) for n in others)
+
+
+def _from_a_layer(node: fx.Node) -> bool:
+    seen, ahead = set(), [node]
+    while ahead:
+        n = ahead.pop()
+        if n.op == "call_module":
+            return True
+        if n not in seen:
+            seen.add(n)
+            ahead += n.all_input_nodes
+    return False
 
 
 def _evenly(names: list[str], count: int) -> list[str]:

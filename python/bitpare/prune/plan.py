@@ -226,6 +226,10 @@ def _state_taken(
     for d, size in enumerate(value.shape):
         if size == 1:
             continue
+        if value.dim() == parameter.dim() and size == parameter.shape[d]:  # by position
+            if d in dims:
+                matching[d] = dims[d]
+            continue
         fits = [k for k, s in enumerate(parameter.shape) if s == size]
         if len(fits) != 1:
             raise Unsupported(
