@@ -193,6 +193,8 @@ def _sliced(held: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
 def _renumber(module: Any, depthwise: bool) -> None:
     """What a layer says of its own sizes."""
     weight = module._parameters.get("weight")
+    if weight is None and isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.PReLU):
+        return  # parametrized: it stays as it is
     if isinstance(module, nn.modules.conv._ConvNd):
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         if depthwise:

@@ -181,7 +181,9 @@ class _Cost:
                 continue
             shape = node.meta["shape"]
             out = shape[1] if isinstance(module, nn.modules.conv._ConvNd) else shape[-1]
-            name = channels.names[id(module.weight)]
+            name = channels.names.get(id(module.weight))
+            if name is None:  # parametrized: it stays as it is
+                continue
             self.positions[name] = self.positions.get(name, 0) + math.prod(shape) // out
 
     def of(self, kept: Mapping[tuple[str, int], tuple[int, list[int]]]) -> tuple[int, int]:
