@@ -98,11 +98,11 @@ Result body(const Tensor& student, const Tensor& teacher, const OptionalTensor& 
   Tensor zs = student.contiguous(), zt = teacher.contiguous(), y, weight, top, sum, dy;
   DistillLoss args = {};
   args.rule = rule_of(settings, target, indices.has_value(), classes);
-  if (is_index(target)) {
+  if (target && target->scalar_type() == at::kLong) {
     y = target->contiguous();
     if constexpr (Device::kSeesValues) check_targets(y, classes, ignore_index);
     args.target = y.const_data_ptr<int64_t>();
-  } else if (args.rule.hard == Hard::probabilities) {
+  } else if (target && args.rule.hard == Hard::probabilities) {
     y = floats(*target);
     args.labels = y.const_data_ptr<float>();
   }
@@ -110,7 +110,7 @@ Result body(const Tensor& student, const Tensor& teacher, const OptionalTensor& 
     weight = floats(*row_weight);
     args.weight = weight.const_data_ptr<float>();
   }
-  if (indices) {
+  if (indices && logsumexp) {
     top = indices->to(at::kLong).contiguous();
     sum = floats(*logsumexp);
     if constexpr (Device::kSeesValues) check_indices(top, classes);
