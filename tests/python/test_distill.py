@@ -2,9 +2,6 @@
 
 import copy
 import io
-import os
-import subprocess
-import sys
 
 import bitpare as bp
 import networks
@@ -13,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from bitpare import distill as D
 from bitpare.distill.cache import fingerprint
+from processes import run_two
 from torch import Tensor, nn
 
 SHAPE = (6, 1, 8, 8)
@@ -739,10 +737,4 @@ leave()
 
 
 def test_two_processes(tmp_path):
-    command = [sys.executable, "-c", PROCESSES, os.path.dirname(__file__)]
-    started = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    outputs = [p.communicate(timeout=240)[0].decode() for p in started]
-    assert [p.returncode for p in started] == [0, 0] and all("alike" in o for o in outputs)
+    run_two(PROCESSES, tmp_path)

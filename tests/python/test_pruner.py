@@ -3,9 +3,6 @@
 import copy
 import io
 import math
-import os
-import subprocess
-import sys
 import warnings
 
 import bitpare as bp
@@ -17,6 +14,7 @@ from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer
 from bitpare.prune import Pruner, Regrowth, Schedule
+from processes import run_two
 from torch import Tensor, nn
 
 OPTIMIZERS = {
@@ -696,13 +694,7 @@ leave()
 
 
 def test_two_processes_share_masks(tmp_path):
-    command = [sys.executable, "-c", PROCESSES, os.path.dirname(__file__)]
-    started = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    outputs = [p.communicate(timeout=240)[0].decode() for p in started]
-    assert [p.returncode for p in started] == [0, 0] and all("alike" in o for o in outputs)
+    run_two(PROCESSES, tmp_path)
 
 
 def test_frozen_layers_and_other_types():

@@ -14,6 +14,7 @@ import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
 from bitpare.nn.quantizer import Quantizer
+from processes import run_two
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -378,14 +379,7 @@ leave()
 
 
 def test_two_processes_share_ranges(tmp_path):
-    folder = os.path.dirname(__file__)
-    command = [sys.executable, "-c", PROCESSES, folder]
-    started = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    outputs = [p.communicate(timeout=240)[0].decode() for p in started]
-    assert [p.returncode for p in started] == [0, 0] and all("alike" in o for o in outputs)
+    run_two(PROCESSES, tmp_path)
 
 
 SHARDED = """
