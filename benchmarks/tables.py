@@ -27,14 +27,17 @@ SHORT = [
 ]
 
 
-def table(stored: dict[str, Any], chosen: list[tuple[str, str, str]] | None) -> str:
+def measured_on(stored: dict[str, Any]) -> list[str]:
     machine = stored["machine"]
     where = machine["gpu"] if machine["gpu"] != "none" else (
         f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction set']}"
     )  # fmt: skip
+    return [f"Measured on {where}; torch {machine['torch']}.", ""]
+
+
+def table(stored: dict[str, Any], chosen: list[tuple[str, str, str]] | None) -> str:
     lines = [
-        f"Measured on {where}; torch {machine['torch']}.",
-        "",
+        *measured_on(stored),
         "| op | pass | size | dtype | µs | of a copy's speed | times faster than |",
         "|---|---|---|---|---:|---:|---|",
     ]
@@ -53,11 +56,8 @@ def table(stored: dict[str, Any], chosen: list[tuple[str, str, str]] | None) -> 
 
 def step_table(stored: dict[str, Any]) -> str:
     """Rows of qat_step.py."""
-    machine = stored["machine"]
-    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction set']}"
     lines = [
-        f"Measured on {where}; torch {machine['torch']}.",
-        "",
+        *measured_on(stored),
         "| model, batch x pixels | float ms | channels_last | quantized ms | channels_last "
         "| ratio of the faster | peak MiB of these, float | quantized | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -74,11 +74,8 @@ def step_table(stored: dict[str, Any]) -> str:
 
 def prune_table(stored: dict[str, Any]) -> str:
     """Rows of prune.py: each block against its first line."""
-    machine = stored["machine"]
-    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction set']}"
     lines = [
-        f"Measured on {where}; torch {machine['torch']}.",
-        "",
+        *measured_on(stored),
         "| what | how | ms | times the first |",
         "|---|---|---:|---:|",
     ]
@@ -93,11 +90,8 @@ def prune_table(stored: dict[str, Any]) -> str:
 
 def distill_table(stored: dict[str, Any]) -> str:
     """Rows of distill.py."""
-    machine = stored["machine"]
-    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['instruction set']}"
     lines = [
-        f"Measured on {where}; torch {machine['torch']}.",
-        "",
+        *measured_on(stored),
         "| logits | loss | ms | times as long | memory, in gradients |",
         "|---|---|---:|---:|---:|",
     ]

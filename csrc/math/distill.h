@@ -319,6 +319,17 @@ BITPARE_INLINE TopSums top_sums(const DistillRule& rule, const DistillSums& row,
   return top;
 }
 
+// (z - hard_max) / T of one of the k classes.
+BITPARE_INLINE float top_distance(const DistillRule& rule, float z, float hard_max) {
+  return (z - hard_max) * (1.0f / rule.temperature);
+}
+
+// value: the teacher's logit; logsumexp: of all its logits / T.
+BITPARE_INLINE Bucket top_bucket(const DistillRule& rule, const TopSums& top, float distance,
+                                 float value, float logsumexp) {
+  return {distance - top.log_sum, value * (1.0f / rule.temperature) - logsumexp};
+}
+
 // A bucket's share of the divergence: forward and reverse have one term.
 BITPARE_INLINE void bucket_terms(Soft divergence, const Bucket& bucket, float* terms) {
   float q = exponential(bucket.log_student), p = exponential(bucket.log_teacher);

@@ -105,10 +105,10 @@ struct Top {
   float logsumexp, hard_max;
 
   float distance(int64_t j) const {
-    return (student[indices[j]] - hard_max) * (1.0f / rule.temperature);
+    return math::top_distance(rule, student[indices[j]], hard_max);
   }
   math::Bucket bucket(int64_t j, const math::TopSums& top) const {
-    return {distance(j) - top.log_sum, values[j] * (1.0f / rule.temperature) - logsumexp};
+    return math::top_bucket(rule, top, distance(j), values[j], logsumexp);
   }
 };
 

@@ -105,11 +105,10 @@ struct Row {
   // -- top
 
   __device__ float distance(int64_t j) const {
-    return (student.at(indices[j]) - sums.hard_max) * (1.0f / args.rule.temperature);
+    return math::top_distance(args.rule, student.at(indices[j]), sums.hard_max);
   }
   __device__ math::Bucket bucket(int64_t j, const math::TopSums& top) const {
-    float share = teacher.at(j) * (1.0f / args.rule.temperature) - args.logsumexp[r];
-    return {distance(j) - top.log_sum, share};
+    return math::top_bucket(args.rule, top, distance(j), teacher.at(j), args.logsumexp[r]);
   }
 
   // The sum of value(j) over the classes that are given: each warp by itself, in lanes.

@@ -11,7 +11,7 @@ from torch.utils import _pytree
 from bitpare import graph as g
 from bitpare.distill.cache import TeacherCache
 from bitpare.distill.hints import LayerLoss
-from bitpare.distill.losses import Loss, SoftTarget
+from bitpare.distill.losses import Loss, SoftTarget, set_step
 from bitpare.distill.schedule import is_scheduled
 from bitpare.distill.taps import Taps, is_compiled, joined
 from bitpare.quant.names import unwrapped
@@ -182,9 +182,8 @@ class Distiller(nn.Module):
         step = 0
         if self._scheduled:
             step = self.counter.count()
-            for module in _modules_of(self.loss):
-                if isinstance(module, Loss):
-                    module.step = step
+            if isinstance(self.loss, nn.Module):
+                set_step(self.loss, step)
         said, taught = self._taught(args, kwargs, index, seed)
         self._taps.active = len(self.hints) > 0
         try:

@@ -37,9 +37,7 @@ class Loss(nn.Module):
         self.step = 0
 
     def at_step(self, step: int) -> None:
-        for module in self.modules():
-            if isinstance(module, Loss):
-                module.step = step
+        set_step(self, step)
 
     def _now(self, number: Scheduled) -> float:
         return value_at(number, self.step)
@@ -51,6 +49,13 @@ class Loss(nn.Module):
                 "largest gives those only; use SoftTarget, or a cache with top_k=None"
             )
         return teacher
+
+
+def set_step(part: nn.Module, step: int) -> None:
+    """Tells all losses within a module how far training is."""
+    for module in part.modules():
+        if isinstance(module, Loss):
+            module.step = step
 
 
 def _check_number(owner: str, name: str, value: Scheduled, low: float, high: float) -> None:
