@@ -1,4 +1,4 @@
-"""distill_loss, forward and backward, against F.cross_entropy and F.kl_div, eager and compiled.
+"""Losses of distillation, forward and backward, against torch, eager and compiled.
 
 python benchmarks/distill.py [--rounds 31] [--save]
 """
@@ -6,56 +6,94 @@ python benchmarks/distill.py [--rounds 31] [--save]
 import argparse
 import json
 import pathlib
+from typing import Any
 
 import timing
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "distill-cpu.json"
-SHAPES = ((256, 1000), (64, 32000))
 KINDS = ("eager", "bitpare")  # of which memory is measured
+# Loss, what the student gives, what the teacher gives.
+WORK = (
+    ("distill_loss", (256, 1000), (256, 1000)),
+    ("distill_loss", (64, 32000), (64, 32000)),
+    ("dist_loss", (256, 1000), (256, 1000)),
+    ("attention_transfer", (64, 64, 28, 28), (64, 128, 28, 28)),
+    ("relation_loss", (64, 512), (64, 512)),
+)
 
 
-def problem(rows: int, classes: int):
+def formulas() -> dict[str, Any]:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    def distill_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        soft = F.kl_div(
+            F.log_softmax(student / 4, -1), F.softmax(teacher / 4, -1), reduction="batchmean"
+        )
+        return 0.5 * F.cross_entropy(student, target) + 0.5 * 16 * soft
+
+    def dist_loss(student: Tensor, teacher: Tensor) -> Tensor:
+        q, p = F.softmax(student / 4, -1), F.softmax(teacher / 4, -1)
+
+        def apart(dim: int) -> Tensor:
+            a, b = q - q.mean(dim, keepdim=True), p - p.mean(dim, keepdim=True)
+            return 1 - F.cosine_similarity(a, b, dim, 1e-12).mean()
+
+        return 16 * (2 * apart(1) + 2 * apart(0))
+
+    def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+        a, b = (F.normalize(x.pow(2).mean(1).flatten(1)) for x in (student, teacher))
+        return (a - b).pow(2).mean()
+
+    def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+        def distances(x: Tensor) -> Tensor:
+            d = torch.cdist(x, x)
+            return d / d[d > 0].mean()
+
+        def angles(x: Tensor) -> Tensor:
+            e = F.normalize(x[None] - x[:, None], dim=2)
+            return torch.bmm(e, e.transpose(1, 2))
+
+        far = F.smooth_l1_loss(distances(student), distances(teacher))
+        return far + 2 * F.smooth_l1_loss(angles(student), angles(teacher))
+
+    return {f.__name__: f for f in (distill_loss, dist_loss, attention_transfer, relation_loss)}
+
+
+def problem(name: str, student: list[int], teacher: list[int]) -> list[Any]:
     import torch
 
     torch.manual_seed(0)
-    student = torch.randn(rows, classes).requires_grad_()
-    return student, torch.randn(rows, classes), torch.randint(0, classes, (rows,))
+    inputs = [torch.randn(student).requires_grad_(), torch.randn(teacher)]
+    if name == "distill_loss":
+        inputs.append(torch.randint(0, student[-1], (student[0],)))
+    return inputs
 
 
-def losses():
+def losses(name: str) -> dict[str, Any]:
     import bitpare as bp
     import torch
-    import torch.nn.functional as F
 
-    def eager(student, teacher, target, temperature: float = 4.0, alpha: float = 0.5):
-        soft = F.kl_div(
-            F.log_softmax(student / temperature, -1),
-            F.softmax(teacher / temperature, -1),
-            reduction="batchmean",
-        )
-        hard = F.cross_entropy(student, target)
-        return alpha * hard + (1 - alpha) * temperature**2 * soft
-
-    return {
-        "eager": eager,
-        "compiled": torch.compile(eager),
-        "bitpare": bp.functional.distill_loss,
-    }
+    eager = formulas()[name]
+    ours = getattr(bp.functional, name)
+    return {"eager": eager, "compiled": torch.compile(eager), "bitpare": ours}
 
 
-def step(loss, student, teacher, target):
+def step(loss: Any, inputs: list[Any]):
     def run() -> None:
-        student.grad = None
-        loss(student, teacher, target).backward()
+        inputs[0].grad = None
+        loss(*inputs).backward()
 
     return run
 
 
-def build(kind: str, rows: str, classes: str):
+def build(kind: str, name: str, *shapes: str):
     """A step that has run once on little, so that what stays is not counted."""
-    loss = losses()[kind]
-    step(loss, *problem(2, 8))()
-    return step(loss, *problem(int(rows), int(classes)))
+    loss = losses(name)[kind]
+    student, teacher = (json.loads(s) for s in shapes)
+    step(loss, problem(name, *([4] * len(s) for s in (student, teacher))))()
+    return step(loss, problem(name, student, teacher))
 
 
 def main() -> None:
@@ -65,18 +103,18 @@ def main() -> None:
     options = parser.parse_args()
     timing.keep_freed_memory()
     rows = []
-    for shape in SHAPES:
-        inputs = problem(*shape)
-        functions = {name: step(loss, *inputs) for name, loss in losses().items()}
-        functions["a copy of the logits"] = inputs[1].clone
+    for name, *shapes in WORK:
+        inputs = problem(name, *map(list, shapes))
+        functions = {kind: step(loss, inputs) for kind, loss in losses(name).items()}
+        functions["a copy of the student's"] = inputs[0].detach().clone
         times = timing.interleave(functions, rounds=options.rounds, slice_s=0.05)
-        gradient = 4 * shape[0] * shape[1] / 2**20
-        memory = {k: timing.peak_memory("distill", k, *map(str, shape)) / gradient for k in KINDS}
-        rows.append(
-            {"shape": shape, "seconds": {k: vars(t) for k, t in times.items()}, "memory": memory}
-        )
+        gradient = inputs[0].nbytes / 2**20
+        spelled = [json.dumps(s) for s in shapes]
+        memory = {k: timing.peak_memory("distill", k, name, *spelled) / gradient for k in KINDS}
+        seconds = {k: vars(t) for k, t in times.items()}
+        rows.append({"op": name, "shape": shapes[0], "seconds": seconds, "memory": memory})
         ours = times["bitpare"].median
-        print(f"{shape}")
+        print(f"{name} {shapes[0]}")
         for kind, t in times.items():
             extra = f", {memory[kind]:.2f} gradients of memory" if kind in memory else ""
             print(f"  {kind:22s} {t.median * 1e3:8.3f} ms, {t.median / ours:5.2f}{extra}")

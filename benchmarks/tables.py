@@ -92,15 +92,15 @@ def distill_table(stored: dict[str, Any]) -> str:
     """Rows of distill.py."""
     lines = [
         *measured_on(stored),
-        "| logits | loss | ms | times as long | memory, in gradients |",
-        "|---|---|---:|---:|---:|",
+        "| loss | of | computed by | ms | times as long | memory, in gradients |",
+        "|---|---|---|---:|---:|---:|",
     ]
     for row in stored["rows"]:
         ours = row["seconds"]["bitpare"]["median"]
         for kind, t in row["seconds"].items():
             memory = f"{row['memory'][kind]:.2f}" if kind in row["memory"] else "—"
             lines.append(
-                f"| {row['shape']} | {kind} | {t['median'] * 1e3:.2f} "
+                f"| `{row['op']}` | {row['shape']} | {kind} | {t['median'] * 1e3:.2f} "
                 f"| {t['median'] / ours:.2f} | {memory} |"
             )
     return "\n".join(lines)

@@ -45,8 +45,6 @@ void distill_loss(const DistillLoss& args, const OnCuda& cuda);
 
 namespace math {
 
-BITPARE_INLINE int64_t chunks_of(int64_t n) { return (n + kSumChunk - 1) / kSumChunk; }
-
 // Rows of this many floats keep vectors aligned.
 BITPARE_INLINE int64_t padded(int64_t classes) { return (classes + 15) / 16 * 16; }
 

@@ -29,8 +29,6 @@ void feature_loss(const FeatureLoss& args, const OnCuda& cuda);
 
 namespace math {
 
-constexpr int kUnitTerms = 3;
-
 BITPARE_INLINE ReduceLayout layout_of_rows(const FeatureLoss& args) {
   if (of_rows(args.kind)) return {1, args.rows, args.n};
   return {1, 1, args.rows * args.n};

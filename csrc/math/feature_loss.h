@@ -36,9 +36,19 @@ BITPARE_INLINE float inverse_length(float squares) {
   return squares < 1e-24f ? 0.0f : 1.0f / __builtin_sqrtf(squares);
 }
 
-BITPARE_INLINE FeatureRow feature_row(float student_squares, float teacher_squares, float product) {
-  FeatureRow row = {inverse_length(student_squares), inverse_length(teacher_squares), 0.0f};
-  row.cosine = product * row.student * row.teacher;
+constexpr int kUnitTerms = 3;
+
+// What the sums over a row are made of.
+template <class V>
+BITPARE_INLINE void unit_terms(V student, V teacher, V* terms) {
+  terms[0] = student * student;
+  terms[1] = teacher * teacher;
+  terms[2] = student * teacher;
+}
+
+BITPARE_INLINE FeatureRow feature_row(const float* sums) {
+  FeatureRow row = {inverse_length(sums[0]), inverse_length(sums[1]), 0.0f};
+  row.cosine = sums[2] * row.student * row.teacher;
   return row;
 }
 

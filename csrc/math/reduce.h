@@ -33,9 +33,9 @@ BITPARE_INLINE bool channels_innermost(const ReduceLayout& l) {
   return l.inner == 1 && l.channels > 1;
 }
 
-BITPARE_INLINE int64_t chunks_per_row(const ReduceLayout& l) {
-  return (l.inner + kSumChunk - 1) / kSumChunk;
-}
+BITPARE_INLINE int64_t chunks_of(int64_t n) { return (n + kSumChunk - 1) / kSumChunk; }
+
+BITPARE_INLINE int64_t chunks_per_row(const ReduceLayout& l) { return chunks_of(l.inner); }
 
 // Partial results of each channel.
 BITPARE_INLINE int64_t pieces_of(const ReduceLayout& l) {

@@ -4,7 +4,6 @@
 
 #include "families.h"
 #include "kernels/distill_loss.h"
-#include "kernels/feature_loss.h"
 #include "on_cuda.h"
 
 namespace bitpare {
@@ -244,63 +243,6 @@ TEST(DistillLoss, IsTheReference) {
       }
     }
   }
-}
-
-// -- features
-
-template <class T>
-struct Apart {
-  std::vector<float> loss;
-  std::vector<T> gradient;
-  bool intact = true;
-};
-
-template <class T, class Where>
-Apart<T> run_features(FeatureKind kind, int64_t rows, int64_t n, bool incoming,
-                      const Where& where) {
-  auto student = narrowed<T>(finite_values(rows * n, 3)),
-       teacher = narrowed<T>(finite_values(rows * n, 4));
-  if (rows > 1) std::fill(student.begin(), student.begin() + n, T{});  // a row without length
-  Unaligned<T> gradient(rows * n);
-  std::vector<float> loss(1), sums(static_cast<size_t>(rows), NAN), partial;
-  std::vector<FeatureRow> found(static_cast<size_t>(rows));
-  partial.resize(static_cast<size_t>(math::feature_partials(kind, rows, n)), NAN);
-  float dy = 1.75f;
-  FeatureLoss args = {
-      student.data(), teacher.data(), kDType<T>,       kind,           rows,         n,
-      nullptr,        loss.data(),    gradient.data(), partial.data(), found.data(), sums.data()};
-  if (incoming) args.incoming = &dy;
-  feature_loss(args, where);
-  return {loss, gradient.values(rows * n), gradient.intact(rows * n)};
-}
-
-TEST(FeatureLoss, HasTheSameBitsEverywhere) {
-  for_each_type([]<class T>(T) {
-    for (auto kind :
-         {FeatureKind::mse, FeatureKind::l1, FeatureKind::cosine, FeatureKind::normalized}) {
-      for (auto [rows, n] : {std::pair<int64_t, int64_t>{5, 7}, {3, 1}, {1, 90}, {2, 1029}}) {
-        for (bool incoming : {false, true}) {
-          Apart<T> expected;
-          on_cpu(CpuCapability::baseline, serial, [&](const auto& cpu) {
-            expected = run_features<T>(kind, rows, n, incoming, cpu);
-          });
-          auto check = [&](const Apart<T>& got, const std::string& name) {
-            std::string what = name + " " + std::to_string(static_cast<int>(kind)) + " " +
-                               std::to_string(rows) + "x" + std::to_string(n);
-            EXPECT_TRUE(got.intact) << what << " wrote outside its range";
-            expect_same_bits(got.loss, expected.loss, what + " loss");
-            expect_same_bits(got.gradient, expected.gradient, what + " gradient");
-          };
-          on_every_cpu([&](const auto& cpu, const std::string& name) {
-            check(run_features<T>(kind, rows, n, incoming, cpu), name);
-          });
-          on_cuda([&](const OnCuda& cuda, const std::string& order) {
-            check(run_features<T>(kind, rows, n, incoming, cuda), order);
-          });
-        }
-      }
-    }
-  });
 }
 
 }  // namespace

@@ -449,14 +449,11 @@ def test_relation_loss():
             triples(x), triples(y)
         )
 
-    check(lambda x: f.relation_loss(x, t), expected, s, rtol=1e-5, atol=1e-5)
-    check(
-        lambda x: f.relation_loss(x, t, distance=25, angle=0),
-        lambda x: expected(x, 25, 0),
-        s,
-        rtol=1e-5,
-        atol=1e-5,
-    )
+    check(lambda x: f.relation_loss(x, t), expected, s)
+    check(lambda x: f.relation_loss(x, t, distance=25, angle=0), lambda x: expected(x, 25, 0), s)
+    # Far from 0 and close together, where a product of features says nothing of their distance.
+    near = 1000 + 0.01 * s
+    check(lambda x: f.relation_loss(x, t), expected, near)
     # Samples that coincide, and one alone.
     same = torch.ones(3, 4, requires_grad=True)
     f.relation_loss(same, t[:3]).backward()
@@ -476,14 +473,86 @@ def test_dist_loss():
         loss = beta * (1 - correlation(q, p, 1).mean()) + gamma * (1 - correlation(q, p, 0).mean())
         return temperature**2 * loss
 
-    check(lambda z: f.dist_loss(z, t), expected, s, rtol=5e-6, atol=5e-6)
+    check(lambda z: f.dist_loss(z, t), expected, s, rtol=2e-6, atol=2e-6)
     check(
         lambda z: f.dist_loss(z, t, temperature=1.0, beta=0.5, gamma=3),
         lambda z: expected(z, 1.0, 0.5, 3),
         s,
-        rtol=5e-6,
-        atol=5e-6,
+        rtol=2e-6,
+        atol=2e-6,
     )
+    # Rows without weight might as well not be there; weights count, as often as a row is there.
+    kept = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0])
+    chosen = torch.tensor([0, 2, 2, 3])
+    value, gradient = gradient_of(lambda z: f.dist_loss(z, t, row_weight=kept), s)
+    few, slope = gradient_of(lambda z: f.dist_loss(z[chosen], t[chosen]), s)
+    assert torch.allclose(value, few) and torch.allclose(gradient, slope, atol=1e-7)
+    s[1], t[4] = torch.nan, torch.inf
+    again = gradient_of(lambda z: f.dist_loss(z, t, row_weight=kept), s)
+    assert torch.equal(again[0], value) and torch.equal(again[1], gradient)
+    value, gradient = gradient_of(lambda z: f.dist_loss(z, t, row_weight=torch.zeros(5)), s)
+    assert value == 0 and (gradient == 0).all()
+    for shape in ((4, 1), (0, 5), (3, 4, 6)):
+        value, gradient = gradient_of(lambda z: f.dist_loss(z, logits(*z.shape)), logits(*shape))
+        assert value.isfinite() and gradient.isfinite().all() and gradient.shape == shape
+
+
+FEATURE_LOSSES = {
+    "mse": (f.feature_loss, (5, 3, 4, 6), (5, 3, 4, 6)),
+    "cosine": (lambda s, t: f.feature_loss(s, t, kind="cosine"), (5, 3, 4, 6), (5, 3, 4, 6)),
+    "attention": (f.attention_transfer, (5, 3, 4, 6), (5, 7, 4, 6)),
+    "dist": (f.dist_loss, (5, 30), (5, 30)),
+    "relation": (f.relation_loss, (5, 3, 4, 6), (5, 30)),
+}
+
+
+@pytest.mark.parametrize("which", FEATURE_LOSSES)
+def test_losses_between_features_in_every_layout_and_dtype(which):
+    op, *shapes = FEATURE_LOSSES[which]
+    s, t = logits(*shapes[0]), logits(*shapes[1], seed=1)
+    expected = gradient_of(lambda x: op(x, t), s)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        laid = [s.transpose(0, 1).contiguous().transpose(0, 1), torch.stack([s, s], -1)[..., 0]]
+        if s.dim() == 4:
+            laid.append(s.contiguous(memory_format=torch.channels_last))
+        for x in laid:
+            assert all(map(torch.equal, gradient_of(lambda z: op(z, t), x), expected))
+    torch.set_num_threads(2)
+    for dtype in (torch.float16, torch.bfloat16):
+        for taught in (t.to(dtype), t.to(dtype).float()):
+            value, gradient = gradient_of(lambda x, y=taught: op(x, y), s.to(dtype))
+            wide = gradient_of(lambda x, y=taught: op(x, y.float()), s.to(dtype).float())
+            assert torch.equal(value, wide[0]) and torch.equal(gradient, wide[1].to(dtype))
+    double = gradient_of(lambda x: op(x, t.double()), s.double())
+    assert torch.equal(double[0], expected[0]) and torch.equal(double[1], expected[1].double())
+
+
+@pytest.mark.parametrize("which", FEATURE_LOSSES)
+def test_losses_between_features_used_twice(which):
+    op, *shapes = FEATURE_LOSSES[which]
+    s, t = logits(*shapes[0]).requires_grad_(), logits(*shapes[1], seed=1).requires_grad_()
+    loss = op(s, t)
+    first = torch.autograd.grad(loss, s, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(loss, s, torch.tensor(2.0))[0], 2 * first)
+    (op(s, t) + 3 * op(s, t)).backward()
+    assert torch.allclose(s.grad, 4 * first) and t.grad is None
+    with torch.no_grad():
+        assert torch.equal(op(s, t), loss) and not op(s, t).requires_grad
+    empty = torch.zeros(0, *shapes[0][1:], requires_grad=True)
+    op(empty, torch.zeros(0, *shapes[1][1:])).backward()
+    assert empty.grad.shape == empty.shape
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("which", FEATURE_LOSSES)
+def test_losses_between_features_have_the_same_bits_on_cuda(which, dtype):
+    op, *shapes = FEATURE_LOSSES[which]
+    s, t = logits(*shapes[0]).to(dtype), logits(*shapes[1], seed=1).to(dtype)
+    cpu = gradient_of(lambda x: op(x, t), s)
+    gpu = gradient_of(lambda x: op(x, t.cuda()), s.cuda())
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu, gpu, strict=True))
 
 
 # -- wrong use

@@ -67,8 +67,7 @@ def test_every_op_has_its_files():
     cpu = stems("kernels/cpu", ".cpp") - {"capability"}
     assert cpu == stems("kernels/cuda", ".cu")
     no_op = {"arguments", "version", "masked_weights"}
-    of_torch = {"relational_losses"}  # put together from torch's own operators
-    assert cpu == stems("ops", ".cpp") - no_op - of_torch
+    assert cpu == stems("ops", ".cpp") - no_op
     assert cpu <= stems("kernels", ".h")
 
 

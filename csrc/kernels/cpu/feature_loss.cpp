@@ -35,13 +35,11 @@ void by_rows(const FeatureLoss& args, const OnCpu<BITPARE_ISA>& cpu, float scale
   const T* student = static_cast<const T*>(args.student);
   const T* teacher = static_cast<const T*>(args.teacher);
   auto lengths = [](const Lanes&, Vec* terms, Vec s, Vec t) [[gnu::always_inline]] {
-    terms[0] = s * s;
-    terms[1] = t * t;
-    terms[2] = s * t;
+    math::unit_terms(s, t, terms);
     return s;
   };
   auto keep_row = [&](int64_t row, const float* sums) {
-    args.found[row] = math::feature_row(sums[0], sums[1], sums[2]);
+    args.found[row] = math::feature_row(sums);
   };
   reduce<math::Sum, math::kUnitTerms>(cpu.parallel_for, Quantizer(), layout, args.partial, keep_row,
                                       lengths, static_cast<T*>(nullptr), student, teacher);

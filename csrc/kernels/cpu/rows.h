@@ -33,7 +33,7 @@ BITPARE_INLINE void for_each_vector(int64_t n, F f) {
 // are 0. partial: kTerms floats for each chunk.
 template <int kTerms, int kUsed = (1 << kTerms) - 1, class F>
 BITPARE_INLINE void sum_row(int64_t n, float* partial, float* sums, F f) {
-  int64_t chunks = (n + kSumChunk - 1) / kSumChunk;
+  int64_t chunks = math::chunks_of(n);
   for (int64_t c = 0; c < chunks; ++c) {
     int64_t begin = c * kSumChunk, end = at_most(begin + kSumChunk, n);
     Vec lanes[kTerms][kLaneVectors] = {};
@@ -64,6 +64,14 @@ BITPARE_INLINE void sum_row(int64_t n, float* partial, float* sums, F f) {
   for (int t = 0; t < kTerms; ++t) {
     sums[t] = math::fold_pairs<math::Sum>(t, partial + t * chunks, chunks, 1);
   }
+}
+
+// The sum of an array.
+BITPARE_INLINE float sum_of(const float* p, int64_t n, float* partial) {
+  float sum;
+  sum_row<1>(n, partial, &sum,
+             [&](int64_t at, int64_t count, Vec* terms) { terms[0] = read(p, at, count); });
+  return sum;
 }
 
 // -infinity for none; a NaN is passed over.

@@ -22,9 +22,7 @@ struct Elements {
 
 struct Lengths {
   __device__ float operator()(const Lane&, float* terms, const float* x) const {
-    terms[0] = x[0] * x[0];
-    terms[1] = x[1] * x[1];
-    terms[2] = x[0] * x[1];
+    math::unit_terms(x[0], x[1], terms);
     return x[0];
   }
 };
@@ -50,7 +48,7 @@ struct Itself {
 struct KeepRow {
   FeatureRow* found;
   __device__ void operator()(int64_t row, const float* sums) const {
-    found[row] = math::feature_row(sums[0], sums[1], sums[2]);
+    found[row] = math::feature_row(sums);
   }
 };
 

@@ -10,7 +10,7 @@ constexpr int kMostRowWarps = 8;
 
 // A warp takes a chunk at a time.
 unsigned threads_for_row(int64_t n) {
-  int64_t chunks = (n + kSumChunk - 1) / kSumChunk;
+  int64_t chunks = math::chunks_of(n);
   int64_t warps = chunks < 1 ? 1 : chunks < kMostRowWarps ? chunks : kMostRowWarps;
   return static_cast<unsigned>(warps * kWarp);
 }
@@ -31,7 +31,7 @@ __device__ inline float sum_of_warp(float x) {
 template <int kTerms, int kRoom, class F>
 __device__ inline void sum_row(RowRoom<kRoom>& room, int64_t n, float* partial, float* sums, F f) {
   static_assert(kTerms <= kRoom);
-  int64_t chunks = (n + kSumChunk - 1) / kSumChunk;
+  int64_t chunks = math::chunks_of(n);
   int lane = threadIdx.x % kWarp;
   for (int64_t c = threadIdx.x / kWarp; c < chunks; c += blockDim.x / kWarp) {
     int64_t end = (c + 1) * kSumChunk < n ? (c + 1) * kSumChunk : n;
@@ -55,6 +55,14 @@ __device__ inline void sum_row(RowRoom<kRoom>& room, int64_t n, float* partial, 
   __syncthreads();
   for (int t = 0; t < kTerms; ++t) sums[t] = room.sums[t];
   __syncthreads();
+}
+
+// The sum of an array.
+template <int kRoom>
+__device__ inline float sum_of(RowRoom<kRoom>& room, const float* p, int64_t n, float* partial) {
+  float sum;
+  sum_row<1>(room, n, partial, &sum, [&](int64_t i, float* terms) { terms[0] = p[i]; });
+  return sum;
 }
 
 // The largest of f(i); -infinity for none; a NaN is passed over.

@@ -1,0 +1,51 @@
+// How far the attention maps of a student's features are from a teacher's: an image's map is the
+// mean of squares over channels, as a unit vector over pixels. With the gradient, an image at a
+// time.
+#pragma once
+#include "kernels/backend.h"
+#include "math/feature_loss.h"
+
+namespace bitpare {
+
+// student: [images, channels, pixels], teacher: the same with its own number of channels, both of
+// dtype. loss: [1], the mean over images and pixels of the squared distance. gradient: like
+// student, times incoming ([1], or null), or null.
+// Scratch: each of `workers` has attention_scratch(pixels) floats; on CUDA there is one for each
+// image. losses: images + chunks_of(images).
+struct AttentionTransfer {
+  const void* student;
+  const void* teacher;
+  DType dtype;
+  int64_t images, student_channels, teacher_channels, pixels;
+  const float* incoming;
+  float* loss;
+  void* gradient;
+  float* scratch;
+  int64_t workers;
+  float* losses;
+};
+
+template <class Isa>
+void attention_transfer(const AttentionTransfer& args, const OnCpu<Isa>& cpu);
+void attention_transfer(const AttentionTransfer& args, const OnCuda& cuda);
+
+namespace math {
+
+// Two maps and what sum_row() leaves.
+BITPARE_INLINE int64_t attention_scratch(int64_t pixels) {
+  return 2 * pixels + kUnitTerms * chunks_of(pixels);
+}
+
+// What the sum of unit_apart() is multiplied by.
+BITPARE_INLINE float attention_factor(const AttentionTransfer& args) {
+  return 2.0f / static_cast<float>(args.images * args.pixels);
+}
+
+// What a map's slope is multiplied by in the gradient of an element x of it, besides x.
+BITPARE_INLINE float attention_scale(const AttentionTransfer& args) {
+  float incoming = args.incoming ? args.incoming[0] : 1.0f;
+  return attention_factor(args) * incoming * (2.0f / static_cast<float>(args.student_channels));
+}
+
+}  // namespace math
+}  // namespace bitpare

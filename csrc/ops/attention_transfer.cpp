@@ -1,0 +1,68 @@
+#include "kernels/attention_transfer.h"
+
+#include "ops/taught_loss.h"
+
+namespace bitpare::ops {
+namespace {
+
+constexpr const char* kOp = "attention_transfer";
+
+struct AttentionOp {
+  static constexpr const char* kPrivate = "bitpare::_attention_transfer";
+};
+
+template <class Device>
+LossAndGradient body(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
+                     const OptionalTensor& incoming, bool with_gradient) {
+  Device::require(kOp, student);
+  TaughtTensors tensors(student, teacher, row_weight, incoming, with_gradient);
+  if (student.numel() == 0 || teacher.numel() == 0) return tensors.results();
+  AttentionTransfer args = {};
+  args.student = tensors.student.const_data_ptr();
+  args.teacher = tensors.teacher.const_data_ptr();
+  args.dtype = dtype_of(kOp, student);
+  args.images = student.size(0);
+  args.student_channels = student.size(1);
+  args.teacher_channels = teacher.size(1);
+  args.pixels = student.numel() / (args.images * args.student_channels);
+  args.workers = args.images;
+  if (student.is_cpu()) args.workers = std::min<int64_t>(args.images, at::get_num_threads());
+  Tensor scratch = at::empty({args.workers * math::attention_scratch(args.pixels)}, tensors.floats);
+  Tensor losses = at::empty({args.images + math::chunks_of(args.images)}, tensors.floats);
+  args.scratch = scratch.data_ptr<float>();
+  args.losses = losses.data_ptr<float>();
+  tensors.give(&args);
+  Device::run(student, [&](const auto& where) { bitpare::attention_transfer(args, where); });
+  return tensors.results();
+}
+
+template <bool kDifferentiable>
+Tensor attention_transfer(const Tensor& student, const Tensor& teacher) {
+  check_features(kOp, student, teacher);
+  auto a = student.sym_sizes(), b = teacher.sym_sizes();
+  TORCH_CHECK(a.size() > 2 && a.size() == b.size() && a[0] == b[0] && a.slice(2).equals(b.slice(2)),
+              kOp, ": student and teacher must agree in all but channels, got ", a, " and ", b);
+  return taught_loss<AttentionOp, kDifferentiable>(student, teacher, std::nullopt);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bitpare, m) {
+  m.def("attention_transfer(Tensor student, Tensor teacher) -> Tensor", tags());
+  m.def(
+      "_attention_transfer(Tensor student, Tensor teacher, Tensor? row_weight, Tensor? incoming, "
+      "bool with_gradient) -> (Tensor, Tensor)",
+      tags());
+}
+TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_attention_transfer", body<Cpu>); }
+TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_attention_transfer", body<Cuda>); }
+TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_attention_transfer", taught_loss_meta<>); }
+TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
+  m.impl("attention_transfer", attention_transfer<false>);
+}
+TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
+  m.impl("attention_transfer", attention_transfer<true>);
+  m.impl("_attention_transfer", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace bitpare::ops
