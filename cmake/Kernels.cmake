@@ -53,9 +53,9 @@ add_library(bitpare_kernels STATIC ${kernels}/cpu/capability.cpp)
 target_include_directories(bitpare_kernels PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/csrc)
 target_link_libraries(bitpare_kernels PUBLIC bitpare_flags)
 
-# kernels_for(<Isa> <flags>...): the families for one instruction set.
-function(kernels_for isa)
-  add_library(kernels_${isa} OBJECT ${cpu_families})
+# kernels_for(<Isa> <families> <flags>...): the families for one instruction set.
+function(kernels_for isa families)
+  add_library(kernels_${isa} OBJECT ${families})
   target_compile_definitions(kernels_${isa} PRIVATE BITPARE_ISA=${isa})
   # GCC 12's intrinsics read variables of their own before they are set.
   target_compile_options(kernels_${isa} PRIVATE ${ARGN} -Wno-uninitialized
@@ -65,11 +65,16 @@ function(kernels_for isa)
   target_sources(bitpare_kernels PRIVATE $<TARGET_OBJECTS:kernels_${isa}>)
 endfunction()
 
-kernels_for(Baseline)
+set(byte_families ${cpu_families})
+list(FILTER byte_families INCLUDE REGEX "/int_[a-z_]+\\.cpp$")
+kernels_for(Baseline "${cpu_families}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   target_compile_definitions(bitpare_kernels PUBLIC BITPARE_X86)
-  kernels_for(Avx2 -mavx2 -mfma -mf16c)
-  kernels_for(Avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  set(avx2 -mavx2 -mfma -mf16c)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  kernels_for(Avx2 "${cpu_families}" ${avx2})
+  kernels_for(Avx512 "${cpu_families}" ${avx512})
+  kernels_for(Avx512Vnni "${byte_families}" ${avx512} -mavx512vnni)
 endif()
 
 if(BITPARE_WITH_CUDA)

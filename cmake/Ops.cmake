@@ -1,5 +1,6 @@
-# libbitpare.so: the ops, for C++ and Python alike. _C: the Python module that goes with it.
-file(GLOB op_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/ops/*.cpp)
+# libbitpare.so: the ops and integer models, for C++ and Python alike. _C: the Python module that goes with it.
+file(GLOB op_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/csrc/ops/*.cpp
+  ${CMAKE_CURRENT_SOURCE_DIR}/csrc/integer/*.cpp)
 
 add_library(bitpare SHARED ${op_sources})
 target_compile_definitions(bitpare PRIVATE BITPARE_VERSION="${PROJECT_VERSION}")

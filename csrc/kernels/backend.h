@@ -17,10 +17,12 @@ using RangeBody = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, RangeBody body,
                              void* context);
 
-// Instruction sets: what the compiler's target has; AVX2, FMA, F16C; AVX-512 F, BW, DQ, VL.
+// Instruction sets: what the compiler's target has; AVX2, FMA, F16C; AVX-512 F, BW, DQ, VL; the
+// same and VNNI, which the families on bytes (int_*) have kernels for.
 struct Baseline {};
 struct Avx2 {};
 struct Avx512 {};
+struct Avx512Vnni {};
 
 template <class Isa>
 struct OnCpu {

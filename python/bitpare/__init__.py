@@ -9,9 +9,11 @@ from bitpare import _load
 
 _load.load()
 
-from bitpare import distill, functional, prune, report  # noqa: E402
+from bitpare import deploy, distill, functional, prune, report  # noqa: E402
 from bitpare._build_info import version as __version__  # noqa: E402
-from bitpare.errors import Uncalibrated, Unsupported  # noqa: E402
+from bitpare.deploy.convert import convert  # noqa: E402
+from bitpare.deploy.verify import verify  # noqa: E402
+from bitpare.errors import Differs, Uncalibrated, Unsupported  # noqa: E402
 from bitpare.quant.calibrate import calibrate  # noqa: E402
 from bitpare.quant.config import QConfig  # noqa: E402
 from bitpare.quant.oscillation import Oscillations  # noqa: E402
@@ -23,6 +25,7 @@ from bitpare.quant.training import ema, param_groups  # noqa: E402
 
 __all__ = [
     "FLOAT",
+    "Differs",
     "Oscillations",
     "QConfig",
     "QSpec",
@@ -31,6 +34,8 @@ __all__ = [
     "Unsupported",
     "__version__",
     "calibrate",
+    "convert",
+    "deploy",
     "distill",
     "ema",
     "functional",
@@ -39,4 +44,5 @@ __all__ = [
     "prune",
     "reestimate_bn",
     "report",
+    "verify",
 ]

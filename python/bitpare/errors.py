@@ -7,3 +7,7 @@ class Unsupported(RuntimeError):
 
 class Uncalibrated(RuntimeError):
     """A quantizer is asked to quantize before it has seen any data."""
+
+
+class Differs(RuntimeError):
+    """An integer model computes something else than the model it was converted from."""

@@ -18,6 +18,14 @@ CpuCapability machine_cpu_capability() {
   return CpuCapability::baseline;
 }
 
+bool machine_has_vnni() {
+#ifdef BITPARE_X86
+  return machine_cpu_capability() == CpuCapability::avx512 && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 const char* name_of(CpuCapability capability) {
   switch (capability) {
     case CpuCapability::avx512:

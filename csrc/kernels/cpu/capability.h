@@ -25,4 +25,17 @@ void on_cpu(CpuCapability capability, ParallelFor parallel_for, F f) {
   f(OnCpu<Baseline>{parallel_for});
 }
 
+bool machine_has_vnni();
+
+// The same for a family on bytes; vnni: with it where the machine has it.
+template <class F>
+void on_cpu_bytes(CpuCapability capability, bool vnni, ParallelFor parallel_for, F f) {
+#ifdef BITPARE_X86
+  if (capability == CpuCapability::avx512 && vnni && machine_has_vnni()) {
+    return f(OnCpu<Avx512Vnni>{parallel_for});
+  }
+#endif
+  on_cpu(capability, parallel_for, f);
+}
+
 }  // namespace bitpare

@@ -276,6 +276,126 @@ BITPARE_INLINE void stream(T* p, Vec v) {
   store(p, v);
 }
 
+// -- bytes: a vector of 32-bit lanes seen as 4 bytes each
+
+BITPARE_INLINE VecInt load_bytes(const void* p) {
+  VecInt v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Four bytes, in every lane.
+BITPARE_INLINE VecInt repeat_quad(const uint8_t* p) {
+  int32_t quad;
+  __builtin_memcpy(&quad, p, sizeof quad);
+  return VecInt{} + quad;
+}
+
+// sum + the products of each lane's four bytes, those of a without a sign. Nothing saturates.
+BITPARE_INLINE VecInt dot4(VecInt sum, VecInt a, VecInt b) {
+#if defined(__AVX512VNNI__)
+  return (VecInt)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__SSE2__)
+  typedef int16_t Shorts __attribute__((vector_size(4 * kWidth)));
+  typedef uint16_t UnsignedShorts __attribute__((vector_size(4 * kWidth)));
+  Shorts even = (Shorts)(a & 0x00ff00ff), odd = (Shorts)((UnsignedShorts)a >> 8);
+  Shorts even_b = (Shorts)((UnsignedShorts)b << 8) >> 8, odd_b = (Shorts)b >> 8;
+#if defined(__AVX512F__)
+  __m512i pairs = _mm512_add_epi32(_mm512_madd_epi16((__m512i)even, (__m512i)even_b),
+                                   _mm512_madd_epi16((__m512i)odd, (__m512i)odd_b));
+#elif defined(__AVX2__)
+  __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16((__m256i)even, (__m256i)even_b),
+                                   _mm256_madd_epi16((__m256i)odd, (__m256i)odd_b));
+#else
+  __m128i pairs = _mm_add_epi32(_mm_madd_epi16((__m128i)even, (__m128i)even_b),
+                                _mm_madd_epi16((__m128i)odd, (__m128i)odd_b));
+#endif
+  return sum + (VecInt)pairs;
+#else
+  for (int shift = 0; shift < 32; shift += 8) {
+    sum += ((a >> shift) & 0xff) * ((b << (24 - shift)) >> 24);
+  }
+  return sum;
+#endif
+}
+
+// Four vectors of bytes, of which lane l of the result's vector j has one byte each: byte
+// spread_channel(j, l) of t[0], t[1], t[2], t[3].
+BITPARE_INLINE void spread(const VecInt* t, VecInt* quads) {
+#if defined(__AVX512F__)
+  __m512i a = (__m512i)t[0], b = (__m512i)t[1], c = (__m512i)t[2], d = (__m512i)t[3];
+  __m512i ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
+  __m512i ab_high = _mm512_unpackhi_epi8(a, b), cd_high = _mm512_unpackhi_epi8(c, d);
+  quads[0] = (VecInt)_mm512_unpacklo_epi16(ab, cd);
+  quads[1] = (VecInt)_mm512_unpackhi_epi16(ab, cd);
+  quads[2] = (VecInt)_mm512_unpacklo_epi16(ab_high, cd_high);
+  quads[3] = (VecInt)_mm512_unpackhi_epi16(ab_high, cd_high);
+#elif defined(__AVX2__)
+  __m256i a = (__m256i)t[0], b = (__m256i)t[1], c = (__m256i)t[2], d = (__m256i)t[3];
+  __m256i ab = _mm256_unpacklo_epi8(a, b), cd = _mm256_unpacklo_epi8(c, d);
+  __m256i ab_high = _mm256_unpackhi_epi8(a, b), cd_high = _mm256_unpackhi_epi8(c, d);
+  quads[0] = (VecInt)_mm256_unpacklo_epi16(ab, cd);
+  quads[1] = (VecInt)_mm256_unpackhi_epi16(ab, cd);
+  quads[2] = (VecInt)_mm256_unpacklo_epi16(ab_high, cd_high);
+  quads[3] = (VecInt)_mm256_unpackhi_epi16(ab_high, cd_high);
+#else
+  uint8_t bytes[4][4 * kWidth];
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(bytes[i], t + i, sizeof bytes[i]);
+  for (int j = 0; j < 4; ++j) {
+    uint8_t mixed[kWidth][4];
+    for (int l = 0; l < kWidth; ++l) {
+      for (int i = 0; i < 4; ++i) mixed[l][i] = bytes[i][4 * j + l];
+    }
+    __builtin_memcpy(quads + j, mixed, sizeof mixed);
+  }
+#endif
+}
+
+BITPARE_INLINE constexpr int spread_channel(int vector, int lane) {
+  return lane / 4 * 16 + 4 * vector + lane % 4;
+}
+
+// The bytes of four vectors of codes, 0 to 255, that stand as spread() left them.
+BITPARE_INLINE VecInt gathered(const VecInt* quads) {
+#if defined(__AVX512F__)
+  __m512i low = _mm512_packs_epi32((__m512i)quads[0], (__m512i)quads[1]);
+  __m512i high = _mm512_packs_epi32((__m512i)quads[2], (__m512i)quads[3]);
+  return (VecInt)_mm512_packus_epi16(low, high);
+#elif defined(__AVX2__)
+  __m256i low = _mm256_packs_epi32((__m256i)quads[0], (__m256i)quads[1]);
+  __m256i high = _mm256_packs_epi32((__m256i)quads[2], (__m256i)quads[3]);
+  return (VecInt)_mm256_packus_epi16(low, high);
+#else
+  uint8_t bytes[4 * kWidth];
+  for (int j = 0; j < 4; ++j) {
+    for (int l = 0; l < kWidth; ++l) {
+      bytes[spread_channel(j, l)] = static_cast<uint8_t>(quads[j][l]);
+    }
+  }
+  return load_bytes(bytes);
+#endif
+}
+
+BITPARE_INLINE void store_bytes(void* p, VecInt v, int64_t count) {
+  __builtin_memcpy(p, &v, static_cast<uint64_t>(count));
+}
+
+// Codes 0 to 255, one in each lane, as bytes.
+BITPARE_INLINE void store_codes(uint8_t* p, VecInt v, int64_t count) {
+#if defined(__AVX512F__)
+  __m128i bytes = _mm512_cvtepi32_epi8((__m512i)v);
+  if (count >= kWidth) {
+    _mm_storeu_si128((__m128i*)p, bytes);
+  } else {
+    _mm_mask_storeu_epi8(p, static_cast<__mmask16>((1u << count) - 1), bytes);
+  }
+#else
+  typedef uint8_t Narrow __attribute__((vector_size(kWidth)));
+  Narrow bytes = __builtin_convertvector(v, Narrow);
+  __builtin_memcpy(p, &bytes, static_cast<uint64_t>(count < kWidth ? count : kWidth));
+#endif
+}
+
 // Lanes 0 .. kWidth - 1.
 BITPARE_INLINE VecInt lane_numbers() {
   VecInt lane = {};

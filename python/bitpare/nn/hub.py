@@ -6,8 +6,10 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from bitpare.distributed import world_size
+from bitpare.graph import Call
 from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import (
@@ -22,13 +24,22 @@ from bitpare.nn.weights import is_sharded, quantized_weights
 class Hub:
     """Hooks on a prepared model's forward, and what prepare noted about it.
 
-    notes: (name, reason, whether it is quantized all the same).
+    notes: (name, reason, whether it is quantized all the same). example: the call it was prepared
+    with, floats without their values.
     """
 
-    def __init__(self, config: dict[str, Any] | None) -> None:
+    def __init__(self, config: dict[str, Any] | None, example: Call) -> None:
         self.config = config
+        self.example = _pytree.tree_map(_without_values, (example.args, example.kwargs))
         self.notes: list[tuple[str, str, bool]] = []
         self._members: _Members | None = None
+
+    def example_call(self, device: torch.device) -> Call:
+        """A call like the one the model was prepared with, of zeros where it had floats."""
+        args, kwargs = _pytree.tree_map(
+            lambda v: v.to(device).contiguous() if isinstance(v, Tensor) else v, self.example
+        )
+        return Call(args, kwargs)
 
     def note(self, name: str, reason: str, quantized: bool = False) -> None:
         if (name, reason, quantized) not in self.notes:
@@ -55,6 +66,14 @@ class Hub:
     def end(self, model: nn.Module, args: Any, result: Any) -> None:
         if self._members is not None:
             self._members.drop_weights()
+
+
+def _without_values(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if not value.is_floating_point():
+        return value.detach().cpu()
+    return torch.zeros((), dtype=value.dtype).expand(value.shape)
 
 
 class _Members:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 
-def _first(batch: Any) -> Any:
+def first_of(batch: Any) -> Any:
     """What of a batch the model takes: the first element of a tuple, list or dict."""
     if isinstance(batch, dict):
         return next(iter(batch.values()))
@@ -34,7 +34,9 @@ def run(
     if forward is not None:
         forward(model, batch)
         return
-    value = _pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, _first(batch))
+    value = _pytree.tree_map(
+        lambda v: v.to(device) if isinstance(v, Tensor) else v, first_of(batch)
+    )
     for part in _parts(value, microbatch):
         model(part)
 

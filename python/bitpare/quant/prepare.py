@@ -103,7 +103,7 @@ def _prepare_once(
     with g.without_hooks(copied):
         calls = _record(copied, call)
         plan = Plan(copied, calls, islands, config.target)
-    builder = _Builder(copied, config, plan)
+    builder = _Builder(copied, config, plan, call)
     builder.build()
     return copied, plan
 
@@ -120,9 +120,9 @@ def _leave_fast_paths(model: nn.Module) -> None:
 class _Builder:
     """Carries out a plan on the copy."""
 
-    def __init__(self, model: nn.Module, config: QConfig, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, config: QConfig, plan: Plan, call: g.Call) -> None:
         self.model, self.config, self.plan = model, config, plan
-        self.hub = Hub(config.to_dict() if _is_plain(config) else None)
+        self.hub = Hub(config.to_dict() if _is_plain(config) else None, call)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.own: dict[str, list[str]] = {}
 

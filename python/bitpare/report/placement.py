@@ -35,7 +35,7 @@ class Placement:
     notes: list[tuple[str, str]]
 
     def __str__(self) -> str:
-        lines = _table(
+        lines = table(
             ["quantizer of", "role", "integers", "scales", "calibrated"],
             [
                 [r.name, r.role, r.form, r.scales, "yes" if r.calibrated else "no"]
@@ -49,11 +49,11 @@ class Placement:
         )
         for first, second, rows in sections:
             if rows:
-                lines += ["", *_table([first, second], [list(row) for row in rows])]
+                lines += ["", *table([first, second], [list(row) for row in rows])]
         return "\n".join(lines)
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
+def table(head: list[str], rows: list[list[Any]]) -> list[str]:
     cells = [head, *([str(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = [

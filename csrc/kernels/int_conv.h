@@ -1,0 +1,119 @@
+// Convolution and linear layers on bytes: int32 sums of products, exact on every instruction set,
+// and what becomes of them while they are in registers.
+#pragma once
+#include "kernels/backend.h"
+#include "math/requant.h"
+
+namespace bitpare {
+
+// Weights are packed by pack_dense() or pack_depthwise().
+enum class ConvKind : int32_t { dense, depthwise };
+
+struct ConvShape {
+  int64_t batch, height, width, out_height, out_width;
+  int64_t groups, in_channels, out_channels;  // channels: of one group
+  int64_t kernel_height, kernel_width, stride_height, stride_width;
+  int64_t pad_top, pad_left, dilation_height, dilation_width;
+};
+
+// input: [batch, height, width] pixels of `input_step` bytes; output alike, bytes or floats. Bytes
+// beyond a pixel's channels are read (and multiplied by 0), so kSlackBytes may follow the last.
+// weight: packed. bias: [groups, padded outputs]: the bias less the zero point's share. multiplier:
+// the same; times it, an accumulator is a code, or a float. padding: a pixel of zero points.
+// other: null, or what is added to the result's codes by `pairing`, of which they are the first.
+struct IntConv {
+  ConvKind kind;
+  ConvShape shape;
+  const uint8_t* input;
+  int64_t input_step;
+  const int8_t* weight;
+  const int32_t* bias;
+  const float* multiplier;
+  const uint8_t* padding;
+  CodeRange range;
+  void* output;
+  int64_t output_step;
+  bool to_float;
+  const uint8_t* other;
+  int64_t other_step;
+  Pairing pairing;
+  CodeRange sum_range;
+};
+
+template <class Isa>
+void int_conv(const IntConv& args, const OnCpu<Isa>& cpu);
+void int_conv(const IntConv& args, const OnCuda& cuda);
+
+constexpr int64_t kSlackBytes = 64;
+// Outputs are worked on by sixteens, inputs by fours.
+constexpr int64_t kPanel = 16;
+constexpr int64_t kQuad = 4;
+// Depthwise weights and their numbers are padded to this many channels.
+constexpr int64_t kDepthwiseBlock = 64;
+constexpr int64_t kMostDepthwiseTaps = 64;
+
+namespace math {
+
+BITPARE_INLINE int64_t padded_to(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+BITPARE_INLINE int64_t taps_of(const ConvShape& s) { return s.kernel_height * s.kernel_width; }
+
+BITPARE_INLINE bool is_depthwise(const ConvShape& s) {
+  return s.in_channels == 1 && s.out_channels == 1 && s.groups > 1 &&
+         taps_of(s) <= kMostDepthwiseTaps;
+}
+
+// Bytes of a panel's weights: [taps, quads, kPanel, kQuad].
+BITPARE_INLINE int64_t panel_bytes(const ConvShape& s) {
+  return taps_of(s) * padded_to(s.in_channels, kQuad) * kPanel;
+}
+
+BITPARE_INLINE int64_t weight_bytes(const ConvShape& s, ConvKind kind) {
+  if (kind == ConvKind::depthwise) return taps_of(s) * padded_to(s.groups, kDepthwiseBlock);
+  return s.groups * padded_to(s.out_channels, kPanel) / kPanel * panel_bytes(s);
+}
+
+// How many numbers there are for the outputs: biases, multipliers.
+BITPARE_INLINE int64_t padded_outputs(const ConvShape& s, ConvKind kind) {
+  if (kind == ConvKind::depthwise) return padded_to(s.groups, kDepthwiseBlock);
+  return s.groups * padded_to(s.out_channels, kPanel);
+}
+
+// Where output o of all groups' stands among those numbers.
+BITPARE_INLINE int64_t place_of_output(const ConvShape& s, ConvKind kind, int64_t o) {
+  if (kind == ConvKind::depthwise) return o;
+  return o / s.out_channels * padded_to(s.out_channels, kPanel) + o % s.out_channels;
+}
+
+// Where weight [o, c, tap] stands in the packed ones.
+BITPARE_INLINE int64_t place_of_weight(const ConvShape& s, ConvKind kind, int64_t o, int64_t c,
+                                       int64_t tap) {
+  if (kind == ConvKind::depthwise) return tap * padded_to(s.groups, kDepthwiseBlock) + o;
+  int64_t panel = place_of_output(s, kind, o) / kPanel, lane = place_of_output(s, kind, o) % kPanel;
+  int64_t quads = padded_to(s.in_channels, kQuad) / kQuad;
+  return panel * panel_bytes(s) + ((tap * quads + c / kQuad) * kPanel + lane) * kQuad + c % kQuad;
+}
+
+// A row of output pixels, and the input pixel that a tap reads: null in the padding.
+struct ConvPixel {
+  int64_t image, top, left;
+};
+
+BITPARE_INLINE ConvPixel pixel_at(const ConvShape& s, int64_t index) {
+  int64_t x = index % s.out_width, rest = index / s.out_width;
+  return {rest / s.out_height, rest % s.out_height * s.stride_height - s.pad_top,
+          x * s.stride_width - s.pad_left};
+}
+
+BITPARE_INLINE const uint8_t* tap_of(const IntConv& args, const ConvPixel& pixel, int64_t tap) {
+  const ConvShape& s = args.shape;
+  int64_t y = pixel.top + tap / s.kernel_width * s.dilation_height;
+  int64_t x = pixel.left + tap % s.kernel_width * s.dilation_width;
+  if (y < 0 || x < 0 || y >= s.height || x >= s.width) return nullptr;
+  return args.input + ((pixel.image * s.height + y) * s.width + x) * args.input_step;
+}
+
+}  // namespace math
+}  // namespace bitpare

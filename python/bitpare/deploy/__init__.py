@@ -1,0 +1,14 @@
+"""From a trained model to what is shipped."""
+
+from bitpare.deploy.convert import convert
+from bitpare.deploy.integer import IntegerModel, IntegerProgram
+from bitpare.deploy.verify import LayerRow, Verification, verify
+
+__all__ = [
+    "IntegerModel",
+    "IntegerProgram",
+    "LayerRow",
+    "Verification",
+    "convert",
+    "verify",
+]

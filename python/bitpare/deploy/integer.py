@@ -1,0 +1,133 @@
+"""Models that run in integers."""
+
+import json
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from bitpare.errors import Unsupported
+
+_new_program = torch.ops.bitpare._new_program
+_release_program = torch.ops.bitpare._release_program
+_run_program = torch.ops.bitpare.run_program.default
+
+
+class IntegerProgram(nn.Module):
+    """A part of a model that is computed in integers from end to end: floats in, floats out.
+
+    spec: its operations, see docs/integer.md. Buffers: integer weights and what goes with them, by
+    the names in the spec. They are laid out for the kernels once, and anew where they were loaded
+    or moved; who writes into them calls ``rebuild()``.
+    """
+
+    def __init__(self, spec: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, tensor in tensors.items():
+            path, _, last = name.rpartition(".")
+            self._holder(path).register_buffer(last, tensor)
+        self._held: Any = None
+        self.rebuild()
+        self.register_load_state_dict_post_hook(_rebuilt)
+
+    def _holder(self, path: str) -> nn.Module:
+        module: nn.Module = self
+        for part in path.split(".") if path else []:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module._modules[part]  # type: ignore[assignment]
+        return module
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        made: list[Tensor] = _run_program(inputs, self._number)
+        return made
+
+    def rebuild(self) -> None:
+        if self._held is not None:
+            self._held()
+        held = dict(self.named_buffers())
+        self._number = _new_program(json.dumps(self.spec), list(held.values()), list(held))
+        self._held = weakref.finalize(self, _release_program, self._number)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        numbers = {k: v for k, v in self.named_buffers() if v.is_floating_point()}
+        made = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in numbers.items():  # .half() is not for them
+            path, _, last = name.rpartition(".")
+            now = self.get_buffer(name)
+            if now.dtype != before.dtype:
+                self._holder(path)._buffers[last] = before.to(now.device)
+        self.rebuild()
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_number": 0, "_held": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.rebuild()
+
+    def extra_repr(self) -> str:
+        return f"{len(self.spec['nodes'])} operations"
+
+
+def _rebuilt(program: IntegerProgram, _: Any) -> None:
+    program.rebuild()
+
+
+class IntegerModel(nn.Module):
+    """What `convert` made of a model: the same call, in integers where that is possible.
+
+    floating: layers that stay in float, with the reason. body: the graph of programs, and of what
+    is computed in float between them.
+    """
+
+    def __init__(
+        self,
+        body: fx.GraphModule,
+        form: _pytree.TreeSpec,
+        constants: list[Any],
+        arguments: list[str],
+        floating: list[tuple[str, str]],
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.floating = floating
+        self._form, self._constants, self._arguments = form, constants, arguments
+        self._tensors = sum(isinstance(c, Tensor) for c in constants)
+        self.eval()
+
+    @property
+    def programs(self) -> list[IntegerProgram]:
+        return [m for m in self.modules() if isinstance(m, IntegerProgram)]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and len(args) == self._tensors and self._plain(args):
+            return self.body(*args)
+        if len(args) > len(self._arguments):
+            count = len(self._arguments)
+            raise TypeError(
+                f"the integer model takes {count} argument{'s' * (count != 1)}, got {len(args)}"
+            )
+        given = dict(zip(self._arguments, args, strict=False))
+        leaves, form = _pytree.tree_flatten({**given, **kwargs})
+        same = form == self._form and all(
+            isinstance(a, Tensor) == isinstance(b, Tensor) and (isinstance(a, Tensor) or a == b)
+            for a, b in zip(leaves, self._constants, strict=True)
+        )
+        if not same:
+            raise Unsupported(
+                "the integer model was converted from a model prepared with other arguments; "
+                f"call it with {', '.join(self._arguments)} as there"
+            )
+        return self.body(*(v for v in leaves if isinstance(v, Tensor)))
+
+    def _plain(self, args: tuple[Any, ...]) -> bool:
+        return len(self._constants) == self._tensors and all(isinstance(a, Tensor) for a in args)
+
+    def train(self, mode: bool = True) -> "IntegerModel":
+        """Stays in eval: integers are not trained."""
+        return super().train(False)

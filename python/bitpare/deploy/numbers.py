@@ -1,0 +1,203 @@
+"""The numbers of integer layers: codes of activations and weights, BatchNorm absorbed."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitpare.nn.learned import BinaryQuantizer, DorefaQuantizer, LearnedQuantizer
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer
+from bitpare.nn.weights import is_sharded
+
+LEAST_SCALE = 2.0**-40
+SIGNED = 128  # codes are bytes: a signed grid is moved up by this
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """How the bytes of a tensor stand for its values: (byte - zero) * scale.
+
+    low, high: the least and most byte.
+    """
+
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+    @property
+    def range(self) -> list[int]:
+        """As the kernels take it: bounds less the zero point, and that."""
+        return [self.low - self.zero, self.high - self.zero, self.zero]
+
+    def clamped(self, low: float | None, high: float | None) -> "Codes":
+        """With the bounds of a clamp that comes before the quantizer."""
+        least = self.low if low is None else max(self.low, self.code(low))
+        most = self.high if high is None else min(self.high, self.code(high))
+        return dataclasses.replace(self, low=min(least, most), high=most)
+
+    def code(self, value: float) -> int:
+        inverse = torch.tensor(1.0) / torch.tensor(self.scale)
+        return int(torch.round(torch.tensor(value) * inverse)) + self.zero
+
+    def inverse(self) -> float:
+        return float(torch.tensor(1.0) / torch.tensor(self.scale))
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """x on this grid."""
+        codes = torch.round(x * self.inverse()) + self.zero
+        return (codes.clamp(self.low, self.high) - self.zero) * self.scale
+
+    def values(self) -> Tensor:
+        """What each of 256 bytes stands for."""
+        return (torch.arange(256, dtype=torch.float32) - self.zero) * torch.tensor(self.scale)
+
+
+def no_codes(q: Quantizer) -> str | None:
+    """Why a quantizer of activations has no bytes; None where it has."""
+    if q.bypass or not q.quantizing:
+        return "its quantizer is switched off"
+    if q.spec.is_float:
+        return "a floating-point format"
+    if q.bits > 8:
+        return f"activations of {q.bits} bits"
+    if q.spec.dynamic:
+        return "dynamic ranges"
+    if q.spec.rounding != "nearest":
+        return f"activations rounded '{q.spec.rounding}'"
+    if isinstance(q, BinaryQuantizer):
+        return "binary activations"
+    scale = q.scale
+    if not isinstance(scale, Tensor) or scale.numel() != 1:
+        return "activations with several scales"
+    return None
+
+
+def codes_of(q: Quantizer) -> Codes | None:
+    """None where the quantizer has no integer form in bytes."""
+    if no_codes(q) is not None:
+        return None
+    q._require_calibrated()
+    held: Any = q
+    scale = held.scale.detach().float().clamp(min=LEAST_SCALE).reshape(())
+    zero = 0
+    if isinstance(q, LearnedQuantizer) and held.offset is not None:
+        learned = (q.grid.quant_min - held.offset / held.scale).reshape(())
+        zero = int(torch.round(learned.clamp(q.grid.quant_min, q.grid.quant_max)))
+    elif isinstance(q, RangeQuantizer) and held.zero_point is not None:
+        zero = int(held.zero_point.reshape(()))
+    up = SIGNED if q.grid.quant_min < 0 else 0
+    low, high = q.grid.quant_min + up, q.grid.quant_max + up
+    if isinstance(q, DorefaQuantizer):
+        low, high = 0, 2**q.bits - 1
+    return Codes(float(scale), zero + up, low, high)
+
+
+@dataclasses.dataclass
+class WeightCodes:
+    """codes * scale is the quantized weight, exactly. scale: float64, for each output."""
+
+    codes: Tensor  # int64, [outputs, ...]
+    scale: Tensor
+
+    def finer(self) -> tuple[Tensor, Tensor]:
+        """The same weights in codes of 8 bits: a bias is rounded to what one unit of the sum is
+        worth, which is much where weights have few bits."""
+        most = max(int(self.codes.abs().max()), 1) if self.codes.numel() else 1
+        factor = 2 ** max((127 // most).bit_length() - 1, 0)
+        return self.codes * factor, self.scale / factor
+
+
+def weight_codes(layer: Any) -> WeightCodes | str:
+    """The integers of a layer's weight, or why there are none."""
+    q = layer.bp_weight
+    if q is None:
+        return "its weight is in float"
+    if q.bypass or not q.quantizing:
+        return "its weight's quantizer is switched off"
+    if is_sharded(layer.weight):
+        return "its weight is sharded"
+    if q.grid.group is not None or q.grid.axis not in (None, 0):
+        return "its weight's scales do not belong to outputs"
+    with torch.no_grad():
+        value = layer.quantized_weight().detach().float()
+        outputs = value.shape[0]
+        if isinstance(q, DorefaQuantizer):
+            scale = torch.full((outputs,), 1.0 / (2**q.bits - 1), device=value.device)
+        elif isinstance(q, BinaryQuantizer):
+            scale = value.abs().flatten(1).amax(1)
+        elif isinstance(q, RangeQuantizer | LearnedQuantizer):
+            scale = q.scale.detach().float().clamp(min=LEAST_SCALE).reshape(-1).expand(outputs)
+        else:
+            return f"weights of a {type(q).__name__}"
+        scale = torch.where(scale == 0, 1.0, scale)
+        shape = (-1, *[1] * (value.dim() - 1))
+        codes = torch.round(value / scale.view(shape))
+        if bool((codes.abs() > 128).any()) or bool((codes == 128).any()):
+            return f"weights of {q.integer_form()} leave 8 bits"
+        if not torch.equal(codes * scale.view(shape), value):
+            return f"weights of {q.integer_form()} have no integer form"
+    return WeightCodes(codes.long(), scale.double())
+
+
+@dataclasses.dataclass
+class ConvNumbers:
+    """As the kernels take them: int8 codes, int32 biases, float32 multipliers."""
+
+    weight: Tensor
+    bias: Tensor
+    multiplier: Tensor
+
+
+def _norm(layer: Any, bn: Any | None, outputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and offset of each output, in float64."""
+    factor = torch.ones(outputs, dtype=torch.float64, device=device)
+    offset = torch.zeros_like(factor)
+    if layer.bias is not None:
+        offset = layer.bias.detach().double()
+    if bn is not None:
+        factor, shift = affine_of(bn)
+        offset = offset * factor + shift
+    return factor, offset
+
+
+def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm in eval multiplies by and adds, in float64."""
+    factor = (bn.running_var.double() + bn.eps).rsqrt()
+    if bn.weight is not None:
+        factor = factor * bn.weight.detach().double()
+    shift = -bn.running_mean.double() * factor
+    if bn.bias is not None:
+        shift = shift + bn.bias.detach().double()
+    return factor, shift
+
+
+def conv_numbers(
+    layer: Any, bn: nn.Module | None, entering: Codes, leaving: Codes | None
+) -> ConvNumbers | str:
+    """Of a convolution or linear layer, with the BatchNorm after it. leaving: None for floats."""
+    found = weight_codes(layer)
+    if isinstance(found, str):
+        return found
+    codes, scale = found.finer()
+    outputs = codes.shape[0]
+    factor, offset = _norm(layer, bn, outputs, codes.device)
+    if not bool(torch.isfinite(factor).all() and torch.isfinite(offset).all()):
+        return "its BatchNorm or bias is not finite"
+    shape = (-1, *[1] * (codes.dim() - 1))
+    least = (offset.abs() / (entering.scale * 2.0**30)).clamp(min=LEAST_SCALE)
+    exact = scale * factor.abs()
+    new = torch.where(exact < least, least, exact).float().double()
+    raised = exact < least
+    requantized = torch.round(codes * (exact / new).view(shape))
+    codes = torch.where(raised.view(shape), requantized.long(), codes)
+    unit = (torch.tensor(entering.scale) * new.float()).float()
+    sign = torch.where(factor < 0, -1.0, 1.0)
+    bias = torch.round(offset / (unit.double() * sign))
+    extent = codes.abs().flatten(1).sum(1) * 255 + bias.abs()
+    if bool((extent >= 2.0**31 - 1).any()):
+        return "its sums could leave 32 bits"
+    multiplier = unit if leaving is None else unit / torch.tensor(leaving.scale)
+    return ConvNumbers(codes.to(torch.int8), bias.to(torch.int32), multiplier * sign.float())

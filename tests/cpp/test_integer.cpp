@@ -1,0 +1,424 @@
+// Kernels on bytes: against references in 64-bit integers and float, and the same bytes on every
+// CPU kernel and on the CUDA ones on the host.
+#include <algorithm>
+#include <cmath>
+
+#include "backends.h"
+#include "kernels/int_conv.h"
+#include "kernels/int_edge.h"
+#include "kernels/int_map.h"
+#include "kernels/int_pair.h"
+#include "kernels/int_pool.h"
+#include "on_cuda.h"
+
+namespace bitpare {
+namespace {
+
+// run(where) on every instruction set for bytes, then on the CUDA emulation: all as the first.
+template <class Run>
+auto expect_same_bytes_everywhere(const std::string& what, Run run) {
+  decltype(run(OnCpu<Baseline>{serial})) expected = run(OnCpu<Baseline>{serial});
+  for (auto c : {CpuCapability::baseline, CpuCapability::avx2, CpuCapability::avx512}) {
+    if (c > machine_cpu_capability()) continue;
+    for (bool vnni : {false, true}) {
+      for (ParallelFor loop : {serial, reversed}) {
+        on_cpu_bytes(c, vnni, loop, [&](const auto& cpu) {
+          std::string name = std::string(name_of(c)) + (vnni ? " vnni " : " ");
+          expect_same_bits(run(cpu), expected, name + what);
+        });
+      }
+    }
+  }
+  on_cuda([&](const OnCuda& cuda, const std::string& order) {
+    expect_same_bits(run(cuda), expected, order + what);
+  });
+  return expected;
+}
+
+std::vector<uint8_t> random_bytes(int64_t n, unsigned seed, int most = 255) {
+  std::mt19937 random(seed);
+  std::vector<uint8_t> x(static_cast<size_t>(n));
+  for (auto& v : x) v = static_cast<uint8_t>(random() % static_cast<unsigned>(most + 1));
+  return x;
+}
+
+// Nearest, ties to even, of a float within int32.
+int64_t nearest(float x) { return static_cast<int64_t>(std::nearbyint(x)); }
+
+int64_t clamped(int64_t x, const CodeRange& r) {
+  auto low = static_cast<int64_t>(r.low), high = static_cast<int64_t>(r.high);
+  return std::clamp(x, low, high) + r.zero;
+}
+
+// -- convolutions
+
+constexpr int64_t kZero = 119;  // of the input
+
+struct ConvCase {
+  ConvShape shape;
+  bool to_float, other;
+};
+
+struct ConvData {
+  std::vector<uint8_t> input, other, padding;
+  std::vector<int8_t> plain, packed;  // plain: [outputs, channels of a group, taps]
+  std::vector<int32_t> plain_bias, bias;
+  std::vector<float> plain_multiplier, multiplier;
+  IntConv args = {};
+
+  explicit ConvData(const ConvCase& c) {
+    const ConvShape& s = c.shape;
+    std::mt19937 random(static_cast<unsigned>(s.in_channels * 31 + s.out_channels));
+    bool depthwise = math::is_depthwise(s);
+    args.kind = depthwise ? ConvKind::depthwise : ConvKind::dense;
+    args.shape = s;
+    int64_t channels = s.groups * s.in_channels, outputs = s.groups * s.out_channels;
+    args.input_step = math::padded_to(channels, kQuad);
+    args.output_step = args.other_step = math::padded_to(outputs, kQuad);
+    input = random_bytes(s.batch * s.height * s.width * args.input_step + kSlackBytes, 1);
+    other = random_bytes(s.batch * s.out_height * s.out_width * args.other_step + kSlackBytes, 2);
+    padding.assign(static_cast<size_t>(channels + kSlackBytes), kZero);
+    packed.resize(static_cast<size_t>(math::weight_bytes(s, args.kind)));
+    bias.resize(static_cast<size_t>(math::padded_outputs(s, args.kind)));
+    multiplier.resize(bias.size());
+    int64_t taps = math::taps_of(s);
+    for (int64_t o = 0; o < outputs; ++o) {
+      int32_t sum = 0;
+      for (int64_t i = 0; i < s.in_channels * taps; ++i) {
+        int extreme = static_cast<int>(random() % 8);
+        int w = extreme == 0 ? 127 : extreme == 1 ? -128 : static_cast<int>(random() % 255) - 127;
+        plain.push_back(static_cast<int8_t>(w));
+        sum += w;
+        packed[static_cast<size_t>(math::place_of_weight(s, args.kind, o, i / taps, i % taps))] =
+            static_cast<int8_t>(w);
+      }
+      plain_bias.push_back(static_cast<int32_t>(random() % 20000) - 10000);
+      plain_multiplier.push_back(0.0005f + static_cast<float>(random() % 1000) * 1e-6f);
+      auto place = static_cast<size_t>(math::place_of_output(s, args.kind, o));
+      bias[place] = plain_bias.back() - static_cast<int32_t>(kZero) * sum;
+      multiplier[place] = plain_multiplier.back();
+    }
+    args.input = input.data();
+    args.weight = packed.data();
+    args.bias = bias.data();
+    args.multiplier = multiplier.data();
+    args.padding = padding.data();
+    args.range = {-100.0f, 120.0f, 130};
+    args.to_float = c.to_float;
+    args.pairing = {0.5f, 0.25f, 1.0f / 0.6f, 130, 77, false};
+    args.sum_range = {-90.0f, 160.0f, 90};
+    if (c.other) args.other = other.data();
+  }
+
+  // The definition, in 64 bits.
+  int64_t sum(int64_t n, int64_t y, int64_t x, int64_t o) const {
+    const ConvShape& s = args.shape;
+    int64_t found = plain_bias[static_cast<size_t>(o)], taps = math::taps_of(s);
+    for (int64_t c = 0; c < s.in_channels; ++c) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        int64_t iy = y * s.stride_height - s.pad_top + tap / s.kernel_width * s.dilation_height;
+        int64_t ix = x * s.stride_width - s.pad_left + tap % s.kernel_width * s.dilation_width;
+        if (iy < 0 || ix < 0 || iy >= s.height || ix >= s.width) continue;
+        int64_t channel = o / s.out_channels * s.in_channels + c;
+        int64_t at = ((n * s.height + iy) * s.width + ix) * args.input_step + channel;
+        found += (input[static_cast<size_t>(at)] - kZero) *
+                 plain[static_cast<size_t>((o * s.in_channels + c) * taps + tap)];
+      }
+    }
+    return found;
+  }
+};
+
+template <class Where>
+std::vector<uint8_t> run_conv(ConvData& data, const Where& where) {
+  const ConvShape& s = data.args.shape;
+  int64_t n = s.batch * s.out_height * s.out_width * data.args.output_step;
+  if (data.args.to_float) n *= static_cast<int64_t>(sizeof(float));
+  std::vector<uint8_t> output(static_cast<size_t>(n + 1), 0xA5);
+  data.args.output = output.data();
+  int_conv(data.args, where);
+  return output;
+}
+
+ConvShape conv(int64_t batch, int64_t size, int64_t groups, int64_t in, int64_t out, int64_t kernel,
+               int64_t stride, int64_t pad, int64_t dilation = 1) {
+  int64_t made = (size + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+  return {batch,  size,   size,   made,   made, groups, in,       out,
+          kernel, kernel, stride, stride, pad,  pad,    dilation, dilation};
+}
+
+std::vector<ConvShape> conv_shapes() {
+  std::vector<ConvShape> all = {conv(1, 7, 1, 3, 8, 3, 2, 1),     conv(2, 5, 1, 16, 70, 1, 1, 0),
+                                conv(1, 9, 1, 5, 33, 5, 1, 2, 2), conv(1, 4, 1, 200, 130, 1, 1, 0),
+                                conv(3, 1, 1, 37, 10, 1, 1, 0),   conv(1, 6, 4, 8, 6, 3, 1, 1),
+                                conv(1, 6, 3, 5, 20, 3, 2, 0),    conv(2, 6, 96, 1, 1, 3, 1, 1),
+                                conv(1, 9, 7, 1, 1, 3, 2, 1),     conv(1, 8, 40, 1, 1, 5, 1, 2),
+                                conv(1, 8, 130, 1, 1, 7, 2, 3),   conv(1, 10, 12, 1, 1, 9, 1, 4),
+                                conv(1, 6, 6, 1, 2, 3, 1, 1),     conv(1, 5, 1, 4, 16, 5, 1, 0),
+                                conv(1, 3, 20, 1, 1, 1, 1, 0)};
+  ConvShape uneven = conv(1, 8, 1, 12, 20, 3, 1, 1);
+  uneven.kernel_width = 1;
+  uneven.pad_left = 0;
+  uneven.stride_height = 2;
+  uneven.out_height = 4;
+  all.push_back(uneven);
+  return all;
+}
+
+TEST(IntConv, IsTheDefinitionOnEveryInstructionSet) {
+  for (const ConvShape& s : conv_shapes()) {
+    for (auto [to_float, other] : {std::pair{false, false}, {true, false}, {false, true}}) {
+      ConvData data({s, to_float, other});
+      std::string what = std::to_string(s.groups) + " groups of " + std::to_string(s.in_channels) +
+                         " to " + std::to_string(s.out_channels) + " kernel " +
+                         std::to_string(s.kernel_height);
+      auto found = expect_same_bytes_everywhere(
+          what, [&](const auto& where) { return run_conv(data, where); });
+      EXPECT_EQ(found.back(), 0xA5) << what << " wrote past its end";
+      int64_t outputs = s.groups * s.out_channels, wrong = 0;
+      for (int64_t i = 0; i < s.batch * s.out_height * s.out_width * outputs; ++i) {
+        int64_t row = i / outputs, o = i % outputs, x = row % s.out_width;
+        int64_t y = row / s.out_width % s.out_height, n = row / s.out_width / s.out_height;
+        auto sum = static_cast<float>(data.sum(n, y, x, o));
+        float value = sum * data.plain_multiplier[static_cast<size_t>(o)];
+        auto at = static_cast<size_t>(row * data.args.output_step + o);
+        if (to_float) {
+          float got;
+          std::memcpy(&got, found.data() + at * sizeof(float), sizeof got);
+          wrong += got != value;
+          continue;
+        }
+        int64_t code = clamped(nearest(value), data.args.range);
+        if (other) {
+          float a = static_cast<float>(code - 130) * 0.5f;
+          float b = static_cast<float>(data.other[at] - 77) * 0.25f;
+          code = clamped(nearest((a + b) * (1.0f / 0.6f)), data.args.sum_range);
+        }
+        wrong += found[at] != code;
+      }
+      EXPECT_EQ(wrong, 0) << what;
+    }
+  }
+}
+
+TEST(IntConv, DoesNotSaturate) {
+  // The largest products there are, of one sign: pairs of them leave 16 bits.
+  ConvShape s = conv(1, 1, 1, 4096, 17, 1, 1, 0);
+  ConvData data({s, true, false});
+  std::fill(data.input.begin(), data.input.end(), uint8_t{255});
+  std::fill(data.packed.begin(), data.packed.end(), int8_t{-128});
+  std::fill(data.bias.begin(), data.bias.end(), 0);
+  std::fill(data.multiplier.begin(), data.multiplier.end(), 1.0f);
+  auto found = expect_same_bytes_everywhere(
+      "extreme", [&](const auto& where) { return run_conv(data, where); });
+  float first;
+  std::memcpy(&first, found.data(), sizeof first);
+  EXPECT_EQ(first, -4096.0f * 255 * 128);
+}
+
+// -- pooling
+
+TEST(IntPool, IsTheDefinitionOnEveryInstructionSet) {
+  struct Case {
+    ConvShape shape;
+    bool maximum, adaptive, count_padding;
+    int64_t divisor = 0;
+  };
+  ConvShape adaptive = conv(2, 7, 19, 1, 1, 1, 1, 0);
+  adaptive.out_height = 3;
+  adaptive.out_width = 2;
+  ConvShape global = conv(1, 7, 67, 1, 1, 1, 1, 0);
+  global.out_height = global.out_width = 1;
+  for (const Case& c : {Case{conv(1, 8, 20, 1, 1, 3, 2, 1), true, false, false},
+                        {conv(2, 6, 5, 1, 1, 2, 2, 0), true, false, false},
+                        {conv(1, 9, 33, 1, 1, 3, 1, 1, 2), true, false, false},
+                        {conv(1, 8, 20, 1, 1, 3, 2, 1), false, false, true},
+                        {conv(1, 8, 20, 1, 1, 3, 2, 1), false, false, false},
+                        {conv(1, 8, 20, 1, 1, 3, 2, 1), false, false, true, 5},
+                        {adaptive, false, true, false},
+                        {adaptive, true, true, false},
+                        {global, false, true, false}}) {
+    const ConvShape& s = c.shape;
+    int64_t step = math::padded_to(s.groups, kQuad);
+    auto input = random_bytes(s.batch * s.height * s.width * step + kSlackBytes, 3);
+    IntPool args = {};
+    args.shape = s;
+    args.maximum = c.maximum;
+    args.adaptive = c.adaptive;
+    args.count_padding = c.count_padding;
+    args.pad_bottom = args.pad_right = s.pad_top;
+    args.divisor = c.divisor;
+    args.input = input.data();
+    args.input_step = args.output_step = step;
+    args.least = 3;
+    args.scale = 0.37f;
+    args.new_scale = 0.3f;
+    args.zero = 12;
+    args.range = {-40.0f, 200.0f, 40};
+    auto found = expect_same_bytes_everywhere("pool", [&](const auto& where) {
+      std::vector<uint8_t> output(static_cast<size_t>(s.batch * s.out_height * s.out_width * step));
+      args.output = output.data();
+      int_pool(args, where);
+      return output;
+    });
+    for (int64_t i = 0; i < s.batch * s.out_height * s.out_width; ++i) {
+      int64_t ox = i % s.out_width, oy = i / s.out_width % s.out_height;
+      int64_t image = i / s.out_width / s.out_height;
+      for (int64_t channel = 0; channel < s.groups; ++channel) {
+        int64_t sum = 0, most = 3, count = 0, inside = 0;
+        auto look = [&](int64_t y, int64_t x) {
+          ++count;
+          if (y < 0 || x < 0 || y >= s.height || x >= s.width) return;
+          ++inside;
+          int64_t code =
+              input[static_cast<size_t>(((image * s.height + y) * s.width + x) * step + channel)];
+          sum += code - 12;
+          most = std::max(most, code);
+        };
+        if (c.adaptive) {
+          auto begin = [](int64_t o, int64_t n, int64_t out) { return o * n / out; };
+          auto end = [](int64_t o, int64_t n, int64_t out) {
+            return ((o + 1) * n + out - 1) / out;
+          };
+          for (int64_t y = begin(oy, s.height, s.out_height); y < end(oy, s.height, s.out_height);
+               ++y)
+            for (int64_t x = begin(ox, s.width, s.out_width); x < end(ox, s.width, s.out_width);
+                 ++x)
+              look(y, x);
+        } else {
+          for (int64_t k = 0; k < math::taps_of(s); ++k)
+            look(oy * s.stride_height - s.pad_top + k / s.kernel_width * s.dilation_height,
+                 ox * s.stride_width - s.pad_left + k % s.kernel_width * s.dilation_width);
+        }
+        int64_t n = c.divisor > 0 ? c.divisor : c.count_padding ? count : inside;
+        auto multiplier = static_cast<float>(static_cast<double>(0.37f) /
+                                             (static_cast<double>(n) * static_cast<double>(0.3f)));
+        int64_t expected =
+            c.maximum ? most : clamped(nearest(static_cast<float>(sum) * multiplier), args.range);
+        ASSERT_EQ(found[static_cast<size_t>(i * step + channel)], expected) << i << " " << channel;
+      }
+    }
+  }
+}
+
+// -- pairs, maps, edges
+
+TEST(IntPair, IsTheDefinitionOnEveryInstructionSet) {
+  for (bool product : {false, true}) {
+    for (auto [channels, repeat] : {std::pair<int64_t, int64_t>{5, 1}, {64, 3}, {33, 6}}) {
+      int64_t pixels = 12, step = math::padded_to(channels, kQuad);
+      auto first = random_bytes(pixels * step + kSlackBytes, 4);
+      auto second = random_bytes(pixels * step + kSlackBytes, 5);
+      IntPair args = {
+          first.data(), second.data(),       nullptr, pixels, channels, step, step, step, repeat,
+          {},           {-30.0f, 190.0f, 61}};
+      args.pairing = {0.02f, 0.07f, 1.0f / 0.09f, 100, 31, product};
+      auto found = expect_same_bytes_everywhere("pair", [&](const auto& where) {
+        std::vector<uint8_t> output(static_cast<size_t>(pixels * step));
+        args.output = output.data();
+        int_pair(args, where);
+        return output;
+      });
+      for (int64_t i = 0; i < pixels * channels; ++i) {
+        int64_t p = i / channels, c = i % channels;
+        float a = static_cast<float>(first[static_cast<size_t>(p * step + c)] - 100) * 0.02f;
+        float b =
+            static_cast<float>(second[static_cast<size_t>(p / repeat * step + c)] - 31) * 0.07f;
+        float value = (product ? a * b : a + b) * (1.0f / 0.09f);
+        ASSERT_EQ(found[static_cast<size_t>(p * step + c)], clamped(nearest(value), args.range));
+      }
+    }
+  }
+}
+
+TEST(IntMap, IsTheDefinitionOnEveryInstructionSet) {
+  int64_t pixels = 9, channels = 21, step = 24, wide = 40;
+  auto input = random_bytes(pixels * step + kSlackBytes, 6), table = random_bytes(256, 7);
+  auto multiplier = finite_values(channels, 8, 1.0f), offset = finite_values(channels, 9, 50.0f);
+  for (int kind = 0; kind < 3; ++kind) {
+    IntMap args = {};
+    args.input = input.data();
+    args.pixels = pixels;
+    args.channels = channels;
+    args.input_step = step;
+    args.output_step = wide;
+    if (kind == 0) args.table = table.data();
+    if (kind == 1) {
+      args.multiplier = multiplier.data();
+      args.offset = offset.data();
+    }
+    args.zero = 17;
+    args.range = {-50.0f, 200.0f, 50};
+    auto found = expect_same_bytes_everywhere("map", [&](const auto& where) {
+      std::vector<uint8_t> output(static_cast<size_t>(pixels * wide), 0xA5);
+      args.output = output.data() + 13;
+      int_map(args, where);
+      return output;
+    });
+    for (int64_t i = 0; i < pixels * wide - 13; ++i) {
+      int64_t p = i / wide, c = i % wide, expected = 0xA5;
+      if (c < channels) {
+        auto code = input[static_cast<size_t>(p * step + c)];
+        auto at = static_cast<size_t>(c);
+        expected = kind == 0 ? table[code]
+                   : kind == 2
+                       ? code
+                       : clamped(nearest(std::clamp(
+                                     static_cast<float>(code - 17) * multiplier[at] + offset[at],
+                                     -50.0f, 200.0f)),
+                                 args.range);
+      }
+      ASSERT_EQ(found[static_cast<size_t>(i + 13)], expected) << kind << " " << i;
+    }
+  }
+}
+
+TEST(IntEdge, IsTheDefinitionOnEveryInstructionSet) {
+  for (bool channels_last : {false, true}) {
+    int64_t images = 2, pixels = 37, channels = 19, step = 20;
+    auto x = test_values(images * pixels * channels, 10);
+    IntEdge args = {};
+    args.images = images;
+    args.pixels = pixels;
+    args.channels = channels;
+    args.image_step = pixels * channels;
+    args.pixel_step = channels_last ? channels : 1;
+    args.channel_step = channels_last ? 1 : pixels;
+    args.step = step;
+    args.scale = 0.04f;
+    args.range = {-90.0f, 130.0f, 95};
+    bool nan = false;
+    args.nan = &nan;
+    auto codes = expect_same_bytes_everywhere("to bytes", [&](const auto& where) {
+      std::vector<uint8_t> output(static_cast<size_t>(images * pixels * step + kSlackBytes));
+      args.floats = x.data();
+      args.codes = output.data();
+      int_edge(args, where);
+      return output;
+    });
+    EXPECT_TRUE(nan);
+    auto back = expect_same_bytes_everywhere("to floats", [&](const auto& where) {
+      std::vector<uint8_t> output(x.size() * sizeof(float));
+      args.floats = nullptr;
+      args.result = reinterpret_cast<float*>(output.data());
+      args.codes = codes.data();
+      int_edge(args, where);
+      return output;
+    });
+    for (int64_t i = 0; i < images * pixels * channels; ++i) {
+      int64_t c = i % channels, p = i / channels;
+      int64_t at =
+          p / pixels * args.image_step + p % pixels * args.pixel_step + c * args.channel_step;
+      float v = x[static_cast<size_t>(at)], t = v * (1.0f / 0.04f);
+      int64_t expected =
+          std::isnan(v) ? 95 : clamped(nearest(std::clamp(t, -90.f, 130.f)), args.range);
+      ASSERT_EQ(codes[static_cast<size_t>(p * step + c)], expected) << i;
+      float value;
+      std::memcpy(&value, back.data() + at * 4, sizeof value);
+      ASSERT_EQ(value, static_cast<float>(expected - 95) * 0.04f);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bitpare
