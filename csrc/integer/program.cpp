@@ -148,18 +148,23 @@ Program::Weights Program::pack(const Node& node, const Tensors& tensors) const {
   const int8_t* from = codes.const_data_ptr<int8_t>();
   auto* to = weight.data_ptr<int8_t>();
   for (int64_t o = 0; o < outputs; ++o) {
-    int64_t sum = 0, place = math::place_of_output(shape, made.kind, o);
+    int64_t sum = 0, most = 0, place = math::place_of_output(shape, made.kind, o);
     for (int64_t c = 0; c < shape.in_channels; ++c) {
       for (int64_t tap = 0; tap < taps; ++tap, ++from) {
         to[math::place_of_weight(shape, made.kind, o, c, tap)] = *from;
         sum += *from;
+        most += 255 * std::abs(int64_t{*from});
       }
     }
     int64_t all = int64_t{biases.const_data_ptr<int32_t>()[o]} - node.zero * sum;
     TORCH_CHECK(all == static_cast<int32_t>(all), kOp, ": ", node.name, ": the bias of output ", o,
                 " leaves 32 bits");
+    float by = multipliers.const_data_ptr<float>()[o];
     bias.data_ptr<int32_t>()[place] = static_cast<int32_t>(all);
-    multiplier.data_ptr<float>()[place] = multipliers.const_data_ptr<float>()[o];
+    multiplier.data_ptr<float>()[place] = by;
+    // Room for the zero point, and for the rounding of floats.
+    most += std::abs(int64_t{biases.const_data_ptr<int32_t>()[o]});
+    made.fits = made.fits && static_cast<double>(most) * std::abs(by) < (1 << 30);
   }
   Tensor padding = at::full({channels(node.inputs[0]) + kSlackBytes}, node.zero, at::kByte);
   made.weight = weight.to(device_);

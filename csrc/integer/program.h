@@ -37,6 +37,7 @@ class Program {
   struct Weights {
     ConvKind kind = ConvKind::dense;
     int64_t in_channels = 0, out_channels = 0;  // of a group
+    bool fits = true;                           // results stay far within 32 bits
     Tensor weight, bias, multiplier, padding;
   };
   struct Constants {

@@ -21,6 +21,7 @@ struct ConvShape {
 // weight: packed. bias: [groups, padded outputs]: the bias less the zero point's share. multiplier:
 // the same; times it, an accumulator is a code, or a float. padding: a pixel of zero points.
 // other: null, or what is added to the result's codes by `pairing`, of which they are the first.
+// fits: accumulators times multipliers, and sums, stay within 32 bits.
 struct IntConv {
   ConvKind kind;
   ConvShape shape;
@@ -38,6 +39,7 @@ struct IntConv {
   int64_t other_step;
   Pairing pairing;
   CodeRange sum_range;
+  bool fits;
 };
 
 template <class Isa>
@@ -96,7 +98,7 @@ BITPARE_INLINE int64_t place_of_weight(const ConvShape& s, ConvKind kind, int64_
   return panel * panel_bytes(s) + ((tap * quads + c / kQuad) * kPanel + lane) * kQuad + c % kQuad;
 }
 
-// A row of output pixels, and the input pixel that a tap reads: null in the padding.
+// Where the window of an output pixel begins.
 struct ConvPixel {
   int64_t image, top, left;
 };
@@ -107,10 +109,22 @@ BITPARE_INLINE ConvPixel pixel_at(const ConvShape& s, int64_t index) {
           x * s.stride_width - s.pad_left};
 }
 
-BITPARE_INLINE const uint8_t* tap_of(const IntConv& args, const ConvPixel& pixel, int64_t tap) {
+// That of the next one, without a division.
+BITPARE_INLINE void advance(const ConvShape& s, ConvPixel* pixel) {
+  pixel->left += s.stride_width;
+  if (pixel->left < s.out_width * s.stride_width - s.pad_left) return;
+  pixel->left = -s.pad_left;
+  pixel->top += s.stride_height;
+  if (pixel->top < s.out_height * s.stride_height - s.pad_top) return;
+  pixel->top = -s.pad_top;
+  ++pixel->image;
+}
+
+// The input pixel that a tap reads: null in the padding.
+BITPARE_INLINE const uint8_t* tap_of(const IntConv& args, const ConvPixel& pixel, int64_t row,
+                                     int64_t column) {
   const ConvShape& s = args.shape;
-  int64_t y = pixel.top + tap / s.kernel_width * s.dilation_height;
-  int64_t x = pixel.left + tap % s.kernel_width * s.dilation_width;
+  int64_t y = pixel.top + row * s.dilation_height, x = pixel.left + column * s.dilation_width;
   if (y < 0 || x < 0 || y >= s.height || x >= s.width) return nullptr;
   return args.input + ((pixel.image * s.height + y) * s.width + x) * args.input_step;
 }

@@ -2,6 +2,7 @@
 // CPU kernel and on the CUDA ones on the host.
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "backends.h"
 #include "kernels/int_conv.h"
@@ -167,8 +168,12 @@ std::vector<ConvShape> conv_shapes() {
 
 TEST(IntConv, IsTheDefinitionOnEveryInstructionSet) {
   for (const ConvShape& s : conv_shapes()) {
-    for (auto [to_float, other] : {std::pair{false, false}, {true, false}, {false, true}}) {
+    for (auto [to_float, other, fits] : {std::tuple{false, false, true},
+                                         {false, false, false},
+                                         {true, false, true},
+                                         {false, true, true}}) {
       ConvData data({s, to_float, other});
+      data.args.fits = fits;
       std::string what = std::to_string(s.groups) + " groups of " + std::to_string(s.in_channels) +
                          " to " + std::to_string(s.out_channels) + " kernel " +
                          std::to_string(s.kernel_height);

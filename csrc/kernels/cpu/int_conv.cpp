@@ -17,35 +17,47 @@ constexpr int kMostPanels = 1, kRows[] = {0, 2};
 
 BITPARE_INLINE Vec floats(VecInt v) { return math::Value<Vec>::to_float(v); }
 
-// From accumulators to codes, a vector at a time.
-struct Finish {
-  Vec low, high, sum_low, sum_high;
-  VecInt zero, sum_zero;
-};
-
-BITPARE_INLINE Finish finish_of(const IntConv& args) {
-  return {math::splat<Vec>(args.range.low),     math::splat<Vec>(args.range.high),
-          math::splat<Vec>(args.sum_range.low), math::splat<Vec>(args.sum_range.high),
-          VecInt{} + args.range.zero,           VecInt{} + args.sum_range.zero};
-}
-
-// other: its codes, if the call has some.
-BITPARE_INLINE VecInt codes_of(const Finish& f, const IntConv& args, Vec sum, Vec multiplier,
-                               VecInt other) {
-  Vec code = math::requantized(sum, multiplier, f.low, f.high);
-  if (!args.other) return math::Value<Vec>::to_int(code) + f.zero;
-  int32_t between = args.range.zero - args.pairing.first_zero;
-  Vec first = code + math::splat<Vec>(static_cast<float>(between));
-  Vec second = floats(other - args.pairing.second_zero);
-  Vec paired = math::paired(first, second, args.pairing, f.sum_low, f.sum_high);
-  return math::Value<Vec>::to_int(paired) + f.sum_zero;
-}
-
 BITPARE_INLINE VecInt load_codes(const uint8_t* p, int64_t count) {
   if (count >= kWidth) return load_int(p);
   uint8_t whole[kWidth] = {};
-  __builtin_memcpy(whole, p, static_cast<uint64_t>(count));
+  if (count > 0) __builtin_memcpy(whole, p, static_cast<uint64_t>(count));
   return load_int(whole);
+}
+
+// From accumulators to codes.
+struct Finish {
+  Vec low, high, sum_low, sum_high, between;
+  VecInt zero, sum_zero;
+  VecInt least, most;  // of the last result, as bytes
+};
+
+BITPARE_INLINE Finish finish_of(const IntConv& args) {
+  const CodeRange& last = args.other ? args.sum_range : args.range;
+  int32_t between = args.range.zero - args.pairing.first_zero;
+  return {math::splat<Vec>(args.range.low),
+          math::splat<Vec>(args.range.high),
+          math::splat<Vec>(args.sum_range.low),
+          math::splat<Vec>(args.sum_range.high),
+          math::splat<Vec>(static_cast<float>(between)),
+          VecInt{} + args.range.zero,
+          VecInt{} + args.sum_range.zero,
+          repeat_byte(static_cast<int32_t>(last.low) + last.zero),
+          repeat_byte(static_cast<int32_t>(last.high) + last.zero)};
+}
+
+// Where everything fits into 32 bits the bounds are left to the bytes: the same codes, rounding
+// being monotonic. other: codes, if the call has some.
+template <bool kAdds>
+BITPARE_INLINE VecInt codes_of(const Finish& f, const IntConv& args, Vec sum, Vec multiplier,
+                               VecInt other) {
+  if constexpr (kAdds) {
+    Vec first = math::requantized(sum, multiplier, f.low, f.high) + f.between;
+    Vec second = floats(other - args.pairing.second_zero);
+    Vec paired = math::paired(first, second, args.pairing, f.sum_low, f.sum_high);
+    return math::Value<Vec>::to_int(paired) + f.sum_zero;
+  }
+  if (args.fits) return nearest_int(sum * multiplier) + f.zero;
+  return math::Value<Vec>::to_int(math::requantized(sum, multiplier, f.low, f.high)) + f.zero;
 }
 
 // -- dense: tiles of output pixels by panels of outputs
@@ -54,68 +66,149 @@ struct DenseTile {
   int64_t group, first_panel, first_row;
 };
 
-template <int kTileRows, int kPanels>
-BITPARE_INLINE void multiply(const IntConv& args, const DenseTile& tile,
-                             VecInt (&sums)[kTileRows][kPanels * kPanelVectors]) {
-  const ConvShape& s = args.shape;
-  int64_t taps = math::taps_of(s), panel = math::panel_bytes(s);
-  int64_t quads = math::padded_to(s.in_channels, kQuad) / kQuad;
-  int64_t panels = math::padded_to(s.out_channels, kPanel) / kPanel;
-  const int8_t* weight = args.weight + (tile.group * panels + tile.first_panel) * panel;
-  int64_t offset = tile.group * s.in_channels;
+// Where the taps of a tile's pixels lie.
+template <int kTileRows>
+struct DenseRows {
+  const uint8_t* first[kTileRows];  // of a convolution of single pixels
   math::ConvPixel pixels[kTileRows];
-  for (int i = 0; i < kTileRows; ++i) pixels[i] = math::pixel_at(s, tile.first_row + i);
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const uint8_t* rows[kTileRows];
+  bool inside;  // no tap of any pixel is in the padding
+};
+
+BITPARE_INLINE bool of_single_pixels(const ConvShape& s) {
+  return math::taps_of(s) == 1 && s.stride_height == 1 && s.stride_width == 1 && s.pad_top == 0 &&
+         s.pad_left == 0 && s.out_height == s.height && s.out_width == s.width;
+}
+
+template <int kTileRows>
+BITPARE_INLINE DenseRows<kTileRows> rows_of(const IntConv& args, int64_t first_row) {
+  const ConvShape& s = args.shape;
+  DenseRows<kTileRows> rows;
+  rows.inside = true;
+  if (of_single_pixels(s)) {
     for (int i = 0; i < kTileRows; ++i) {
-      const uint8_t* pixel = math::tap_of(args, pixels[i], tap);
-      rows[i] = (pixel ? pixel : args.padding) + offset;
+      rows.first[i] = args.input + (first_row + i) * args.input_step;
     }
-    const int8_t* w = weight + tap * quads * kPanel * kQuad;
-    for (int64_t quad = 0; quad < quads; ++quad, w += kPanel * kQuad) {
-      VecInt b[kPanels * kPanelVectors];
+    return rows;
+  }
+  math::ConvPixel pixel = math::pixel_at(s, first_row);
+  int64_t bottom = (s.kernel_height - 1) * s.dilation_height;
+  int64_t right = (s.kernel_width - 1) * s.dilation_width;
+  for (int i = 0; i < kTileRows; ++i) {
+    rows.pixels[i] = pixel;
+    rows.inside &= pixel.top >= 0 && pixel.left >= 0 && pixel.top + bottom < s.height &&
+                   pixel.left + right < s.width;
+    rows.first[i] = args.input +
+                    ((pixel.image * s.height + pixel.top) * s.width + pixel.left) * args.input_step;
+    math::advance(s, &pixel);
+  }
+  return rows;
+}
+
+template <int kTileRows, int kVectors>
+BITPARE_INLINE void multiply(const uint8_t* const* rows, const int8_t* w, int64_t panel,
+                             int64_t quads, VecInt (&sums)[kTileRows][kVectors]) {
+  for (int64_t quad = 0; quad < quads; ++quad, w += kPanel * kQuad) {
+    VecInt b[kVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kPanels * kPanelVectors; ++v) {
-        b[v] = load_bytes(w + v / kPanelVectors * panel + v % kPanelVectors * 4 * kWidth);
+    for (int v = 0; v < kVectors; ++v) {
+      b[v] = load_bytes(w + v / kPanelVectors * panel + v % kPanelVectors * 4 * kWidth);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      VecInt a = repeat_quad(rows[i] + quad * kQuad);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = dot4(sums[i][v], a, b[v]);
+    }
+  }
+}
+
+template <int kTileRows, int kVectors>
+BITPARE_INLINE void multiply_taps(const IntConv& args, const DenseTile& tile,
+                                  VecInt (&sums)[kTileRows][kVectors]) {
+  const ConvShape& s = args.shape;
+  int64_t panel = math::panel_bytes(s), quads = math::padded_to(s.in_channels, kQuad) / kQuad;
+  int64_t panels = math::padded_to(s.out_channels, kPanel) / kPanel;
+  const int8_t* w = args.weight + (tile.group * panels + tile.first_panel) * panel;
+  int64_t offset = tile.group * s.in_channels;
+  DenseRows<kTileRows> rows = rows_of<kTileRows>(args, tile.first_row);
+  for (int64_t row = 0; row < s.kernel_height; ++row) {
+    for (int64_t column = 0; column < s.kernel_width; ++column) {
+      const uint8_t* at[kTileRows];
+      if (rows.inside) {
+        int64_t pixels = row * s.dilation_height * s.width + column * s.dilation_width;
+        for (int i = 0; i < kTileRows; ++i) {
+          at[i] = rows.first[i] + pixels * args.input_step + offset;
+        }
+      } else {
+        for (int i = 0; i < kTileRows; ++i) {
+          const uint8_t* pixel = math::tap_of(args, rows.pixels[i], row, column);
+          at[i] = (pixel ? pixel : args.padding) + offset;
+        }
       }
+      multiply(at, w, panel, quads, sums);
+      w += quads * kPanel * kQuad;
+    }
+  }
+}
+
+template <bool kAdds, int kTileRows, int kVectors>
+BITPARE_INLINE void store_tile(const IntConv& args, const Finish& finish, const DenseTile& tile,
+                               const Vec (&multiplier)[kVectors], int64_t channel, int64_t count,
+                               const VecInt (&sums)[kTileRows][kVectors]) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kTileRows; ++i) {
-        VecInt a = repeat_quad(rows[i] + quad * kQuad);
+  for (int i = 0; i < kTileRows; ++i) {
+    int64_t row = tile.first_row + i;
+    const uint8_t* other = kAdds ? args.other + row * args.other_step + channel : nullptr;
+    VecInt codes[kVectors];
 #pragma GCC unroll 16
-        for (int v = 0; v < kPanels * kPanelVectors; ++v) sums[i][v] = dot4(sums[i][v], a, b[v]);
-      }
+    for (int v = 0; v < kVectors; ++v) {
+      VecInt added = {};
+      if constexpr (kAdds) added = load_codes(other + v * kWidth, count - v * kWidth);
+      codes[v] = codes_of<kAdds>(finish, args, floats(sums[i][v]), multiplier[v], added);
+    }
+    VecInt bytes = clamped_bytes(packed<kVectors>(codes), finish.least, finish.most);
+    store_bytes(static_cast<uint8_t*>(args.output) + row * args.output_step + channel, bytes,
+                count);
+  }
+}
+
+template <int kTileRows, int kVectors>
+BITPARE_INLINE void store_floats(const IntConv& args, const DenseTile& tile,
+                                 const Vec (&multiplier)[kVectors], int64_t channel, int64_t count,
+                                 const VecInt (&sums)[kTileRows][kVectors]) {
+  for (int i = 0; i < kTileRows; ++i) {
+    float* out = static_cast<float*>(args.output) + (tile.first_row + i) * args.output_step;
+    for (int v = 0; v < kVectors && v * kWidth < count; ++v) {
+      write(out, channel + v * kWidth, at_most(count - v * kWidth, kWidth),
+            floats(sums[i][v]) * multiplier[v]);
     }
   }
 }
 
 template <int kTileRows, int kPanels>
 void dense_tile(const IntConv& args, const Finish& finish, const DenseTile& tile) {
-  VecInt sums[kTileRows][kPanels * kPanelVectors] = {};
-  multiply<kTileRows, kPanels>(args, tile, sums);
+  constexpr int kVectors = kPanels * kPanelVectors;
   const ConvShape& s = args.shape;
-  int64_t first = tile.first_panel * kPanel, group_first = tile.group * s.out_channels;
+  int64_t first = tile.first_panel * kPanel, channel = tile.group * s.out_channels + first;
   int64_t number = tile.group * math::padded_to(s.out_channels, kPanel) + first;
+  int64_t count = at_most(s.out_channels - first, kVectors * kWidth);
+  VecInt sums[kTileRows][kVectors];
+  Vec multiplier[kVectors];
 #pragma GCC unroll 16
-  for (int v = 0; v < kPanels * kPanelVectors; ++v) {
-    int64_t at = first + v * kWidth, count = at_most(at + kWidth, s.out_channels) - at;
-    if (count <= 0) break;
+  for (int v = 0; v < kVectors; ++v) {
     VecInt bias = load_int(args.bias + number + v * kWidth);
-    Vec multiplier = load(args.multiplier + number + v * kWidth);
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) {
-      int64_t row = tile.first_row + i, channel = group_first + at;
-      Vec sum = floats(sums[i][v] + bias);
-      if (args.to_float) {
-        write(static_cast<float*>(args.output) + row * args.output_step + channel, 0, count,
-              sum * multiplier);
-        continue;
-      }
-      VecInt other = {};
-      if (args.other) other = load_codes(args.other + row * args.other_step + channel, count);
-      VecInt codes = codes_of(finish, args, sum, multiplier, other);
-      store_codes(static_cast<uint8_t*>(args.output) + row * args.output_step + channel, codes,
-                  count);
-    }
+    for (int i = 0; i < kTileRows; ++i) sums[i][v] = bias;
+  }
+  multiply_taps(args, tile, sums);
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) multiplier[v] = load(args.multiplier + number + v * kWidth);
+  if (args.to_float) {
+    store_floats(args, tile, multiplier, channel, count, sums);
+  } else if (args.other) {
+    store_tile<true>(args, finish, tile, multiplier, channel, count, sums);
+  } else {
+    store_tile<false>(args, finish, tile, multiplier, channel, count, sums);
   }
 }
 
@@ -149,7 +242,7 @@ void dense(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
   int64_t tiles = (rows + tile_rows - 1) / tile_rows;
   int64_t work = tile_rows * wide * math::panel_bytes(s);
   Finish finish = finish_of(args);
-  parallel(cpu.parallel_for, s.groups * columns * tiles, 1 + (1 << 19) / work,
+  parallel(cpu.parallel_for, s.groups * columns * tiles, 1 + (1 << 20) / work,
            [&](int64_t begin, int64_t end) {
              for (int64_t t = begin; t < end; ++t) {
                int64_t column = t / tiles % columns, first = t % tiles * tile_rows;
@@ -169,11 +262,12 @@ struct DepthwiseBlock {
   VecInt weight[kMostDepthwiseTaps / kQuad][4];
   VecInt bias[4];
   Vec multiplier[4];
+  int64_t offset[kMostDepthwiseTaps];  // of each tap from the first, in bytes
 
   DepthwiseBlock(const IntConv& args, int64_t first_channel) : first(first_channel) {
-    int64_t taps = math::taps_of(args.shape), channels = args.shape.groups;
-    int64_t step = math::padded_to(channels, kDepthwiseBlock);
-    count = at_most(first + kBytes, channels) - first;
+    const ConvShape& s = args.shape;
+    int64_t taps = math::taps_of(s), step = math::padded_to(s.groups, kDepthwiseBlock);
+    count = at_most(kBytes, s.groups - first);
     for (int64_t tap = 0; tap < taps; tap += kQuad) {
       VecInt t[kQuad] = {};
       for (int64_t k = 0; k < kQuad && tap + k < taps; ++k) {
@@ -188,38 +282,47 @@ struct DepthwiseBlock {
         multiplier[j][l] = args.multiplier[channel];
       }
     }
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      int64_t row = tap / s.kernel_width, column = tap % s.kernel_width;
+      offset[tap] =
+          (row * s.dilation_height * s.width + column * s.dilation_width) * args.input_step;
+    }
   }
 };
 
-void depthwise_pixel(const IntConv& args, const Finish& finish, const DepthwiseBlock& block,
-                     int64_t index) {
-  int64_t taps = math::taps_of(args.shape);
-  math::ConvPixel pixel = math::pixel_at(args.shape, index);
-  VecInt sums[4] = {block.bias[0], block.bias[1], block.bias[2], block.bias[3]};
-  for (int64_t tap = 0; tap < taps; tap += kQuad) {
+// at(tap): where a tap's channels lie. kTaps: how many there are, or 0 for `taps`.
+template <int kTaps, class At>
+BITPARE_INLINE void depthwise_sums(const DepthwiseBlock& block, int64_t taps, VecInt* sums, At at) {
+  int64_t n = kTaps > 0 ? kTaps : taps;
+#pragma GCC unroll 8
+  for (int64_t tap = 0; tap < n; tap += kQuad) {
     VecInt t[kQuad] = {}, quads[4];
 #pragma GCC unroll 4
     for (int64_t k = 0; k < kQuad; ++k) {
-      if (tap + k >= taps) break;
-      const uint8_t* at = math::tap_of(args, pixel, tap + k);
-      t[k] = load_bytes((at ? at : args.padding) + block.first);
+      if (tap + k < n) t[k] = load_bytes(at(tap + k));
     }
     spread(t, quads);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sums[j] = dot4(sums[j], quads[j], block.weight[tap / kQuad][j]);
   }
-  if (args.to_float) {
-    float* out = static_cast<float*>(args.output) + index * args.output_step + block.first;
-    for (int j = 0; j < 4; ++j) {
-      Vec value = floats(sums[j]) * block.multiplier[j];
-      for (int l = 0; l < kWidth; ++l) {
-        if (spread_channel(j, l) < block.count) out[spread_channel(j, l)] = value[l];
-      }
+}
+
+void store_depthwise_floats(const IntConv& args, const DepthwiseBlock& block, int64_t index,
+                            const VecInt* sums) {
+  float* out = static_cast<float*>(args.output) + index * args.output_step + block.first;
+  for (int j = 0; j < 4; ++j) {
+    Vec value = floats(sums[j]) * block.multiplier[j];
+    for (int l = 0; l < kWidth; ++l) {
+      if (spread_channel(j, l) < block.count) out[spread_channel(j, l)] = value[l];
     }
-    return;
   }
+}
+
+template <bool kAdds>
+BITPARE_INLINE void store_depthwise(const IntConv& args, const Finish& finish,
+                                    const DepthwiseBlock& block, int64_t index, VecInt* sums) {
   VecInt other[4] = {};
-  if (args.other) {
+  if constexpr (kAdds) {
     uint8_t bytes[kBytes] = {};
     __builtin_memcpy(bytes, args.other + index * args.other_step + block.first,
                      static_cast<uint64_t>(block.count));
@@ -228,23 +331,67 @@ void depthwise_pixel(const IntConv& args, const Finish& finish, const DepthwiseB
   }
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    sums[j] = codes_of(finish, args, floats(sums[j]), block.multiplier[j], other[j]);
+    sums[j] = codes_of<kAdds>(finish, args, floats(sums[j]), block.multiplier[j], other[j]);
   }
   store_bytes(static_cast<uint8_t*>(args.output) + index * args.output_step + block.first,
-              gathered(sums), block.count);
+              clamped_bytes(gathered(sums), finish.least, finish.most), block.count);
+}
+
+// Output pixels begin .. end - 1.
+template <int kTaps>
+void depthwise_pixels(const IntConv& args, const Finish& finish, const DepthwiseBlock& block,
+                      int64_t begin, int64_t end) {
+  const ConvShape& s = args.shape;
+  int64_t taps = math::taps_of(s), bottom = (s.kernel_height - 1) * s.dilation_height;
+  int64_t right = (s.kernel_width - 1) * s.dilation_width;
+  math::ConvPixel pixel = math::pixel_at(s, begin);
+  for (int64_t index = begin; index < end; ++index) {
+    VecInt sums[4] = {block.bias[0], block.bias[1], block.bias[2], block.bias[3]};
+    if (pixel.top >= 0 && pixel.left >= 0 && pixel.top + bottom < s.height &&
+        pixel.left + right < s.width) {
+      const uint8_t* at = math::tap_of(args, pixel, 0, 0) + block.first;
+      depthwise_sums<kTaps>(block, taps, sums, [&](int64_t tap) { return at + block.offset[tap]; });
+    } else {
+      const uint8_t* at[kMostDepthwiseTaps];
+      int64_t tap = 0;
+      for (int64_t row = 0; row < s.kernel_height; ++row) {
+        for (int64_t column = 0; column < s.kernel_width; ++column, ++tap) {
+          const uint8_t* found = math::tap_of(args, pixel, row, column);
+          at[tap] = (found ? found : args.padding) + block.first;
+        }
+      }
+      depthwise_sums<0>(block, taps, sums, [&](int64_t t) { return at[t]; });
+    }
+    if (args.to_float) {
+      store_depthwise_floats(args, block, index, sums);
+    } else if (args.other) {
+      store_depthwise<true>(args, finish, block, index, sums);
+    } else {
+      store_depthwise<false>(args, finish, block, index, sums);
+    }
+    math::advance(s, &pixel);
+  }
 }
 
 void depthwise(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
   const ConvShape& s = args.shape;
-  int64_t pixels = s.batch * s.out_height * s.out_width;
+  int64_t pixels = s.batch * s.out_height * s.out_width, taps = math::taps_of(s);
   int64_t blocks = (s.groups + kBytes - 1) / kBytes;
-  int64_t grain = 1 + (1 << 17) / (kBytes * math::taps_of(s));
+  int64_t grain = 1 + (1 << 18) / (kBytes * taps);
   Finish finish = finish_of(args);
   parallel(cpu.parallel_for, blocks * pixels, grain, [&](int64_t begin, int64_t end) {
     while (begin < end) {
-      DepthwiseBlock block(args, begin / pixels * kBytes);
-      int64_t last = at_most(end, (begin / pixels + 1) * pixels);
-      for (; begin < last; ++begin) depthwise_pixel(args, finish, block, begin % pixels);
+      int64_t number = begin / pixels, first = begin - number * pixels;
+      int64_t last = at_most(end - number * pixels, pixels);
+      DepthwiseBlock block(args, number * kBytes);
+      if (taps == 9) {
+        depthwise_pixels<9>(args, finish, block, first, last);
+      } else if (taps == 25) {
+        depthwise_pixels<25>(args, finish, block, first, last);
+      } else {
+        depthwise_pixels<0>(args, finish, block, first, last);
+      }
+      begin += last - first;
     }
   });
 }

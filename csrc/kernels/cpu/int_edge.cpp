@@ -32,6 +32,26 @@ bool to_codes(const IntEdge& args, int64_t image, int64_t first, int64_t last) {
   return strange != 0;
 }
 
+// Pixels of at most four bytes, made a vector of pixels at a time from planes of floats.
+bool to_codes_of_few_channels(const IntEdge& args, int64_t image, int64_t first, int64_t last) {
+  Vec low = math::splat<Vec>(args.range.low), high = math::splat<Vec>(args.range.high);
+  float inverse = 1.0f / args.scale;
+  uint64_t strange = 0;
+  for (int64_t p = first; p < last; p += kWidth) {
+    int64_t count = at_most(last - p, kWidth);
+    VecInt quads = {};
+    for (int64_t c = 0; c < args.channels; ++c) {
+      const float* x = args.floats + image * args.image_step + c * args.channel_step;
+      Vec v = read(x, p, count);
+      VecInt code = math::Value<Vec>::to_int(math::code_of(v, inverse, low, high));
+      quads |= (code + args.range.zero) << static_cast<int32_t>(8 * c);
+      strange |= ~equal_bits(v, v) & ((uint64_t{1} << kWidth) - 1);
+    }
+    store_bytes(args.codes + (image * args.pixels + p) * args.step, quads, count * args.step);
+  }
+  return strange != 0;
+}
+
 // Rows of neighbouring channels.
 bool to_codes_by_pixel(const IntEdge& args, int64_t image, int64_t first, int64_t last) {
   Vec low = math::splat<Vec>(args.range.low), high = math::splat<Vec>(args.range.high);
@@ -75,6 +95,8 @@ void int_edge(const IntEdge& args, const OnCpu<BITPARE_ISA>& cpu) {
         to_floats(args, image, first, last);
       } else if (args.channel_step == 1) {
         strange = to_codes_by_pixel(args, image, first, last);
+      } else if (args.pixel_step == 1 && args.step == 4 && args.channels <= 4) {
+        strange = to_codes_of_few_channels(args, image, first, last);
       } else {
         strange = to_codes(args, image, first, last);
       }

@@ -355,7 +355,37 @@ BITPARE_INLINE constexpr int spread_channel(int vector, int lane) {
   return lane / 4 * 16 + 4 * vector + lane % 4;
 }
 
-// The bytes of four vectors of codes, 0 to 255, that stand as spread() left them.
+// The bytes of kCount vectors, one after the other; what is outside of 0 to 255 saturates.
+template <int kCount>
+BITPARE_INLINE VecInt packed(const VecInt* v) {
+  const VecInt second = v[kCount > 1 ? 1 : 0], third = v[kCount > 2 ? 2 : 0];
+  const VecInt fourth = v[kCount > 3 ? 3 : 0];
+#if defined(__AVX512F__)
+  __m512i low = _mm512_packs_epi32((__m512i)v[0], (__m512i)second);
+  __m512i high = kCount > 2 ? _mm512_packs_epi32((__m512i)third, (__m512i)fourth) : low;
+  __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return (VecInt)_mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+#elif defined(__AVX2__)
+  __m256i low = _mm256_packs_epi32((__m256i)v[0], (__m256i)second);
+  __m256i high = _mm256_packs_epi32((__m256i)third, (__m256i)fourth);
+  __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return (VecInt)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+#elif defined(__SSE2__)
+  __m128i low = _mm_packs_epi32((__m128i)v[0], (__m128i)second);
+  __m128i high = _mm_packs_epi32((__m128i)third, (__m128i)fourth);
+  return (VecInt)_mm_packus_epi16(low, high);
+#else
+  uint8_t bytes[4 * kWidth];
+  for (int i = 0; i < 4 * kWidth; ++i) {
+    int32_t x = i / kWidth < kCount ? v[i / kWidth][i % kWidth] : 0;
+    bytes[i] = static_cast<uint8_t>(x < 0 ? 0 : x > 255 ? 255 : x);
+  }
+  return load_bytes(bytes);
+#endif
+}
+
+// The bytes of four vectors that stand as spread() left them; what is outside of 0 to 255
+// saturates.
 BITPARE_INLINE VecInt gathered(const VecInt* quads) {
 #if defined(__AVX512F__)
   __m512i low = _mm512_packs_epi32((__m512i)quads[0], (__m512i)quads[1]);
@@ -366,18 +396,56 @@ BITPARE_INLINE VecInt gathered(const VecInt* quads) {
   __m256i high = _mm256_packs_epi32((__m256i)quads[2], (__m256i)quads[3]);
   return (VecInt)_mm256_packus_epi16(low, high);
 #else
-  uint8_t bytes[4 * kWidth];
-  for (int j = 0; j < 4; ++j) {
-    for (int l = 0; l < kWidth; ++l) {
-      bytes[spread_channel(j, l)] = static_cast<uint8_t>(quads[j][l]);
-    }
-  }
-  return load_bytes(bytes);
+  static_assert(kWidth == 4);  // where the order is that of memory
+  return packed<4>(quads);
+#endif
+}
+
+// Each byte of v, at least that of low and at most that of high.
+BITPARE_INLINE VecInt clamped_bytes(VecInt v, VecInt low, VecInt high) {
+#if defined(__AVX512F__)
+  __m512i raised = _mm512_max_epu8((__m512i)v, (__m512i)low);
+  return (VecInt)_mm512_min_epu8(raised, (__m512i)high);
+#elif defined(__AVX2__)
+  __m256i raised = _mm256_max_epu8((__m256i)v, (__m256i)low);
+  return (VecInt)_mm256_min_epu8(raised, (__m256i)high);
+#elif defined(__SSE2__)
+  return (VecInt)_mm_min_epu8(_mm_max_epu8((__m128i)v, (__m128i)low), (__m128i)high);
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(4 * kWidth)));
+  Bytes raised = (Bytes)v < (Bytes)low ? (Bytes)low : (Bytes)v;
+  return (VecInt)(raised > (Bytes)high ? (Bytes)high : raised);
+#endif
+}
+
+// A byte in all places.
+BITPARE_INLINE VecInt repeat_byte(int32_t byte) { return VecInt{} + byte * 0x01010101; }
+
+// The nearest integers, ties to even, of what is within 32 bits.
+BITPARE_INLINE VecInt nearest_int(Vec x) {
+#if defined(__AVX512F__)
+  return (VecInt)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (VecInt)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__SSE2__)
+  return (VecInt)_mm_cvtps_epi32((__m128)x);
+#else
+  return math::Value<Vec>::to_int(math::Value<Vec>::rint(x));
 #endif
 }
 
 BITPARE_INLINE void store_bytes(void* p, VecInt v, int64_t count) {
-  __builtin_memcpy(p, &v, static_cast<uint64_t>(count));
+#if defined(__AVX512F__)
+  if (count < 4 * kWidth) {
+    __mmask64 some = (uint64_t{1} << count) - 1;
+    return _mm512_mask_storeu_epi8(p, some, (__m512i)v);
+  }
+#endif
+  if (count >= 4 * kWidth) {
+    __builtin_memcpy(p, &v, sizeof v);
+  } else {
+    __builtin_memcpy(p, &v, static_cast<uint64_t>(count));
+  }
 }
 
 // Codes 0 to 255, one in each lane, as bytes.

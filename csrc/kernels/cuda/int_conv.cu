@@ -22,7 +22,7 @@ __device__ inline int32_t sum_of_products(const IntConv& args, const math::ConvP
   int64_t offset = depthwise ? o : o / s.out_channels * s.in_channels;
   int32_t sum = args.bias[math::place_of_output(s, args.kind, o)];
   for (int64_t tap = 0; tap < math::taps_of(s); ++tap) {
-    const uint8_t* at = math::tap_of(args, pixel, tap);
+    const uint8_t* at = math::tap_of(args, pixel, tap / s.kernel_width, tap % s.kernel_width);
     const uint8_t* x = (at ? at : args.padding) + offset;
     Weights weights(args, o, tap);
     int64_t channels = depthwise ? 1 : s.in_channels;
