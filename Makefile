@@ -41,19 +41,19 @@ bench: build
 
 format:
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS) tools/requirements-lint.txt
-	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu)$$')
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' 'examples/cpp/*' | grep -E '\.(h|cpp|cu)$$')
 	$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .
 
 # Kernels without the analyzer: it follows every path of unrolled, inlined vector code for many
 # minutes. make asan stands in for it.
 lint: build
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS) tools/requirements-lint.txt
-	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' | grep -E '\.(h|cpp|cu)$$')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' 'examples/cpp/*' | grep -E '\.(h|cpp|cu)$$')
 	$(VENV)/bin/ruff format -q --check . && $(VENV)/bin/ruff check -q .
 	$(VENV)/bin/mypy
 	$(PY) tools/check_layers.py
 	ls csrc/kernels/cpu/*.cpp | xargs -P $(JOBS) -n 3 $(TIDY) --checks='-clang-analyzer-*'
-	ls csrc/ops/*.cpp csrc/module.cpp | xargs -P $(JOBS) -n 3 $(TIDY)
+	ls csrc/ops/*.cpp csrc/integer/*.cpp csrc/module.cpp | xargs -P $(JOBS) -n 3 $(TIDY)
 
 asan:
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS)

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from bitpare import _C, QConfig, QSpec
 from torch import Tensor, nn
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -357,3 +360,122 @@ def test_cuda_has_the_same_bits(name):
     expected = bp.convert(model)(x)
     assert torch.equal(bp.convert(model).cuda()(x.cuda()).cpu(), expected)
     assert torch.equal(bp.convert(model.cuda())(x.cuda()).cpu(), expected)
+
+
+# -- files
+
+
+def test_save_and_load(tmp_path):
+    for name in NETWORKS:
+        for config in ("int8", "int4 weights", "binary weights"):
+            integer = bp.convert(prepared(name, CONFIGS[config]))
+            path = tmp_path / f"{name} {config}.safetensors"
+            bp.deploy.save(integer, path)
+            loaded = bp.deploy.load(path)
+            x = images(3, lenet_size(name))
+            assert torch.equal(loaded(x), integer(x)) and torch.equal(loaded(x=x), integer(x))
+            state = integer.programs[0].state_dict()
+            for key, value in loaded.programs[0].state_dict().items():
+                assert torch.equal(value, state[key]) and value.dtype == state[key].dtype, key
+    whole = (tmp_path / "lenet int8.safetensors").stat().st_size
+    halves = (tmp_path / "lenet int4 weights.safetensors").stat().st_size
+    bits = (tmp_path / "lenet binary weights.safetensors").stat().st_size
+    weights = sum(m.weight.numel() for m in LeNet().modules() if hasattr(m, "weight"))
+    # All but the first and last layer, less what says so.
+    inner = weights - 450 - 200
+    assert abs(inner / 2 - (whole - halves)) < 300 and abs(inner * 7 / 8 - (whole - bits)) < 300
+    bp.deploy.save(loaded, tmp_path / "again")
+    assert torch.equal(bp.deploy.load(tmp_path / "again")(x), loaded(x))
+
+
+def test_pruned_weights_take_a_bitmap(tmp_path):
+    model = prepared("residual")
+    with torch.no_grad():
+        for layer in (model.deep[0], model.deep[6]):
+            layer.weight[layer.weight.abs() < layer.weight.abs().quantile(0.9)] = 0
+    integer = bp.convert(model)
+    bp.deploy.save(integer, tmp_path / "sparse")
+    bp.deploy.save(bp.convert(prepared("residual")), tmp_path / "dense")
+    saved = (tmp_path / "dense").stat().st_size - (tmp_path / "sparse").stat().st_size
+    assert saved > 640 * (1 - 1 / 8 - 0.1) - 200  # a bit for each, a byte for a tenth
+    x = images(3)
+    assert torch.equal(bp.deploy.load(tmp_path / "sparse")(x), integer(x))
+
+
+def test_the_file_is_one_that_others_read(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    integer = bp.convert(prepared("branches"))
+    bp.deploy.save(integer, tmp_path / "m.safetensors")
+    state = integer.programs[0].state_dict()
+    found = safetensors.load_file(tmp_path / "m.safetensors")
+    assert found.keys() == state.keys()
+    for key, value in found.items():
+        packed = value.dtype == torch.uint8 and state[key].dtype == torch.int8
+        assert packed or torch.equal(value, state[key])
+
+
+def test_files_that_are_damaged_or_foreign(tmp_path):
+    path = tmp_path / "m.safetensors"
+    bp.deploy.save(bp.convert(prepared("lenet")), path)
+    whole = path.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    wrong = {
+        b"": "is cut off: it has no header",
+        whole[:100]: "is cut off: its header has",
+        whole[:-1]: "is cut off: .* bytes of data are wanted",
+        whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:]: "checksum: the file is damaged",
+        b"\xff" * 64: "not a safetensors file",
+        whole.replace(b"bitpare-integer", b"bitpare-integral"[:15]): "format: a safetensors file",
+        whole.replace(b'"version":"1"', b'"version":"9"'): "version 9; this bitpare reads",
+        whole[:8] + b"{" + whole[9 : 8 + header].replace(b":", b";", 1) + whole[8 + header :]:
+            "JSON, byte",
+        whole.replace(b'\\"stride\\"', b'\\"strode\\"', 1): "checksum: the file is damaged",
+    }  # fmt: skip
+    for content, message in wrong.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"m.safetensors: .*{message}"):
+            bp.deploy.load(path)
+    with pytest.raises(ValueError, match=r"none\.safetensors: cannot be opened: No such file"):
+        bp.deploy.load(tmp_path / "none.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):  # a byte of the header, whichever: an error or the same model
+        at = int(torch.randint(8, 8 + header, (), generator=generator))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            found = bp.deploy.load(path)
+        except ValueError:
+            continue
+        assert torch.equal(found(images(1, 16)), bp.convert(prepared("lenet"))(images(1, 16)))
+
+
+def test_what_cannot_be_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"save: the model must come from bp\.convert, got LeNet"):
+        bp.deploy.save(LeNet(), tmp_path / "m")
+    with pytest.raises(bp.Unsupported, match=r"save: parts of the model are in float \(.*softmax"):
+        bp.deploy.save(bp.convert(prepared(Partly())), tmp_path / "m")
+    integer = bp.convert(prepared("lenet"))
+    with pytest.raises(ValueError, match=r"nowhere.* cannot be opened: No such file"):
+        bp.deploy.save(integer, tmp_path / "nowhere" / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_without_python(tmp_path):
+    """examples/cpp/classify.cpp, built with the C++ tests."""
+    built = ROOT / "build" / "package" / "tests" / "cpp" / "classify"
+    if not built.exists():
+        pytest.skip("the C++ tests are not built")
+    integer = bp.convert(prepared("residual"))
+    bp.deploy.save(integer, tmp_path / "m.safetensors")
+    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0))
+    image = f"P6\n{SIZE} {SIZE}\n255\n".encode() + bytes(pixels.flatten().tolist())
+    (tmp_path / "image.ppm").write_bytes(image)
+    x = (pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
+    command = [built, tmp_path / "m.safetensors", tmp_path / "image.ppm", "0.5", "0.25"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    first, *scores = ran.stdout.split("\n")[:-1]
+    expected = integer(x).flatten()
+    assert first == f"class {int(expected.argmax())}"
+    assert torch.equal(torch.tensor([float(s) for s in scores]), expected)
+    ran = subprocess.run([*command[:2], tmp_path / "m.safetensors"], capture_output=True, text=True)
+    assert ran.returncode == 1 and "is not a binary PGM or PPM" in ran.stderr

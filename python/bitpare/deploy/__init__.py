@@ -1,6 +1,7 @@
 """From a trained model to what is shipped."""
 
 from bitpare.deploy.convert import convert
+from bitpare.deploy.files import load, save
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
 from bitpare.deploy.verify import LayerRow, Verification, verify
 
@@ -10,5 +11,7 @@ __all__ = [
     "LayerRow",
     "Verification",
     "convert",
+    "load",
+    "save",
     "verify",
 ]

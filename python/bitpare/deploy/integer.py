@@ -96,7 +96,7 @@ class IntegerModel(nn.Module):
         super().__init__()
         self.body = body
         self.floating = floating
-        self._form, self._constants, self._arguments = form, constants, arguments
+        self._form, self._constants, self.arguments = form, constants, arguments
         self._tensors = sum(isinstance(c, Tensor) for c in constants)
         self.eval()
 
@@ -107,12 +107,12 @@ class IntegerModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not kwargs and len(args) == self._tensors and self._plain(args):
             return self.body(*args)
-        if len(args) > len(self._arguments):
-            count = len(self._arguments)
+        if len(args) > len(self.arguments):
+            count = len(self.arguments)
             raise TypeError(
                 f"the integer model takes {count} argument{'s' * (count != 1)}, got {len(args)}"
             )
-        given = dict(zip(self._arguments, args, strict=False))
+        given = dict(zip(self.arguments, args, strict=False))
         leaves, form = _pytree.tree_flatten({**given, **kwargs})
         same = form == self._form and all(
             isinstance(a, Tensor) == isinstance(b, Tensor) and (isinstance(a, Tensor) or a == b)
@@ -121,7 +121,7 @@ class IntegerModel(nn.Module):
         if not same:
             raise Unsupported(
                 "the integer model was converted from a model prepared with other arguments; "
-                f"call it with {', '.join(self._arguments)} as there"
+                f"call it with {', '.join(self.arguments)} as there"
             )
         return self.body(*(v for v in leaves if isinstance(v, Tensor)))
 
