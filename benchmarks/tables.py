@@ -106,6 +106,24 @@ def distill_table(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def integer_table(stored: dict[str, Any]) -> str:
+    """Rows of integer.py."""
+    lines = [
+        *measured_on(stored),
+        "| model | images | computed by | ms | of bitpare's time | file, of float's bytes |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for row in stored["rows"]:
+        ours = row["seconds"]["bitpare"]["median"]
+        for kind, t in row["seconds"].items():
+            size = f"{row['bytes']:.3f}" if kind == "bitpare" else "—"
+            lines.append(
+                f"| {row['model']} | {row['batch']} | {kind} | {t['median'] * 1e3:.2f} "
+                f"| {t['median'] / ours:.2f} | {size} |"
+            )
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     made = {}
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
@@ -115,6 +133,9 @@ def tables() -> dict[str, str]:
             continue
         if path.stem.startswith("prune"):
             made[path.stem] = prune_table(stored)
+            continue
+        if path.stem.startswith("integer"):
+            made[path.stem] = integer_table(stored)
             continue
         if path.stem.startswith("distill"):
             made[path.stem] = distill_table(stored)

@@ -1,6 +1,6 @@
-"""Holds the direction of dependencies: integer models may include ops, ops kernels and math, kernels
-only math, math nothing but itself; no torch below ops, no <cmath> in math and in files compiled for
-several instruction sets; at most two macros in csrc."""
+"""Holds the direction of dependencies: integer models may include ops, ops kernels and math,
+kernels only math, math nothing but itself; no torch below ops, no <cmath> in math and in files
+compiled for several instruction sets; at most two macros in csrc."""
 
 import pathlib
 import re

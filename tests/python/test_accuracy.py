@@ -229,3 +229,28 @@ def test_two_bits_with_the_float_model_as_teacher(scenes):
     print(f"float {accuracy(model, test_x, test_y):.2f}, {means}")
     # It brings nothing here (docs/distillation.md says so); what is broken costs more.
     assert means["taught"] >= means["alone"] - 0.7, runs
+
+
+# -- in integers
+
+
+def converted(model, config, data):
+    """Prepared and calibrated, in integers, and how they compare over the test images."""
+    x, _, test_x, _ = data
+    qat = bp.prepare(model.eval(), config, example_inputs=(x[:1],))
+    bp.calibrate(qat, [x[i : i + 128] for i in range(0, 1024, 128)])
+    integer = bp.convert(qat.eval())
+    batches = list(test_x.split(250))
+    return qat, integer, bp.verify(qat, integer, batches, min_agreement=0.995)
+
+
+@pytest.mark.parametrize("config", [bp.QConfig.int8(), bp.QConfig.int8(target="tensorrt")])
+def test_trained_models_in_integers(lenets, mobilenet, config):
+    model, data, _ = lenets[0]
+    of_digits = converted(model, config, data)
+    of_scenes = converted(mobilenet[0], config, mobilenet[1])
+    for (qat, integer, report), found in ((of_digits, data), (of_scenes, mobilenet[1])):
+        assert report.lsb <= 1.001 and report.sqnr > 25, str(report)
+        sums = [r for r in report.rows if r.op == "conv"]
+        assert sum(r.unequal for r in sums) <= 1e-3 * sum(r.elements for r in sums), str(report)
+        assert abs(accuracy(integer, *found[2:]) - accuracy(qat, *found[2:])) <= 0.3

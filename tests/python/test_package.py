@@ -159,9 +159,11 @@ def test_no_torch_ao():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/qat.md", "docs/pruning.md", "docs/distillation.md"]
+    "name",
+    ["README.md", "docs/qat.md", "docs/pruning.md", "docs/distillation.md", "docs/integer.md"],
 )
-def test_code_in_the_docs_runs(name):
+def test_code_in_the_docs_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some of it writes files
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     assert blocks
     scope: dict = {}
