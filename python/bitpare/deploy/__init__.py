@@ -3,6 +3,7 @@
 from bitpare.deploy.convert import convert
 from bitpare.deploy.files import load, save
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
+from bitpare.deploy.onnx import export_onnx
 from bitpare.deploy.verify import LayerRow, Verification, verify
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LayerRow",
     "Verification",
     "convert",
+    "export_onnx",
     "load",
     "save",
     "verify",

@@ -157,6 +157,9 @@ class _Assembly:
             name = _unused(item.name, tensors)
             fields = {"name": name, **item.fields, **_named(item, name, tensors)}
             fields["of"] = node.name
+            if item.codes is not None:  # for other runtimes
+                fields["scale_of_output"] = item.codes.scale
+                fields["zero_of_output"] = item.codes.zero
             fields["inputs"] = [numbers[s] for s in item.inputs]
             fields["output"] = numbers[node] = count
             count += 1

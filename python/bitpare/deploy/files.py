@@ -22,10 +22,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Weights take as few bits as hold them; pruned ones are stored as a bitmap and what is left. The
     file appears whole or not at all.
     """
-    if not isinstance(model, IntegerModel):
-        raise TypeError(f"save: the model must come from bp.convert, got {type(model).__name__}")
-    program, single = _whole(model)
-    spec = {**program.spec, "arguments": model.arguments, "single": single}
+    program, single = whole_program(model, "save")
+    arguments = model.arguments  # type: ignore[attr-defined]
+    spec = {**program.spec, "arguments": arguments, "single": single}
     held = {name: tensor.detach() for name, tensor in program.named_buffers()}
     _save(os.fspath(path), json.dumps(spec), list(held.values()), list(held))
 
@@ -53,8 +52,12 @@ def load(path: str | os.PathLike[str]) -> IntegerModel:
     return IntegerModel(body, form, [torch.empty(0)] * len(arguments), arguments, [])
 
 
-def _whole(model: IntegerModel) -> tuple[IntegerProgram, bool]:
+def whole_program(model: nn.Module, caller: str) -> tuple[IntegerProgram, bool]:
     """The one program of a model that is nothing else, and whether it gives a tensor."""
+    if not isinstance(model, IntegerModel):
+        raise TypeError(
+            f"{caller}: the model must come from bp.convert, got {type(model).__name__}"
+        )
     nodes = list(model.body.graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
     calls = [n for n in nodes if n.op == "call_module"]
@@ -62,9 +65,8 @@ def _whole(model: IntegerModel) -> tuple[IntegerProgram, bool]:
     if model.floating or len(model.programs) != 1 or len(others) != len(calls) + 1:
         parts = [name for name, _ in model.floating]
         parts += [str(n.target) for n in others if not _is_program(model, n) and n.op != "output"]
-        raise Unsupported(
-            f"save: parts of the model are in float ({', '.join(parts) or 'between its programs'})"
-        )
+        where = ", ".join(parts) or "between its programs"
+        raise Unsupported(f"{caller}: parts of the model are in float ({where})")
     result: Any = nodes[-1].args[0]
     results = [result] if isinstance(result, fx.Node) else list(result)
     plain = isinstance(result, fx.Node | tuple) and all(
@@ -72,7 +74,9 @@ def _whole(model: IntegerModel) -> tuple[IntegerProgram, bool]:
         for i, n in enumerate(results)
     )
     if not plain or list(calls[0].args) != inputs:
-        raise Unsupported("save: the model must take tensors, and return one or a tuple of them")
+        raise Unsupported(
+            f"{caller}: the model must take tensors, and return one or a tuple of them"
+        )
     return model.programs[0], isinstance(result, fx.Node)
 
 

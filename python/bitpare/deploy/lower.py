@@ -279,6 +279,7 @@ class Lowering:
             "groups": getattr(layer, "groups", 1),
             "zero": entering.zero,
             "float": clamped is None,
+            "linear": isinstance(layer, nn.Linear),
             **window,
         }
         if clamped is not None:

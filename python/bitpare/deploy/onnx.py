@@ -1,0 +1,272 @@
+"""Integer models as ONNX, in the form that runtimes fuse: quantize, dequantize, and between them
+the operations in float."""
+
+import os
+import pathlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitpare.deploy.files import whole_program
+from bitpare.errors import Unsupported
+
+OPSET = 18
+IR_VERSION = 9
+
+
+def export_onnx(
+    model: nn.Module, path: str | os.PathLike[str], *, example_inputs: tuple[Any, ...] | Tensor
+) -> None:
+    """Writes what `convert` made as ONNX of opset 18. The batch may vary; the other sizes are those
+    of the example inputs.
+
+    Weights are int8, biases int32, activations uint8, or int8 where all their zero points are 0
+    (the grid of target="tensorrt"). Tables of activations become lookups. Needs the onnx package.
+    """
+    program, _ = whole_program(model, "export_onnx")
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if len(inputs) != len(program.spec["inputs"]):
+        raise ValueError(
+            f"export_onnx: {len(program.spec['inputs'])} example inputs are wanted, "
+            f"got {len(inputs)}"
+        )
+    results = program(*inputs)
+    made = _Graph(program.spec, dict(program.named_buffers())).build(inputs, results)
+    beside = pathlib.Path(f"{os.fspath(path)}.part")
+    try:
+        beside.write_bytes(made.SerializeToString())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class _Graph:
+    """Values are codes, [batch, channels, height, width], or [batch, channels] after a linear."""
+
+    def __init__(self, spec: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        from onnx import TensorProto, helper, numpy_helper
+
+        self.helper, self.numpy, self.types = helper, numpy_helper, TensorProto
+        self.spec, self.tensors = spec, tensors
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+        self.codes: dict[int, str] = {}  # value -> name
+        self.scales: dict[int, float] = {}
+        self.zeros: dict[int, int] = {}
+        zeros = {e["range"][2] for e in (*spec["inputs"], *spec["nodes"]) if "range" in e}
+        self.down = 128 if zeros == {128} else 0  # codes are bytes less this
+
+    # -- pieces
+
+    def constant(self, name: str, value: Tensor) -> str:
+        if name not in self.constants:
+            self.constants[name] = self.numpy.from_array(value.detach().cpu().numpy(), name)
+        return name
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(self.helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def code_type(self) -> torch.dtype:
+        return torch.int8 if self.down else torch.uint8
+
+    def grid(self, name: str, scale: float, zero: int) -> list[str]:
+        return [
+            self.constant(f"{name}.scale", torch.tensor(scale)),
+            self.constant(f"{name}.zero", torch.tensor(zero - self.down, dtype=self.code_type())),
+        ]
+
+    def floats(self, value: int, reader: str) -> str:
+        """A value in float, for one reader: each has its own, as fusions look for."""
+        name = self.codes[value]
+        grid = self.grid(name, self.scales[value], self.zeros[value])
+        output = f"{name}.for.{reader}"
+        while any(output in n.output for n in self.nodes):
+            output += "_"
+        return self.node("DequantizeLinear", [name, *grid], output)
+
+    def quantized(self, source: str, name: str, scale: float, bounds: list[int]) -> str:
+        """Codes of a float, within the bounds."""
+        low, high, zero = bounds[0] + bounds[2], bounds[1] + bounds[2], bounds[2]
+        whole = (low, high) == (0, 255)
+        first = name if whole else f"{name}.whole"
+        self.node("QuantizeLinear", [source, *self.grid(name, scale, zero)], first)
+        if whole:
+            return first
+        limits = [
+            self.constant(f"{name}.{which}", torch.tensor(at - self.down, dtype=self.code_type()))
+            for which, at in (("least", low), ("most", high))
+        ]
+        return self.node("Clip", [first, *limits], name)
+
+    def keep(self, value: int, name: str, scale: float, zero: int) -> None:
+        self.codes[value], self.scales[value], self.zeros[value] = name, scale, zero
+
+    # -- operations
+
+    def build(self, inputs: tuple[Any, ...], results: list[Tensor]) -> Any:
+        given, returned = [], []
+        for i, (entry, x) in enumerate(zip(self.spec["inputs"], inputs, strict=True)):
+            name = f"input{i}"
+            sizes = ["batch", *x.shape[1:]]
+            given.append(self.helper.make_tensor_value_info(name, self.types.FLOAT, sizes))
+            made = self.quantized(name, f"{name}.codes", entry["scale"], entry["range"])
+            self.keep(entry["value"], made, entry["scale"], entry["range"][2])
+        for node in self.spec["nodes"]:
+            getattr(self, node["op"])(node)
+        for i, (entry, y) in enumerate(zip(self.spec["outputs"], results, strict=True)):
+            name, value = f"output{i}", entry["value"]
+            source = self.codes[value] if entry["floats"] else self.floats(value, name)
+            op, options = ("Flatten", {"axis": 1}) if entry["rows"] else ("Identity", {})
+            self.node(op, [source], name, **options)
+            sizes = ["batch", *y.shape[1:]]
+            returned.append(self.helper.make_tensor_value_info(name, self.types.FLOAT, sizes))
+        graph = self.helper.make_graph(
+            self.nodes, "bitpare", given, returned, list(self.constants.values())
+        )
+        opsets = [self.helper.make_opsetid("", OPSET)]
+        return self.helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bitpare"
+        )
+
+    def conv(self, node: dict[str, Any]) -> None:
+        name, entering = node["name"], node["inputs"][0]
+        add = node.get("add")
+        scale = add["scales"][0] if add else node.get("scale_of_output", 1.0)
+        weight, bias, unit = self._weights(node, None if node["float"] else scale)
+        wide = unit.dim() == 1
+        codes = self.constant(f"{name}.codes", weight)
+        scales = self.constant(f"{name}.weight_scale", (unit / self.scales[entering]).float())
+        zeros = self.constant(f"{name}.weight_zero", torch.zeros(len(unit), dtype=torch.int8))
+        axis = {"axis": 0} if wide else {}
+        weights = self.node("DequantizeLinear", [codes, scales, zeros], f"{name}.weight", **axis)
+        biases = self.node(
+            "DequantizeLinear",
+            [
+                self.constant(f"{name}.bias_codes", bias),
+                self.constant(f"{name}.bias_scale", unit.float()),
+                self.constant(f"{name}.bias_zero", torch.zeros(len(unit), dtype=torch.int32)),
+            ],
+            f"{name}.bias",
+            **axis,
+        )
+        result = f"{name}.result"
+        if node.get("linear", False):
+            rows = self.node("Flatten", [self.codes[entering]], f"{name}.rows", axis=1)
+            grid = self.grid(self.codes[entering], self.scales[entering], self.zeros[entering])
+            x = self.node("DequantizeLinear", [rows, *grid], f"{name}.input")
+            self.node("Gemm", [x, weights, biases], result, transB=1)
+        else:
+            x = self.floats(entering, name)
+            window = self._window(node)
+            self.node("Conv", [x, weights, biases], result, group=node["groups"], **window)
+        value = node["output"]
+        if node["float"]:
+            self.codes[value] = result
+            return
+        if add is None:
+            self.keep(value, self.quantized(result, name, scale, node["range"]), scale,
+                      node["range"][2])  # fmt: skip
+            return
+        first = f"{name}.alone"
+        self.quantized(result, first, scale, node["range"])
+        grid = self.grid(first, scale, node["range"][2])
+        a = self.node("DequantizeLinear", [first, *grid], f"{first}.for.sum")
+        b = self.floats(node["inputs"][1], name)
+        total = self.node("Add", [a, b], f"{name}.sum")
+        whole = node["scale_of_output"]
+        self.keep(value, self.quantized(total, name, whole, add["range"]), whole, add["range"][2])
+
+    def _weights(self, node: dict[str, Any], scale: float | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, biases and what one unit of the sum is worth; factors of both signs go into the
+        codes, as ONNX's scales are positive."""
+        multiplier = self.tensors[node["multiplier"]].double().cpu()
+        weight = self.tensors[node["weight"]].short().cpu()
+        bias = self.tensors[node["bias"]].cpu()
+        sign = torch.where(multiplier < 0, -1, 1)
+        weight = (weight * sign.view(-1, 1, 1, 1)).clamp(-128, 127).to(torch.int8)
+        if node.get("linear", False):
+            weight = weight.flatten(1)
+        unit = multiplier.abs() * (1.0 if scale is None else scale)
+        return weight.contiguous(), (bias * sign).to(torch.int32), unit
+
+    def _window(self, node: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "kernel_shape": node["kernel"],
+            "strides": node["stride"],
+            "pads": node["padding"],
+            "dilations": node["dilation"],
+        }
+
+    def pool(self, node: dict[str, Any]) -> None:
+        name, entering, value = node["name"], node["inputs"][0], node["output"]
+        if node["adaptive"] and node["size"] != [1, 1]:
+            raise Unsupported(f"export_onnx: {name}: adaptive pooling to {node['size']}")
+        if node["maximum"] and not node["adaptive"]:
+            window = {**self._window(node), "ceil_mode": int(node["ceil"])}
+            self.node("MaxPool", [self.codes[entering]], name, **window)
+            self.keep(value, name, self.scales[entering], self.zeros[entering])
+            return
+        x, result = self.floats(entering, name), f"{name}.result"
+        if node["adaptive"]:
+            self.node("GlobalMaxPool" if node["maximum"] else "GlobalAveragePool", [x], result)
+        else:
+            if node["divisor"]:
+                raise Unsupported(f"export_onnx: {name}: pooling with a divisor of its own")
+            window = self._window(node)
+            del window["dilations"]
+            self.node(
+                "AveragePool", [x], result, **window, ceil_mode=int(node["ceil"]),
+                count_include_pad=int(node["count_padding"]),
+            )  # fmt: skip
+        scale = self.scales[entering] if node["maximum"] else node["new_scale"]
+        zero = self.zeros[entering]
+        bounds = [-zero, 255 - zero, zero] if node["maximum"] else node["range"]
+        self.keep(value, self.quantized(result, name, scale, bounds), scale, bounds[2])
+
+    def pair(self, node: dict[str, Any]) -> None:
+        name = node["name"]
+        a, b = (self.floats(v, f"{name}.{i}") for i, v in enumerate(node["inputs"]))
+        result = self.node("Mul" if node["product"] else "Add", [a, b], f"{name}.result")
+        scale, bounds = node["scale_of_output"], node["range"]
+        self.keep(node["output"], self.quantized(result, name, scale, bounds), scale, bounds[2])
+
+    def map(self, node: dict[str, Any]) -> None:
+        name, entering = node["name"], node["inputs"][0]
+        scale = node["scale_of_output"]
+        if node["tables"]:
+            made = self._looked_up(self.codes[entering], name, node["tables"][0])
+            self.keep(node["output"], made, scale, node["zero_of_output"])
+            return
+        shape = (1, -1, 1, 1)
+        factor = self.tensors[node["multiplier"]].double() * scale / self.scales[entering]
+        offset = self.tensors[node["offset"]].double() * scale
+        x = self.floats(entering, name)
+        scaled = self.node(
+            "Mul", [x, self.constant(f"{name}.factor", factor.float().view(shape))],
+            f"{name}.scaled",
+        )  # fmt: skip
+        result = self.node(
+            "Add", [scaled, self.constant(f"{name}.shift", offset.float().view(shape))],
+            f"{name}.result",
+        )  # fmt: skip
+        bounds = node["range"]
+        self.keep(node["output"], self.quantized(result, name, scale, bounds), scale, bounds[2])
+
+    def _looked_up(self, source: str, name: str, table: str) -> str:
+        index = self.node("Cast", [source], f"{name}.index", to=self.types.INT32)
+        if self.down:
+            by = self.constant("up", torch.tensor(self.down, dtype=torch.int32))
+            index = self.node("Add", [index, by], f"{name}.byte")
+        codes = (self.tensors[table].short() - self.down).to(self.code_type())
+        return self.node("Gather", [self.constant(f"{table}.codes", codes), index], name)
+
+    def concat(self, node: dict[str, Any]) -> None:
+        name = node["name"]
+        parts = []
+        for i, (value, table) in enumerate(zip(node["inputs"], node["tables"], strict=True)):
+            source = self.codes[value]
+            parts.append(source if table is None else self._looked_up(source, f"{name}.{i}", table))
+        self.node("Concat", parts, name, axis=1)
+        self.keep(node["output"], name, node["scale_of_output"], node["zero_of_output"])

@@ -1,0 +1,88 @@
+"""export_onnx: other runtimes compute the same, in integers."""
+
+import collections
+
+import bitpare as bp
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from bitpare import QConfig
+from test_integer import CONFIGS, NETWORKS, Partly, images, lenet_size, prepared, settle
+from torch import Tensor, nn
+
+
+class Exported:
+    """A model as ONNX Runtime runs it, and the operations it made of it."""
+
+    def __init__(self, path, folder) -> None:
+        onnx.checker.check_model(str(path), full_check=True)
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        made = onnx.load(folder / "optimized.onnx").graph.node
+        self.ops = collections.Counter(n.op_type for n in made)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {"input0": x.numpy()})[0])
+
+
+def exported(integer: nn.Module, x: Tensor, folder) -> Exported:
+    bp.deploy.export_onnx(integer, folder / "m.onnx", example_inputs=(x,))
+    assert [p.name for p in folder.iterdir()] == ["m.onnx"]
+    return Exported(folder / "m.onnx", folder)
+
+
+@pytest.mark.parametrize("config", ["int8", "tensorrt", "int4 weights", "lsq+", "per tensor"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_same_results_in_integer_operations(name, config, tmp_path):
+    if (name, config) == ("excite", "tensorrt"):
+        pytest.skip("its Hardswish is in float on that grid")
+    integer = bp.convert(prepared(name, CONFIGS[config]))
+    x = images(64, lenet_size(name))
+    found = exported(integer, x[:1], tmp_path)
+    assert torch.allclose(found(x), integer(x), rtol=0, atol=1e-3 * float(integer(x).abs().max()))
+    nodes = integer.programs[0].spec["nodes"]
+    convs = [n for n in nodes if n["op"] == "conv" and not n["linear"]]
+    linears = [n for n in nodes if n["op"] == "conv" and n["linear"]]
+    sums = [n for n in nodes if "add" in n or (n["op"] == "pair" and not n["product"])]
+    assert found.ops["QLinearConv"] == sum(not n["float"] for n in convs)
+    assert found.ops["Conv"] == sum(n["float"] for n in convs)
+    assert found.ops["QGemm"] == len(linears) and found.ops["Gemm"] == 0
+    assert found.ops["QLinearAdd"] == len(sums)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18"])
+def test_public_networks(name, tmp_path):
+    torch.manual_seed(0)
+    model = settle(getattr(torchvision.models, name)(weights=None, num_classes=10))
+    x = torch.randn(16, 3, 64, 64)
+    qat = bp.prepare(model, QConfig.int8(), example_inputs=(x[:1],))
+    bp.calibrate(qat, [x])
+    integer = bp.convert(qat.eval())
+    found = exported(integer, x[:2], tmp_path)
+    expected, got = integer(x), found(x)
+    noise = (got - expected).square().sum() / expected.square().sum()
+    assert noise < 1e-4 and torch.equal(got.argmax(1), expected.argmax(1))
+    assert found.ops["Conv"] == found.ops["Gemm"] == found.ops["Add"] == 0
+    assert torch.equal(found(x[:3]), got[:3])  # any batch
+
+
+def test_errors(tmp_path):
+    path = tmp_path / "m.onnx"
+    with pytest.raises(TypeError, match=r"export_onnx: the model must come from bp\.convert"):
+        bp.deploy.export_onnx(nn.Linear(2, 2), path, example_inputs=images(1))
+    with pytest.raises(bp.Unsupported, match=r"export_onnx: parts of the model are in float"):
+        bp.deploy.export_onnx(bp.convert(prepared(Partly())), path, example_inputs=images(1))
+    integer = bp.convert(prepared("lenet"))
+    with pytest.raises(ValueError, match="1 example inputs are wanted, got 2"):
+        bp.deploy.export_onnx(integer, path, example_inputs=(images(1), images(1)))
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 2, 1))
+    with pytest.raises(bp.Unsupported, match=r"adaptive pooling to \[2, 2\]"):
+        bp.deploy.export_onnx(bp.convert(prepared(pooled)), path, example_inputs=images(1))
+    assert list(tmp_path.iterdir()) == []
