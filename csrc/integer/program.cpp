@@ -38,10 +38,11 @@ Int slides(const Int& n, const Window& w, size_t d) {
 
 // f(where) with what runs kernels on bytes.
 template <class F>
-void on_device(const at::Device& device, [[maybe_unused]] const Tensor& any, F f) {
+void on_device(const at::Device& device, const Tensor& any, F f) {
   if (device.is_cpu()) {
     on_cpu_bytes(cpu_capability(), true, ops::parallel_for, f);
   } else {
+    ops::Cuda::require(kOp, any);
     ops::Cuda::run(any, f);
   }
 }

@@ -419,7 +419,9 @@ BITPARE_INLINE VecInt clamped_bytes(VecInt v, VecInt low, VecInt high) {
 }
 
 // A byte in all places.
-BITPARE_INLINE VecInt repeat_byte(int32_t byte) { return VecInt{} + byte * 0x01010101; }
+BITPARE_INLINE VecInt repeat_byte(int32_t byte) {
+  return (VecInt)(VecUint{} + static_cast<uint32_t>(byte) * 0x01010101u);
+}
 
 // The nearest integers, ties to even, of what is within 32 bits.
 BITPARE_INLINE VecInt nearest_int(Vec x) {

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import math
 import operator
 from typing import Any
 
@@ -157,6 +158,7 @@ class _Assembly:
             name = _unused(item.name, tensors)
             fields = {"name": name, **item.fields, **_named(item, name, tensors)}
             fields["of"] = node.name
+            fields["positions"] = math.prod(node.meta["shape"][2:])  # of the example, for reports
             if item.codes is not None:  # for other runtimes
                 fields["scale_of_output"] = item.codes.scale
                 fields["zero_of_output"] = item.codes.zero
