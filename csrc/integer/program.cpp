@@ -254,6 +254,8 @@ template <class Int, class Sizes>
 std::vector<Int> result_sizes(const Spec& spec, const Output& output, const Extent<Int>& extent,
                               int64_t channels, at::TensorList inputs, Sizes sizes) {
   if (!output.rows) return {extent.batch, channels, extent.height, extent.width};
+  TORCH_CHECK(extent.height == 1 && extent.width == 1, kOp, ": rows of images of ", extent.height,
+              " x ", extent.width);
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!spec.inputs[i].rows) continue;
     auto s = sizes(inputs[i]);

@@ -362,6 +362,43 @@ def test_cuda_has_the_same_bits(name):
     assert torch.equal(bp.convert(model.cuda())(x.cuda()).cpu(), expected)
 
 
+class Returned(nn.Module):
+    """A flattened image that a layer reads and the model returns, and values of two grids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 3)
+        self.end = nn.Linear(5 * 15 * 15, 4)
+        self.far = nn.Conv2d(5, 2, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b = F.relu(self.a(x)), self.b(x) * 3
+        flat = torch.flatten(a, 1)
+        return self.end(F.dropout(flat, 0.5, self.training)), flat, self.far(torch.max(a, b))
+
+
+def test_values_that_are_returned_or_of_two_grids():
+    model = prepared(Returned())
+    integer = bp.convert(model)
+    for got, expected in zip(integer(images(3)), model(images(3)), strict=True):
+        assert got.shape == expected.shape
+        noise = (got - expected).square().sum() / expected.square().sum()
+        assert noise < 1e-3, float(noise)
+
+
+def test_dropout_that_is_always_on_stays():
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(F.dropout(F.relu(self.one(x)), 0.9))
+
+    integer = bp.convert(prepared(Noisy()))
+    assert not torch.equal(integer(images(2)), integer(images(2)))
+
+
 # -- files
 
 

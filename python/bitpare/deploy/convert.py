@@ -13,7 +13,7 @@ from torch.utils import _pytree
 
 from bitpare import graph as g
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
-from bitpare.deploy.lower import Item, Lowering
+from bitpare.deploy.lower import Item, Lowering, before_flattening
 from bitpare.deploy.numbers import Codes
 from bitpare.nn import layers
 from bitpare.quant.names import find_hub, unwrapped
@@ -84,6 +84,7 @@ class _Assembly:
         self.root, self.graph, self.lowering = root, graph, lowering
         self.items = lowering.items
         self.stages: dict[fx.Node, int] = {}
+        self.flattened: dict[fx.Node, fx.Node] = {}  # read in float -> the image
         self.needed = self._needed()
         for node in graph.nodes:
             if node in self.needed:
@@ -125,8 +126,11 @@ class _Assembly:
             for source in self._sources(node):
                 crosses = source in self.items and self.stages[source] != self.stages[node]
                 part = parts[self.stages[source]] if crosses else None
-                if part is not None and source not in part.results:
-                    part.results.append(source)
+                whole = before_flattening(self.items, source) if crosses else source
+                if part is not None and whole not in part.results:
+                    part.results.append(whole)
+                if whole is not source:
+                    self.flattened[source] = whole
         self.parts = parts
         programs = {s: self._program(parts[s]) for s in sorted(parts)}
         return self._graph_module(programs)
@@ -201,6 +205,9 @@ class _Assembly:
                 call = made.call_module(name, args)
                 for i, node in enumerate(part.results):
                     values[node] = made.call_function(operator.getitem, (call, i))
+                for node, whole in self.flattened.items():
+                    if whole in part.results:
+                        values[node] = made.call_function(torch.flatten, (values[whole], 1))
                 continue
             for node in self.graph.nodes:
                 if self.stages.get(node) != stage or node in self.items or node.op == "output":

@@ -27,6 +27,7 @@ from bitpare.nn import layers
 from bitpare.quant.kinds import SAME, kind_of, same_input
 
 NOTHING = Activation()
+_CONVERSIONS = ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path")
 
 
 @dataclasses.dataclass
@@ -103,8 +104,15 @@ class Lowering:
         )
         if moved:
             return self.grid(meaning.inputs[0])
-        before = same_input(node) if kind_of(self.root, node).kind == SAME else None
+        before = same_input(node) if self._moves(node) else None
         return self.grid(before) if before is not None else None
+
+    def _moves(self, node: fx.Node) -> bool:
+        """Whether a node in float hands on values of one tensor, as they are."""
+        floats = [n for n in node.all_input_nodes if n.meta.get("float")]
+        name = str(getattr(node.target, "__name__", node.target))
+        moves = kind_of(self.root, node).kind == SAME and name not in _CONVERSIONS
+        return moves and len(floats) <= 1 and not name.startswith(("dropout", "stochastic"))
 
     def _open(self, node: fx.Node) -> Expression | None:
         """The expression of a value that nothing else reads and that is on no grid."""
@@ -404,6 +412,15 @@ class Lowering:
             self.items[node] = made
             del self.items[last]
             self.inside.add(last)
+
+
+def before_flattening(items: dict[fx.Node, Item], node: fx.Node) -> fx.Node:
+    """The image that a flattened value is, or the node itself."""
+    item = items[node]
+    while item.fields is None and item.source is None and item.flattened is not None:
+        node = item.inputs[0]
+        item = items[node]
+    return node
 
 
 def _pairing(a: Codes, b: Codes, result: Codes) -> dict[str, Any]:

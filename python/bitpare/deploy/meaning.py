@@ -4,7 +4,6 @@ import dataclasses
 import operator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -46,9 +45,8 @@ _NAMED = {
     "hardsigmoid": Activation(table=F.hardsigmoid),
 }
 _SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_NOTHING_IN_EVAL = (
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "contiguous", "identity", "stochastic_depth",
-)  # fmt: skip
+# Where their argument `training` stands; it is on unless given.
+_RANDOM = {"dropout": 2, "dropout1d": 2, "dropout2d": 2, "dropout3d": 2, "stochastic_depth": 3}
 _FLATTENING = ("flatten", "view", "reshape")
 
 
@@ -156,7 +154,7 @@ def _of_call(node: fx.Node) -> Meaning:
     if not first and not (name in ("cat", "concat") and node.args):
         return Meaning(FLOAT, [])
     shape = first[0].meta.get("shape") if first else None
-    if name in ("add", "iadd", "mul", "imul") and target is not torch.ops.aten:
+    if name in ("add", "iadd", "mul", "imul"):
         both = len(inputs) == 2 and all(n.meta.get("float") for n in inputs)
         if both and not node.kwargs:
             return Meaning(MUL if "mul" in name else ADD, inputs)
@@ -169,7 +167,7 @@ def _of_call(node: fx.Node) -> Meaning:
                 return Meaning(CAT, list(parts))
     elif name in ("relu", "relu6"):
         return Meaning(VALUE, first, activation=_NAMED[name])
-    elif name in ("hardtanh", "clamp", "clip") and name == "hardtanh":
+    elif name == "hardtanh":
         low, high = _argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0)
         return Meaning(VALUE, first, activation=Activation(low=float(low), high=float(high)))
     elif name in _FLATTENING and shape is not None:
@@ -193,7 +191,7 @@ def _of_call(node: fx.Node) -> Meaning:
             "divisor": int(_argument(node, 6, "divisor_override") or 0),
         }
         return Meaning(MEAN_POOL, first, window={"adaptive": False, **window, **options})
-    elif name in ("max_pool2d", "_max_pool2d", "boolean_dispatch") and node.meta.get("tensor"):
+    elif name == "max_pool2d" and not node.kwargs.get("return_indices", False):
         window = _window(
             _argument(node, 1, "kernel_size"),
             _argument(node, 2, "stride"),
@@ -201,9 +199,8 @@ def _of_call(node: fx.Node) -> Meaning:
             _argument(node, 4, "dilation", 1),
         )
         ceil = bool(_argument(node, 5, "ceil_mode", False))
-        if not node.kwargs.get("return_indices", False) and name != "boolean_dispatch":
-            return Meaning(MAX_POOL, first, window={"adaptive": False, **window, "ceil": ceil})
-    elif name in _NOTHING_IN_EVAL:
+        return Meaning(MAX_POOL, first, window={"adaptive": False, **window, "ceil": ceil})
+    elif name == "contiguous" or _argument(node, _RANDOM.get(name, 0), "training", True) is False:
         return Meaning(VALUE, first)
     return Meaning(FLOAT, [n for n in node.all_input_nodes if n.meta.get("float")])
 
