@@ -3,14 +3,15 @@
 import collections
 
 import bitpare as bp
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torchvision
 from bitpare import QConfig
 from test_integer import CONFIGS, NETWORKS, Partly, images, lenet_size, prepared, settle
 from torch import Tensor, nn
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 class Exported:
