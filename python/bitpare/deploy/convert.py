@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from bitpare import graph as g
-from bitpare.deploy.integer import IntegerModel, IntegerProgram
+from bitpare.deploy.integer import IntegerModel, IntegerProgram, holder_of
 from bitpare.deploy.lower import Item, Lowering, before_flattening
 from bitpare.deploy.numbers import Codes
 from bitpare.nn import layers
@@ -46,8 +46,8 @@ class Traced:
 
     def __init__(self, model: nn.Module, caller: str) -> None:
         hub = find_hub(model, caller)
-        self.device = next((t.device for t in _state(model)), torch.device("cpu"))
-        self.call = hub.example_call(self.device)
+        self.device = hub.device_of(model)
+        self.call = hub.example_call(model)
         self.root = copy.deepcopy(model).eval()
         g.clear_hooks(self.root)
         for module in self.root.modules():
@@ -57,12 +57,8 @@ class Traced:
         results = {self.root.get_submodule(n): c[0].result for n, c in calls.items() if c}
         with torch.no_grad():
             trace = g.trace_flat(self.root, self.call, set(), results)
-            self.graph, self.entry = trace.graph, trace.entry
+            self.graph = trace.graph
             self.lowering = Lowering(self.root, self.graph)
-
-
-def _state(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
 
 
 @dataclasses.dataclass
@@ -85,9 +81,9 @@ class _Assembly:
         self.items = lowering.items
         self.stages: dict[fx.Node, int] = {}
         self.flattened: dict[fx.Node, fx.Node] = {}  # read in float -> the image
-        self.needed = self._needed()
+        needed = self._needed()
         for node in graph.nodes:
-            if node in self.needed:
+            if node in needed:
                 self.stages[node] = self._stage(node)
 
     def _needed(self) -> set[fx.Node]:
@@ -173,22 +169,18 @@ class _Assembly:
         spec = {
             "version": VERSION,
             "values": count,
-            "inputs": [_input(source, codes, v) for (source, codes), v in part.entries.items()],
+            "inputs": [
+                input_entry(source, codes, v) for (source, codes), v in part.entries.items()
+            ],
             "nodes": nodes,
-            "outputs": [self._output(node, numbers[node]) for node in part.results],
+            "outputs": [
+                output_entry(node, self.items[node].codes, numbers[node]) for node in part.results
+            ],
         }
         return IntegerProgram(spec, tensors)
 
     def _entry(self, part: _Part, source: fx.Node, codes: Codes) -> int:
         return part.entries.setdefault((source, codes), len(part.entries))
-
-    def _output(self, node: fx.Node, value: int) -> dict[str, Any]:
-        codes = self.items[node].codes
-        rows = len(node.meta["shape"]) == 2
-        made: dict[str, Any] = {"value": value, "rows": rows, "floats": codes is None}
-        if codes is not None:
-            made |= {"scale": codes.scale, "zero": codes.zero}
-        return made
 
     # -- the graph around them
 
@@ -229,12 +221,8 @@ def _holder(
         if node.op not in ("call_module", "get_attr") or target in modules:
             continue
         constants = traced.bitpare_constants  # type: ignore[attr-defined]
-        *path, last = target.split(".")
-        where = held
-        for part in path:
-            if part not in where._modules:
-                where.add_module(part, nn.Module())
-            where = where._modules[part]  # type: ignore[assignment]
+        path, _, last = target.rpartition(".")
+        where = holder_of(held, path)
         if node.op == "call_module":
             where.add_module(last, root.get_submodule(target))
             continue
@@ -277,7 +265,8 @@ def _named(item: Item, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return fields
 
 
-def _input(source: fx.Node, codes: Codes, value: int) -> dict[str, Any]:
+def input_entry(source: fx.Node, codes: Codes, value: int) -> dict[str, Any]:
+    """Of a spec: floats that become codes."""
     shape = source.meta["shape"]
     rows = len(shape) == 2
     return {
@@ -287,3 +276,12 @@ def _input(source: fx.Node, codes: Codes, value: int) -> dict[str, Any]:
         "scale": codes.scale,
         "range": codes.range,
     }
+
+
+def output_entry(node: fx.Node, codes: Codes | None, value: int) -> dict[str, Any]:
+    """Of a spec: codes that become floats, or floats as they are."""
+    rows = len(node.meta["shape"]) == 2
+    made: dict[str, Any] = {"value": value, "rows": rows, "floats": codes is None}
+    if codes is not None:
+        made |= {"scale": codes.scale, "zero": codes.zero}
+    return made

@@ -15,6 +15,15 @@ _release_program = torch.ops.bitpare._release_program
 _run_program = torch.ops.bitpare.run_program.default
 
 
+def holder_of(module: nn.Module, path: str) -> nn.Module:
+    """The module at a path below another, made of empty ones where there is none yet."""
+    for part in path.split(".") if path else []:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module._modules[part]  # type: ignore[assignment]
+    return module
+
+
 class IntegerProgram(nn.Module):
     """A part of a model that is computed in integers from end to end: floats in, floats out.
 
@@ -28,18 +37,10 @@ class IntegerProgram(nn.Module):
         self.spec = spec
         for name, tensor in tensors.items():
             path, _, last = name.rpartition(".")
-            self._holder(path).register_buffer(last, tensor)
+            holder_of(self, path).register_buffer(last, tensor)
         self._held: Any = None
         self.rebuild()
         self.register_load_state_dict_post_hook(_rebuilt)
-
-    def _holder(self, path: str) -> nn.Module:
-        module: nn.Module = self
-        for part in path.split(".") if path else []:
-            if part not in module._modules:
-                module.add_module(part, nn.Module())
-            module = module._modules[part]  # type: ignore[assignment]
-        return module
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         made: list[Tensor] = _run_program(inputs, self._number)
@@ -59,7 +60,7 @@ class IntegerProgram(nn.Module):
             path, _, last = name.rpartition(".")
             now = self.get_buffer(name)
             if now.dtype != before.dtype:
-                self._holder(path)._buffers[last] = before.to(now.device)
+                holder_of(self, path)._buffers[last] = before.to(now.device)
         self.rebuild()
         return made
 

@@ -416,10 +416,10 @@ class Lowering:
 
 def before_flattening(items: dict[fx.Node, Item], node: fx.Node) -> fx.Node:
     """The image that a flattened value is, or the node itself."""
-    item = items[node]
-    while item.fields is None and item.source is None and item.flattened is not None:
+    item = items.get(node)
+    while item and item.fields is None and item.source is None and item.flattened is not None:
         node = item.inputs[0]
-        item = items[node]
+        item = items.get(node)
     return node
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from bitpare.deploy.convert import Traced
+from bitpare.deploy.convert import VERSION, Traced, input_entry, output_entry
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
+from bitpare.deploy.lower import before_flattening
 from bitpare.deploy.numbers import Codes
 from bitpare.errors import Differs
 from bitpare.quant.batches import first_of
@@ -244,46 +245,27 @@ def _check(
     buffers: dict[str, Tensor],
 ) -> _Check:
     lowering = traced.lowering
-    sources = [_before_flattening(lowering, n) for n in inputs]
+    sources = [before_flattening(lowering.items, n) for n in inputs]
     distinct = list(dict.fromkeys(sources))
-    entries = []
-    for value, source in enumerate(distinct):
-        codes = _codes(traced, source)
-        shape = source.meta["shape"]
-        rows = len(shape) == 2
-        entries.append(
-            {
-                "value": value,
-                "channels": shape[-1] if rows else shape[1],
-                "rows": rows,
-                "scale": codes.scale,
-                "range": codes.range,
-            }
-        )
+    entries = [input_entry(n, _codes(traced, n), value) for value, n in enumerate(distinct)]
     count = len(distinct)
     floats = bool(node.get("float", False))
-    output: dict[str, Any] = {
-        "value": count,
-        "rows": len(target.meta["shape"]) == 2,
-        "floats": floats,
-    }
     unit: Tensor | float
-    reached = None
+    codes, reached = None, None
     if floats:
         multiplier = buffers[node["multiplier"]].abs().double()
         unit = multiplier.view(-1, *[1] * (len(target.meta["shape"]) - 2))
     else:
         codes = _codes(traced, target)
-        output |= {"scale": codes.scale, "zero": codes.zero}
         unit = codes.scale
         reached = codes if lowering.meanings[target].after is None else None
     numbers = [distinct.index(s) for s in sources]
     spec = {
-        "version": 1,
+        "version": VERSION,
         "values": count + 1,
         "inputs": entries,
         "nodes": [{**node, "inputs": numbers, "output": count}],
-        "outputs": [output],
+        "outputs": [output_entry(target, codes, count)],
     }
     named = [v for v in node.values() if isinstance(v, str)] + list(node.get("tables") or [])
     tensors = {name: buffers[name] for name in named if name in buffers}
@@ -296,14 +278,6 @@ def _codes(traced: Traced, node: fx.Node) -> Codes:
     codes = traced.lowering.grid(node)
     assert codes is not None
     return codes
-
-
-def _before_flattening(lowering: Any, node: fx.Node) -> fx.Node:
-    item = lowering.items.get(node)
-    while item is not None and item.fields is None and item.source is None:
-        node = item.inputs[0]
-        item = lowering.items.get(node)
-    return node
 
 
 def _zeros(traced: Traced, integer: IntegerModel) -> list[tuple[str, int]]:

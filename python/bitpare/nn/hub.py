@@ -34,8 +34,15 @@ class Hub:
         self.notes: list[tuple[str, str, bool]] = []
         self._members: _Members | None = None
 
-    def example_call(self, device: torch.device) -> Call:
-        """A call like the one the model was prepared with, of zeros where it had floats."""
+    @staticmethod
+    def device_of(model: nn.Module) -> torch.device:
+        state = [*model.parameters(), *model.buffers()]
+        return state[0].device if state else torch.device("cpu")
+
+    def example_call(self, model: nn.Module) -> Call:
+        """A call like the one a model was prepared with, of zeros where it had floats, on the
+        model's device."""
+        device = self.device_of(model)
         args, kwargs = _pytree.tree_map(
             lambda v: v.to(device).contiguous() if isinstance(v, Tensor) else v, self.example
         )

@@ -143,8 +143,7 @@ def _example(models: tuple[nn.Module, ...], example_inputs: Any) -> Any:
         for module in unwrapped(model).modules():
             hub = getattr(module, "bp_hub", None)
             if isinstance(hub, Hub):
-                device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
-                return hub.example_call(device)
+                return hub.example_call(model)
     raise ValueError("summary: no model is prepared, so example_inputs are wanted")
 
 
