@@ -1,7 +1,6 @@
 // Integer models as ops. A program is known by a number as long as somebody holds it.
 #include <torch/library.h>
 
-#include <atomic>
 #include <unordered_map>
 
 #include "integer/file.h"

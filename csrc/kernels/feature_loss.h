@@ -35,7 +35,7 @@ BITPARE_INLINE ReduceLayout layout_of_rows(const FeatureLoss& args) {
 }
 
 BITPARE_INLINE int64_t feature_partials(FeatureKind kind, int64_t rows, int64_t n) {
-  if (!of_rows(kind)) return (rows * n + kSumChunk - 1) / kSumChunk;
+  if (!of_rows(kind)) return chunks_of(rows * n);
   ReduceLayout all = {1, 1, rows}, each = {1, rows, n};
   int64_t first = kUnitTerms * pieces_of(each) * rows, second = pieces_of(all);
   return first > second ? first : second;
