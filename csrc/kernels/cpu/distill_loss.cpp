@@ -251,14 +251,14 @@ struct Rows {
   }
 };
 
-// The weights' sum, or the losses', in the fixed order.
-template <class F>
-float sum_of_rows(const DistillLoss& args, F value) {
+float sum_of_weights(const DistillLoss& args) {
   float sum;
   sum_row<1>(args.rows, args.sums, &sum, [&](int64_t at, int64_t count, Vec* terms) {
-    float values[kWidth] = {};
-    for (int64_t l = 0; l < count; ++l) values[l] = value(at + l);
-    terms[0] = load(values);
+    float weights[kWidth] = {};
+    for (int64_t l = 0; l < count; ++l) {
+      weights[l] = math::row_weight(args.target, args.weight, args.ignored, at + l);
+    }
+    terms[0] = load(weights);
   });
   return sum;
 }
@@ -268,9 +268,7 @@ float sum_of_rows(const DistillLoss& args, F value) {
 // A core takes whole rows; a row stays in the cache from the first look to its gradient.
 template <>
 void distill_loss(const DistillLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
-  float weights = sum_of_rows(
-      args, [&](int64_t r) { return math::row_weight(args.target, args.weight, args.ignored, r); });
-  args.factor[0] = math::factor_of(weights, args.mean);
+  args.factor[0] = math::factor_of(sum_of_weights(args), args.mean);
   int64_t each = (args.rows + args.workers - 1) / args.workers;
   with_losses(args.rule, [&]<Hard kHard, Soft kSoft>() {
     parallel(cpu.parallel_for, args.workers, 1, [&](int64_t first, int64_t last) {
@@ -282,7 +280,7 @@ void distill_loss(const DistillLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
       }
     });
   });
-  args.total[0] = sum_of_rows(args, [&](int64_t r) { return args.loss[r]; }) * args.factor[0];
+  args.total[0] = sum_of(args.loss, args.rows, args.sums) * args.factor[0];
 }
 
 }  // namespace bitpare

@@ -237,9 +237,7 @@ __global__ void __launch_bounds__(kMostRowWarps* kWarp) factor_kernel(DistillLos
 
 __global__ void __launch_bounds__(kMostRowWarps* kWarp) total_kernel(DistillLoss args) {
   BITPARE_SHARED(Room, room);
-  float loss;
-  sum_row<1>(room, args.rows, args.sums, &loss,
-             [&](int64_t r, float* terms) { terms[0] = args.loss[r]; });
+  float loss = sum_of(room, args.loss, args.rows, args.sums);
   if (threadIdx.x == 0) args.total[0] = loss * args.factor[0];
 }
 
