@@ -1,30 +1,12 @@
 #include "integer/program.h"
 
-#include "kernels/int_edge.h"
-#include "kernels/int_map.h"
-#include "kernels/int_pair.h"
-#include "kernels/int_pool.h"
-#include "ops/device.h"
-
 namespace bitpare::integer {
 namespace {
 
-constexpr const char* kOp = "integer model";
 constexpr size_t kMostPlans = 64;
 
-const Tensor& tensor_of(const Tensors& tensors, const Node& node, const std::string& name,
-                        at::ScalarType type) {
-  auto found = tensors.find(name);
-  TORCH_CHECK(found != tensors.end(), kOp, ": ", node.name, ": tensor ", name, " is missing");
-  TORCH_CHECK(found->second.scalar_type() == type, kOp, ": ", node.name, ": tensor ", name,
-              " must be ", type, ", got ", found->second.scalar_type());
-  return found->second;
-}
-
-void check_count(const Node& node, const Tensor& tensor, int64_t count) {
-  TORCH_CHECK(tensor.numel() == count, kOp, ": ", node.name, ": a tensor of ", count,
-              " elements is wanted, got ", tensor.sizes());
-}
+auto sizes_of = [](const Tensor& x) { return x.sizes(); };
+auto sym_sizes_of = [](const Tensor& x) { return x.sym_sizes(); };
 
 // Outputs of a window that slides over n elements, as torch counts them.
 template <class Int>
@@ -36,53 +18,71 @@ Int slides(const Int& n, const Window& w, size_t d) {
   return (made - 1) * stride >= n + before ? made - 1 : made;
 }
 
-// f(where) with what runs kernels on bytes.
-template <class F>
-void on_device(const at::Device& device, const Tensor& any, F f) {
-  if (device.is_cpu()) {
-    on_cpu_bytes(cpu_capability(), true, ops::parallel_for, f);
-  } else {
-    ops::Cuda::require(kOp, any);
-    ops::Cuda::run(any, f);
-  }
-}
-
 }  // namespace
 
 Program::Program(Spec spec, const Tensors& tensors) : spec_(std::move(spec)) {
   channels_.resize(static_cast<size_t>(spec_.values));
-  floats_.resize(static_cast<size_t>(spec_.values));
+  forms_.resize(static_cast<size_t>(spec_.values), Form::codes);
+  origins_.resize(static_cast<size_t>(spec_.values));
   if (!tensors.empty()) device_ = tensors.begin()->second.device();
   for (const auto& [name, tensor] : tensors) {
     TORCH_CHECK(tensor.device() == device_, kOp, ": tensor ", name, " is on ", tensor.device(),
                 ", others on ", device_);
   }
-  for (const Input& input : spec_.inputs) {
+  for (size_t i = 0; i < spec_.inputs.size(); ++i) {
+    const Input& input = spec_.inputs[i];
+    auto value = static_cast<size_t>(input.value);
     TORCH_CHECK(input.channels > 0, kOp, ": an input without channels");
-    channels_[static_cast<size_t>(input.value)] = input.channels;
+    channels_[value] = input.channels;
+    origins_[value] = i;
+    if (input.floats) forms_[value] = Form::floats;
   }
   for (const Node& node : spec_.nodes) {
-    for (int64_t value : node.inputs) {
-      TORCH_CHECK(!floats_[static_cast<size_t>(value)], kOp, ": ", node.name,
-                  " reads floats, of value ", value);
-    }
+    check_forms(node);
     add(node, tensors);
   }
   for (const Output& output : spec_.outputs) {
-    TORCH_CHECK(floats_[static_cast<size_t>(output.value)] == output.floats, kOp, ": output ",
+    TORCH_CHECK((form(output.value) == Form::floats) == output.floats, kOp, ": output ",
                 output.value, " is ", output.floats ? "of codes" : "of floats");
+  }
+}
+
+// Each operation reads values of one form.
+void Program::check_forms(const Node& node) const {
+  Form wanted = Form::codes;
+  bool reads_floats =
+      node.kind == Kind::dynamic || node.kind == Kind::weights || node.kind == Kind::quantize;
+  if (reads_floats) wanted = Form::floats;
+  if (node.dynamic) wanted = Form::dynamic;
+  bool moves = node.kind == Kind::pool && node.maximum;
+  for (int64_t value : node.inputs) {
+    Form got = form(value);
+    bool fits = got == wanted || (moves && got == Form::dynamic);
+    TORCH_CHECK(fits, kOp, ": ", node.name, " cannot read value ", value, ", which is ",
+                got == Form::floats    ? "floats"
+                : got == Form::dynamic ? "codes of a grid found at run time"
+                                       : "codes of a fixed grid");
   }
 }
 
 void Program::add(const Node& node, const Tensors& tensors) {
   Constants made;
   int64_t in = channels(node.inputs[0]), out = in;
+  Form made_form = node.kind == Kind::pool ? form(node.inputs[0]) : Form::codes;
   switch (node.kind) {
-    case Kind::conv: {
-      made.weights = pack(node, tensors);
-      out = node.groups * made.weights.out_channels;
+    case Kind::conv:
+      made.conv = pack_conv(node, tensors, in, device_);
+      out = node.groups * made.conv.out_channels;
+      made_form = node.to_float ? Form::floats : Form::codes;
       break;
-    }
+    case Kind::weights:
+      made.linear = pack_linear(node, tensors, in, device_);
+      out = made.linear.outputs;
+      made_form = Form::floats;
+      break;
+    case Kind::dynamic:
+      made_form = Form::dynamic;
+      break;
     case Kind::pair:
       TORCH_CHECK(channels(node.inputs[1]) == in, kOp, ": ", node.name, ": ", in, " and ",
                   channels(node.inputs[1]), " channels");
@@ -110,69 +110,14 @@ void Program::add(const Node& node, const Tensors& tensors) {
       }
       break;
     case Kind::pool:
+    case Kind::quantize:
       break;
   }
-  channels_[static_cast<size_t>(node.output)] = out;
-  floats_[static_cast<size_t>(node.output)] = node.kind == Kind::conv && node.to_float;
+  auto output = static_cast<size_t>(node.output);
+  channels_[output] = out;
+  forms_[output] = made_form;
+  origins_[output] = origins_[static_cast<size_t>(node.inputs[0])];
   constants_.push_back(std::move(made));
-}
-
-Program::Weights Program::pack(const Node& node, const Tensors& tensors) const {
-  Tensor codes = tensor_of(tensors, node, node.weight, at::kChar).cpu().contiguous();
-  Tensor biases = tensor_of(tensors, node, node.bias, at::kInt).cpu().contiguous();
-  Tensor multipliers = tensor_of(tensors, node, node.multiplier, at::kFloat).cpu().contiguous();
-  TORCH_CHECK(
-      codes.dim() == 4 && codes.numel() > 0 && node.groups > 0 && codes.size(0) % node.groups == 0,
-      kOp, ": ", node.name, ": weights must be [outputs, channels of a group, height, ",
-      "width], got ", codes.sizes());
-  TORCH_CHECK(codes.size(2) == node.window.kernel[0] && codes.size(3) == node.window.kernel[1], kOp,
-              ": ", node.name, ": weights ", codes.sizes(), " do not fit the kernel");
-  TORCH_CHECK(codes.size(1) * node.groups == channels(node.inputs[0]), kOp, ": ", node.name,
-              ": weights for ", codes.size(1) * node.groups, " channels, but there are ",
-              channels(node.inputs[0]));
-  int64_t outputs = codes.size(0);
-  check_count(node, biases, outputs);
-  check_count(node, multipliers, outputs);
-  ConvShape shape = {};
-  shape.groups = node.groups;
-  shape.in_channels = codes.size(1);
-  shape.out_channels = outputs / node.groups;
-  shape.kernel_height = codes.size(2);
-  shape.kernel_width = codes.size(3);
-  Weights made;
-  made.kind = math::is_depthwise(shape) ? ConvKind::depthwise : ConvKind::dense;
-  made.in_channels = shape.in_channels;
-  made.out_channels = shape.out_channels;
-  int64_t numbers = math::padded_outputs(shape, made.kind), taps = math::taps_of(shape);
-  Tensor weight = at::zeros({math::weight_bytes(shape, made.kind)}, at::kChar);
-  Tensor bias = at::zeros({numbers}, at::kInt), multiplier = at::zeros({numbers}, at::kFloat);
-  const int8_t* from = codes.const_data_ptr<int8_t>();
-  auto* to = weight.data_ptr<int8_t>();
-  for (int64_t o = 0; o < outputs; ++o) {
-    int64_t sum = 0, most = 0, place = math::place_of_output(shape, made.kind, o);
-    for (int64_t c = 0; c < shape.in_channels; ++c) {
-      for (int64_t tap = 0; tap < taps; ++tap, ++from) {
-        to[math::place_of_weight(shape, made.kind, o, c, tap)] = *from;
-        sum += *from;
-        most += 255 * std::abs(int64_t{*from});
-      }
-    }
-    int64_t all = int64_t{biases.const_data_ptr<int32_t>()[o]} - node.zero * sum;
-    TORCH_CHECK(all == static_cast<int32_t>(all), kOp, ": ", node.name, ": the bias of output ", o,
-                " leaves 32 bits");
-    float by = multipliers.const_data_ptr<float>()[o];
-    bias.data_ptr<int32_t>()[place] = static_cast<int32_t>(all);
-    multiplier.data_ptr<float>()[place] = by;
-    // Room for the zero point, and for the rounding of floats.
-    most += std::abs(int64_t{biases.const_data_ptr<int32_t>()[o]});
-    made.fits = made.fits && static_cast<double>(most) * std::abs(by) < (1 << 30);
-  }
-  Tensor padding = at::full({channels(node.inputs[0]) + kSlackBytes}, node.zero, at::kByte);
-  made.weight = weight.to(device_);
-  made.bias = bias.to(device_);
-  made.multiplier = multiplier.to(device_);
-  made.padding = padding.to(device_);
-  return made;
 }
 
 // -- shapes
@@ -247,37 +192,35 @@ std::vector<Extent<Int>> Program::extents(at::TensorList inputs, Sizes sizes) co
   return known;
 }
 
-namespace {
-
-// Rows keep what is before the channels in the first input of rows.
+// Rows keep what is before the channels in the input they come from.
 template <class Int, class Sizes>
-std::vector<Int> result_sizes(const Spec& spec, const Output& output, const Extent<Int>& extent,
-                              int64_t channels, at::TensorList inputs, Sizes sizes) {
-  if (!output.rows) return {extent.batch, channels, extent.height, extent.width};
+std::vector<Int> Program::result_sizes(const Output& output, const Extent<Int>& extent,
+                                       at::TensorList inputs, Sizes sizes) const {
+  int64_t made_channels = channels(output.value);
+  if (!output.rows) return {extent.batch, made_channels, extent.height, extent.width};
   TORCH_CHECK(extent.height == 1 && extent.width == 1, kOp, ": rows of images of ", extent.height,
               " x ", extent.width);
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!spec.inputs[i].rows) continue;
-    auto s = sizes(inputs[i]);
-    std::vector<Int> made(s.begin(), s.end());
-    made.back() = channels;
-    return made;
-  }
-  return {extent.batch, channels};
+  size_t origin = origins_[static_cast<size_t>(output.value)];
+  if (!spec_.inputs[origin].rows) return {extent.batch, made_channels};
+  auto s = sizes(inputs[origin]);
+  std::vector<Int> made(s.begin(), s.end());
+  made.back() = made_channels;
+  return made;
 }
 
-auto sizes_of = [](const Tensor& x) { return x.sizes(); };
-auto sym_sizes_of = [](const Tensor& x) { return x.sym_sizes(); };
-
-}  // namespace
+std::vector<int64_t> Program::result_shape(const Output& output, const Plan& plan,
+                                           at::TensorList inputs) const {
+  return result_sizes<int64_t>(output, plan.extents[static_cast<size_t>(output.value)], inputs,
+                               sizes_of);
+}
 
 std::vector<Tensor> Program::shapes(at::TensorList inputs) const {
   check_inputs(inputs);
   auto known = extents<c10::SymInt>(inputs, sym_sizes_of);
   std::vector<Tensor> made;
   for (const Output& output : spec_.outputs) {
-    auto sizes = result_sizes<c10::SymInt>(spec_, output, known[static_cast<size_t>(output.value)],
-                                           channels(output.value), inputs, sym_sizes_of);
+    auto sizes = result_sizes<c10::SymInt>(output, known[static_cast<size_t>(output.value)], inputs,
+                                           sym_sizes_of);
     made.push_back(at::empty_symint(sizes, inputs[0].options().memory_format(std::nullopt)));
   }
   return made;
@@ -306,6 +249,7 @@ std::shared_ptr<const Program::Plan> Program::plan_for(at::TensorList inputs) {
   }
   std::vector<size_t> held;  // values with a place, by offset
   auto hold = [&](size_t value) {
+    if (forms_[value] == Form::floats) return;
     const Extent<int64_t>& e = plan->extents[value];
     Place& place = plan->places[value];
     int64_t bytes = e.batch * e.height * e.width * step(static_cast<int64_t>(value));
@@ -322,7 +266,7 @@ std::shared_ptr<const Program::Plan> Program::plan_for(at::TensorList inputs) {
   for (const Input& input : spec_.inputs) hold(static_cast<size_t>(input.value));
   for (size_t n = 0; n < spec_.nodes.size(); ++n) {
     auto output = static_cast<size_t>(spec_.nodes[n].output);
-    if (!floats_[output]) hold(output);
+    hold(output);
     std::erase_if(held, [&](size_t value) {
       return last[value] < n || (last[value] == n && value != output);
     });
@@ -349,241 +293,6 @@ void Program::give_back(Tensor arena) {
   if (!device_.is_cpu()) return;
   std::lock_guard<std::mutex> lock(mutex_);
   if (arenas_.size() < 8) arenas_.push_back(std::move(arena));
-}
-
-// -- running
-
-// One run: where its values lie, and the arguments of each kernel.
-struct Program::Run {
-  const Program& program;
-  const Plan& plan;
-  uint8_t* arena;
-  std::vector<Tensor> floats;  // by value
-  bool nan = false;
-
-  const Extent<int64_t>& extent(int64_t value) const {
-    return plan.extents[static_cast<size_t>(value)];
-  }
-  uint8_t* codes(int64_t value) const {
-    return arena + plan.places[static_cast<size_t>(value)].offset;
-  }
-  int64_t pixels(int64_t value) const {
-    const Extent<int64_t>& e = extent(value);
-    return e.batch * e.height * e.width;
-  }
-
-  ConvShape shape_of(const Node& node, int64_t groups) const {
-    const Extent<int64_t>&in = extent(node.inputs[0]), &out = extent(node.output);
-    const Window& w = node.window;
-    return {in.batch,
-            in.height,
-            in.width,
-            out.height,
-            out.width,
-            groups,
-            1,
-            1,
-            w.kernel[0],
-            w.kernel[1],
-            w.stride[0],
-            w.stride[1],
-            w.padding[0],
-            w.padding[1],
-            w.dilation[0],
-            w.dilation[1]};
-  }
-
-  IntEdge edge(int64_t value, const Extent<int64_t>& e, float scale) const {
-    int64_t channels = program.channels(value);
-    IntEdge args = {};
-    args.codes = codes(value);
-    args.images = e.batch;
-    args.pixels = e.height * e.width;
-    args.channels = channels;
-    args.image_step = args.pixels * channels;
-    args.pixel_step = 1;
-    args.channel_step = args.pixels;
-    args.step = program.step(value);
-    args.scale = scale;
-    return args;
-  }
-
-  template <class Where>
-  void enter(const Input& input, const Tensor& given, const Where& where) {
-    // Floats are taken as they lie, if pixels or channels are neighbours.
-    bool last = !input.rows && given.is_contiguous(at::MemoryFormat::ChannelsLast);
-    Tensor x = last ? given : given.contiguous();
-    IntEdge args = edge(input.value, extent(input.value), input.scale);
-    if (last || input.rows) {
-      args.pixel_step = args.channels;
-      args.channel_step = 1;
-    }
-    args.floats = x.const_data_ptr<float>();
-    args.range = input.range;
-    args.nan = &nan;
-    int_edge(args, where);
-  }
-
-  template <class Where>
-  void leave(const Output& output, const Tensor& result, const Where& where) {
-    IntEdge args = edge(output.value, extent(output.value), output.scale);
-    args.result = result.data_ptr<float>();
-    args.range.zero = output.zero;
-    int_edge(args, where);
-  }
-
-  template <class Where>
-  void conv(const Node& node, const Weights& weights, const Where& where) {
-    IntConv args = {};
-    args.kind = weights.kind;
-    args.shape = shape_of(node, node.groups);
-    args.shape.in_channels = weights.in_channels;
-    args.shape.out_channels = weights.out_channels;
-    args.input = codes(node.inputs[0]);
-    args.input_step = program.step(node.inputs[0]);
-    args.weight = weights.weight.const_data_ptr<int8_t>();
-    args.bias = weights.bias.const_data_ptr<int32_t>();
-    args.multiplier = weights.multiplier.const_data_ptr<float>();
-    args.padding = weights.padding.const_data_ptr<uint8_t>();
-    args.range = node.range;
-    args.to_float = node.to_float;
-    Tensor made;
-    if (node.to_float) {  // pixels of floats, their channels innermost
-      const Extent<int64_t>& e = extent(node.output);
-      made = at::empty({e.batch, e.height, e.width, program.channels(node.output)},
-                       weights.multiplier.options());
-      args.output = made.data_ptr<float>();
-      args.output_step = program.channels(node.output);
-      floats[static_cast<size_t>(node.output)] = made;
-    } else {
-      args.output = codes(node.output);
-      args.output_step = program.step(node.output);
-    }
-    if (node.adds) {
-      args.other = codes(node.inputs[1]);
-      args.other_step = program.step(node.inputs[1]);
-      args.pairing = node.pairing;
-      args.sum_range = node.sum_range;
-    }
-    int_conv(args, where);
-  }
-
-  template <class Where>
-  void pool(const Node& node, const Where& where) {
-    IntPool args = {};
-    args.shape = shape_of(node, program.channels(node.inputs[0]));
-    args.maximum = node.maximum;
-    args.adaptive = node.adaptive;
-    args.count_padding = node.count_padding;
-    args.pad_bottom = node.window.padding[2];
-    args.pad_right = node.window.padding[3];
-    args.divisor = node.divisor;
-    args.input = codes(node.inputs[0]);
-    args.input_step = program.step(node.inputs[0]);
-    args.output = codes(node.output);
-    args.output_step = program.step(node.output);
-    args.least = node.least;
-    args.scale = node.scale;
-    args.new_scale = node.new_scale;
-    args.zero = node.zero;
-    args.range = node.range;
-    int_pool(args, where);
-  }
-
-  template <class Where>
-  void pair(const Node& node, const Where& where) {
-    IntPair args = {};
-    args.first = codes(node.inputs[0]);
-    args.second = codes(node.inputs[1]);
-    args.output = codes(node.output);
-    args.pixels = pixels(node.output);
-    args.channels = program.channels(node.output);
-    args.first_step = program.step(node.inputs[0]);
-    args.second_step = program.step(node.inputs[1]);
-    args.output_step = program.step(node.output);
-    args.repeat = args.pixels / std::max<int64_t>(pixels(node.inputs[1]), 1);
-    args.pairing = node.pairing;
-    args.range = node.range;
-    int_pair(args, where);
-  }
-
-  // A map, or a concatenation: one for each input, side by side.
-  template <class Where>
-  void map(const Node& node, const Constants& constants, const Where& where) {
-    int64_t first = 0;
-    for (size_t i = 0; i < node.inputs.size(); ++i) {
-      IntMap args = {};
-      args.input = codes(node.inputs[i]);
-      args.output = codes(node.output) + first;
-      args.pixels = pixels(node.output);
-      args.channels = program.channels(node.inputs[i]);
-      args.input_step = program.step(node.inputs[i]);
-      args.output_step = program.step(node.output);
-      if (i < constants.tables.size() && constants.tables[i].defined()) {
-        args.table = constants.tables[i].const_data_ptr<uint8_t>();
-      }
-      if (constants.multiplier.defined()) {
-        args.multiplier = constants.multiplier.const_data_ptr<float>();
-        args.offset = constants.offset.const_data_ptr<float>();
-      }
-      args.zero = node.zero;
-      args.range = node.range;
-      int_map(args, where);
-      first += args.channels;
-    }
-  }
-
-  template <class Where>
-  void step(const Node& node, const Constants& constants, const Where& where) {
-    switch (node.kind) {
-      case Kind::conv:
-        return conv(node, constants.weights, where);
-      case Kind::pool:
-        return pool(node, where);
-      case Kind::pair:
-        return pair(node, where);
-      case Kind::map:
-      case Kind::concat:
-        return map(node, constants, where);
-    }
-  }
-};
-
-std::vector<Tensor> Program::run(at::TensorList inputs) {
-  check_inputs(inputs);
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    TORCH_CHECK(inputs[i].device() == device_, kOp, ": input ", i, " is on ", inputs[i].device(),
-                ", the model on ", device_);
-  }
-  std::shared_ptr<const Plan> plan = plan_for(inputs);
-  bool empty = plan->extents[static_cast<size_t>(spec_.inputs[0].value)].batch == 0;
-  Tensor arena = take_arena(plan->bytes);
-  Run run = {*this, *plan, arena.data_ptr<uint8_t>(),
-             std::vector<Tensor>(static_cast<size_t>(spec_.values))};
-  std::vector<Tensor> results;
-  on_device(device_, arena, [&](const auto& where) {
-    for (size_t i = 0; i < inputs.size() && !empty; ++i) {
-      run.enter(spec_.inputs[i], inputs[i], where);
-      TORCH_CHECK_VALUE(!run.nan, kOp, ": input ", i, " holds NaN, which has no integer");
-    }
-    for (size_t n = 0; n < spec_.nodes.size() && !empty; ++n) {
-      run.step(spec_.nodes[n], constants_[n], where);
-    }
-    for (const Output& output : spec_.outputs) {
-      auto sizes = result_sizes<int64_t>(spec_, output, run.extent(output.value),
-                                         channels(output.value), inputs, sizes_of);
-      Tensor made = run.floats[static_cast<size_t>(output.value)];
-      if (made.defined()) {
-        results.push_back(output.rows ? made.view(sizes) : made.permute({0, 3, 1, 2}));
-        continue;
-      }
-      Tensor result = at::empty(sizes, inputs[0].options().memory_format(std::nullopt));
-      if (!empty) run.leave(output, result, where);
-      results.push_back(result);
-    }
-  });
-  give_back(std::move(arena));
-  return results;
 }
 
 }  // namespace bitpare::integer

@@ -1,18 +1,12 @@
 // An integer model that runs: its weights laid out for the kernels, and for each shape of the
 // inputs a plan of the memory its values take. One call runs all of it.
 #pragma once
-#include <ATen/ATen.h>
-
-#include <map>
 #include <memory>
 #include <mutex>
 
-#include "integer/spec.h"
-#include "kernels/int_conv.h"
+#include "integer/pack.h"
 
 namespace bitpare::integer {
-
-using at::Tensor;
 
 // Of an image, or of rows (height and width are 1). Int: int64_t, or c10::SymInt for shapes alone.
 template <class Int>
@@ -20,7 +14,9 @@ struct Extent {
   Int batch, height, width;
 };
 
-using Tensors = std::map<std::string, Tensor>;
+// What a value is held as: bytes on a grid of the spec, floats, or bytes on a grid that is found at
+// each run.
+enum class Form { codes, floats, dynamic };
 
 // Runs may be concurrent: each takes memory of its own.
 class Program {
@@ -34,14 +30,9 @@ class Program {
   const Spec& spec() const { return spec_; }
 
  private:
-  struct Weights {
-    ConvKind kind = ConvKind::dense;
-    int64_t in_channels = 0, out_channels = 0;  // of a group
-    bool fits = true;                           // results stay far within 32 bits
-    Tensor weight, bias, multiplier, padding;
-  };
   struct Constants {
-    Weights weights;
+    ConvWeights conv;
+    LinearWeights linear;
     std::vector<Tensor> tables;  // undefined for a copy
     Tensor multiplier, offset;
   };
@@ -56,23 +47,31 @@ class Program {
   struct Run;
 
   void add(const Node& node, const Tensors& tensors);
-  Weights pack(const Node& node, const Tensors& tensors) const;
+  void check_forms(const Node& node) const;
   int64_t channels(int64_t value) const { return channels_[static_cast<size_t>(value)]; }
+  Form form(int64_t value) const { return forms_[static_cast<size_t>(value)]; }
   int64_t step(int64_t value) const { return math::padded_to(channels(value), kQuad); }
   void check_inputs(at::TensorList inputs) const;
   template <class Int, class Sizes>
   std::vector<Extent<Int>> extents(at::TensorList inputs, Sizes sizes) const;
   template <class Int>
   Extent<Int> extent_of(const Node& node, const std::vector<Extent<Int>>& known) const;
+  template <class Int, class Sizes>
+  std::vector<Int> result_sizes(const Output& output, const Extent<Int>& extent,
+                                at::TensorList inputs, Sizes sizes) const;
+  std::vector<int64_t> result_shape(const Output& output, const Plan& plan,
+                                    at::TensorList inputs) const;
   std::shared_ptr<const Plan> plan_for(at::TensorList inputs);
   Tensor take_arena(int64_t bytes);
   void give_back(Tensor arena);
 
   Spec spec_;
   at::Device device_ = at::kCPU;
+  // Of each value.
   std::vector<int64_t> channels_;
-  std::vector<Constants> constants_;
-  std::vector<bool> floats_;  // values that are floats: results of their own
+  std::vector<Form> forms_;
+  std::vector<size_t> origins_;       // the input that its rows come from
+  std::vector<Constants> constants_;  // of each node
   std::mutex mutex_;
   std::map<std::vector<int64_t>, std::shared_ptr<const Plan>> plans_;
   std::vector<Tensor> arenas_;

@@ -27,19 +27,19 @@ CodeRange range_of(const Json& json, const char* what) {
   return {static_cast<float>(low), static_cast<float>(high), static_cast<int32_t>(zero)};
 }
 
+bool flag(const Json& json, const char* what) {
+  return json.get(what).kind() == Json::Kind::boolean && json.get(what).boolean(what);
+}
+
 Pairing pairing_of(const Json& json) {
   std::vector<int64_t> zeros = json.at("zeros").wholes("zeros");
   std::vector<double> scales = json.at("scales").numbers("scales");
   if (zeros.size() != 2 || scales.size() != 3) {
     throw std::runtime_error("zeros must have 2 numbers, scales 3");
   }
-  return {
-      static_cast<float>(scales[0]),
-      static_cast<float>(scales[1]),
-      static_cast<float>(scales[2]),
-      static_cast<int32_t>(zeros[0]),
-      static_cast<int32_t>(zeros[1]),
-      json.get("product").kind() == Json::Kind::boolean && json.get("product").boolean("product")};
+  return {static_cast<float>(scales[0]),  static_cast<float>(scales[1]),
+          static_cast<float>(scales[2]),  static_cast<int32_t>(zeros[0]),
+          static_cast<int32_t>(zeros[1]), flag(json, "product")};
 }
 
 Window window_of(const Json& json) {
@@ -54,14 +54,30 @@ Window window_of(const Json& json) {
   return w;
 }
 
+// Of floats; null, or no field, where there is none.
+void read_bounds(const Json& json, Node* node) {
+  if (json.get("bounds").is_null()) return;
+  const std::vector<Json>& bounds = json.at("bounds").list("bounds");
+  if (bounds.size() != 2) throw std::runtime_error("bounds must have 2 numbers");
+  if (!bounds[0].is_null()) node->lowest = real(bounds[0], "bounds");
+  if (!bounds[1].is_null()) node->highest = real(bounds[1], "bounds");
+}
+
 void read_conv(const Json& json, Node* node) {
   node->window = window_of(json);
   node->groups = json.at("groups").whole("groups");
   node->weight = json.at("weight").text("weight");
-  node->bias = json.at("bias").text("bias");
   node->multiplier = json.at("multiplier").text("multiplier");
-  node->zero = static_cast<int32_t>(json.at("zero").whole("zero"));
   node->to_float = json.at("float").boolean("float");
+  node->dynamic = flag(json, "dynamic");
+  read_bounds(json, node);
+  if (node->dynamic) {
+    node->offset = json.at("offset").text("offset");
+    if (!node->to_float) throw std::runtime_error("float must be true where dynamic is");
+    return;
+  }
+  node->bias = json.at("bias").text("bias");
+  node->zero = static_cast<int32_t>(json.at("zero").whole("zero"));
   if (!node->to_float) node->range = range_of(json.at("range"), "range");
   node->adds = !json.get("add").is_null();
   if (node->adds) {
@@ -102,6 +118,29 @@ void read_map(const Json& json, Node* node) {
   node->range = range_of(json.at("range"), "range");
 }
 
+void read_dynamic(const Json& json, Node* node) {
+  auto [low, high] = array_of<2>(json.at("grid"), "grid");
+  if (low >= high || high - low > 255 || low < -128 || high > 255 || (low < 0 && high > 127)) {
+    throw std::runtime_error("grid must be codes of at most 8 bits");
+  }
+  node->quant_min = low;
+  node->quant_max = high;
+  node->symmetric = json.at("symmetric").boolean("symmetric");
+  node->power_of_two = json.at("power_of_two").boolean("power_of_two");
+  node->per_row = json.at("per_row").boolean("per_row");
+  node->stretch = json.at("stretch").number("stretch");
+  read_bounds(json, node);
+}
+
+void read_weights(const Json& json, Node* node) {
+  node->weight = json.at("weight").text("weight");
+  node->multiplier = json.at("multiplier").text("multiplier");
+  node->group = json.at("group").whole("group");
+  if (!json.get("zeros").is_null()) node->zeros = json.at("zeros").text("zeros");
+  if (!json.get("offset").is_null()) node->offset = json.at("offset").text("offset");
+  read_bounds(json, node);
+}
+
 Node node_of(const Json& json) {
   Node node;
   node.name = json.at("name").text("name");
@@ -124,6 +163,16 @@ Node node_of(const Json& json) {
     node.kind = op == "map" ? Kind::map : Kind::concat;
     read_map(json, &node);
     if (op == "concat") inputs = node.tables.size();
+  } else if (op == "dynamic") {
+    node.kind = Kind::dynamic;
+    read_dynamic(json, &node);
+  } else if (op == "quantize") {
+    node.kind = Kind::quantize;
+    node.scale = real(json.at("scale"), "scale");
+    node.range = range_of(json.at("range"), "range");
+  } else if (op == "weights") {
+    node.kind = Kind::weights;
+    read_weights(json, &node);
   } else {
     throw std::runtime_error("op '" + op + "' is not known");
   }
@@ -162,8 +211,11 @@ Spec Spec::parse(const Json& json) {
     input.value = j.at("value").whole("value");
     input.channels = j.at("channels").whole("channels");
     input.rows = j.at("rows").boolean("rows");
-    input.scale = real(j.at("scale"), "scale");
-    input.range = range_of(j.at("range"), "range");
+    input.floats = flag(j, "floats");
+    if (!input.floats) {
+      input.scale = real(j.at("scale"), "scale");
+      input.range = range_of(j.at("range"), "range");
+    }
     make(input.value);
     spec.inputs.push_back(input);
   }
@@ -184,7 +236,7 @@ Spec Spec::parse(const Json& json) {
     output.value = j.at("value").whole("value");
     output.rows = j.at("rows").boolean("rows");
     output.floats = j.at("floats").boolean("floats");
-    if (!output.floats) {
+    if (!output.floats && !j.get("scale").is_null()) {
       output.scale = real(j.at("scale"), "scale");
       output.zero = static_cast<int32_t>(j.at("zero").whole("zero"));
     }

@@ -18,10 +18,14 @@ struct ConvShape {
 
 // input: [batch, height, width] pixels of `input_step` bytes; output alike, bytes or floats. Bytes
 // beyond a pixel's channels are read (and multiplied by 0), so kSlackBytes may follow the last.
-// weight: packed. bias: [groups, padded outputs]: the bias less the zero point's share. multiplier:
-// the same; times it, an accumulator is a code, or a float. padding: a pixel of zero points.
-// other: null, or what is added to the result's codes by `pairing`, of which they are the first.
-// fits: accumulators times multipliers, and sums, stay within 32 bits.
+// weight: packed, `bits` each (8; of dense ones also 4 or 2, codes that count times 2^(8 - bits)).
+// weight_sums: [groups, padded outputs], of each output's weights. bias: the same, the bias less
+// the zero point's share. multiplier: the same; times it, an accumulator is a code, or a float.
+// padding: a pixel of zero points. other: null, or what is added to the result's codes by
+// `pairing`, of which they are the first. least, most: bounds of results that are floats. fits:
+// accumulators times multipliers, and sums, stay within 32 bits.
+// scales: null, or of an input whose grid was found at run time, with zeros: one of each, or with a
+// scale_step of 1 one for each pixel. Then the bias is 0, the result floats, with `offset` added.
 struct IntConv {
   ConvKind kind;
   ConvShape shape;
@@ -40,6 +44,13 @@ struct IntConv {
   Pairing pairing;
   CodeRange sum_range;
   bool fits;
+  int32_t bits;
+  const int32_t* weight_sums;
+  float least, most;
+  const float* scales;
+  const int32_t* zeros;
+  int64_t scale_step;
+  const float* offset;
 };
 
 template <class Isa>
@@ -67,14 +78,23 @@ BITPARE_INLINE bool is_depthwise(const ConvShape& s) {
          taps_of(s) <= kMostDepthwiseTaps;
 }
 
-// Bytes of a panel's weights: [taps, quads, kPanel, kQuad].
-BITPARE_INLINE int64_t panel_bytes(const ConvShape& s) {
-  return taps_of(s) * padded_to(s.in_channels, kQuad) * kPanel;
+constexpr int64_t kBlockBytes = kPanel * kQuad;
+
+// Blocks of a panel's weights for one tap. A block is [kPanel, kQuad] bytes, each of 8 / bits
+// fields, which belong to as many quads of inputs: the first quad's are the lowest.
+BITPARE_INLINE int64_t blocks_of(const ConvShape& s, int32_t bits) {
+  int64_t quads = padded_to(s.in_channels, kQuad) / kQuad, each = 8 / bits;
+  return (quads + each - 1) / each;
 }
 
-BITPARE_INLINE int64_t weight_bytes(const ConvShape& s, ConvKind kind) {
+// Bytes of a panel's weights: [taps, blocks].
+BITPARE_INLINE int64_t panel_bytes(const ConvShape& s, int32_t bits) {
+  return taps_of(s) * blocks_of(s, bits) * kBlockBytes;
+}
+
+BITPARE_INLINE int64_t weight_bytes(const ConvShape& s, ConvKind kind, int32_t bits) {
   if (kind == ConvKind::depthwise) return taps_of(s) * padded_to(s.groups, kDepthwiseBlock);
-  return s.groups * padded_to(s.out_channels, kPanel) / kPanel * panel_bytes(s);
+  return s.groups * padded_to(s.out_channels, kPanel) / kPanel * panel_bytes(s, bits);
 }
 
 // How many numbers there are for the outputs: biases, multipliers.
@@ -89,13 +109,19 @@ BITPARE_INLINE int64_t place_of_output(const ConvShape& s, ConvKind kind, int64_
   return o / s.out_channels * padded_to(s.out_channels, kPanel) + o % s.out_channels;
 }
 
-// Where weight [o, c, tap] stands in the packed ones.
-BITPARE_INLINE int64_t place_of_weight(const ConvShape& s, ConvKind kind, int64_t o, int64_t c,
-                                       int64_t tap) {
-  if (kind == ConvKind::depthwise) return tap * padded_to(s.groups, kDepthwiseBlock) + o;
+// Where weight [o, c, tap] stands in the packed ones: a byte, and its lowest bit there.
+struct WeightPlace {
+  int64_t byte;
+  int32_t shift;
+};
+
+BITPARE_INLINE WeightPlace place_of_weight(const ConvShape& s, ConvKind kind, int32_t bits,
+                                           int64_t o, int64_t c, int64_t tap) {
+  if (kind == ConvKind::depthwise) return {tap * padded_to(s.groups, kDepthwiseBlock) + o, 0};
   int64_t panel = place_of_output(s, kind, o) / kPanel, lane = place_of_output(s, kind, o) % kPanel;
-  int64_t quads = padded_to(s.in_channels, kQuad) / kQuad;
-  return panel * panel_bytes(s) + ((tap * quads + c / kQuad) * kPanel + lane) * kQuad + c % kQuad;
+  int64_t each = 8 / bits, quad = c / kQuad;
+  int64_t block = panel * taps_of(s) * blocks_of(s, bits) + tap * blocks_of(s, bits) + quad / each;
+  return {block * kBlockBytes + lane * kQuad + c % kQuad, static_cast<int32_t>(quad % each) * bits};
 }
 
 // Where the window of an output pixel begins.

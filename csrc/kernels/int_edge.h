@@ -2,7 +2,6 @@
 // and channels, bytes with their channels innermost.
 #pragma once
 #include "kernels/backend.h"
-#include "math/fake_quant.h"
 #include "math/requant.h"
 
 namespace bitpare {
@@ -26,13 +25,4 @@ template <class Isa>
 void int_edge(const IntEdge& args, const OnCpu<Isa>& cpu);
 void int_edge(const IntEdge& args, const OnCuda& cuda);
 
-namespace math {
-
-template <class V>
-BITPARE_INLINE V code_of(V x, float inverse, V low, V high) {
-  V t = Value<V>::rint(clamp(x * splat<V>(inverse), low, high));
-  return t == t ? t : splat<V>(0.0f);
-}
-
-}  // namespace math
 }  // namespace bitpare

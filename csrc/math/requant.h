@@ -26,6 +26,13 @@ BITPARE_INLINE V requantized(V x, V multiplier, V low, V high) {
   return Value<V>::rint(clamp(x * multiplier, low, high));
 }
 
+// The code of a float, less the zero point: rne(x / scale), clamped; 0 for a NaN.
+template <class V>
+BITPARE_INLINE V code_of(V x, float inverse, V low, V high) {
+  V t = Value<V>::rint(clamp(x * splat<V>(inverse), low, high));
+  return t == t ? t : splat<V>(0.0f);
+}
+
 // Of codes a and b, less their zero points; also without the result's.
 template <class V>
 BITPARE_INLINE V paired(V a, V b, const Pairing& rule, V low, V high) {
@@ -38,6 +45,12 @@ BITPARE_INLINE V paired(V a, V b, const Pairing& rule, V low, V high) {
 template <class V>
 BITPARE_INLINE V affine_code(V x, V multiplier, V offset, V low, V high) {
   return Value<V>::rint(clamp(x * multiplier + offset, low, high));
+}
+
+// The float that an accumulator stands for, where the input's grid was found at run time.
+template <class V>
+BITPARE_INLINE V dequantized(V accumulator, float scale, V multiplier, V offset) {
+  return accumulator * (splat<V>(scale) * multiplier) + offset;
 }
 
 // What a mean over `count` elements is multiplied by.

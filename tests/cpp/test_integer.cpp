@@ -1,15 +1,19 @@
 // Kernels on bytes: against references in 64-bit integers and float, and the same bytes on every
 // CPU kernel and on the CUDA ones on the host.
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <tuple>
 
 #include "backends.h"
 #include "kernels/int_conv.h"
+#include "kernels/int_dynamic.h"
 #include "kernels/int_edge.h"
 #include "kernels/int_map.h"
 #include "kernels/int_pair.h"
 #include "kernels/int_pool.h"
+#include "kernels/int_weights.h"
 #include "on_cuda.h"
 
 namespace bitpare {
@@ -58,13 +62,17 @@ constexpr int64_t kZero = 119;  // of the input
 struct ConvCase {
   ConvShape shape;
   bool to_float, other;
+  int32_t bits = 8;
+  bool dynamic = false;
 };
 
 struct ConvData {
   std::vector<uint8_t> input, other, padding;
   std::vector<int8_t> plain, packed;  // plain: [outputs, channels of a group, taps]
-  std::vector<int32_t> plain_bias, bias;
-  std::vector<float> plain_multiplier, multiplier;
+  std::vector<int32_t> plain_bias, bias, sums;
+  std::vector<float> plain_multiplier, multiplier, offset;
+  float scale = 0.037f;
+  int32_t zero = kZero;
   IntConv args = {};
 
   explicit ConvData(const ConvCase& c) {
@@ -73,31 +81,39 @@ struct ConvData {
     bool depthwise = math::is_depthwise(s);
     args.kind = depthwise ? ConvKind::depthwise : ConvKind::dense;
     args.shape = s;
+    args.bits = depthwise ? 8 : c.bits;
     int64_t channels = s.groups * s.in_channels, outputs = s.groups * s.out_channels;
     args.input_step = math::padded_to(channels, kQuad);
     args.output_step = args.other_step = math::padded_to(outputs, kQuad);
     input = random_bytes(s.batch * s.height * s.width * args.input_step + kSlackBytes, 1);
     other = random_bytes(s.batch * s.out_height * s.out_width * args.other_step + kSlackBytes, 2);
     padding.assign(static_cast<size_t>(channels + kSlackBytes), kZero);
-    packed.resize(static_cast<size_t>(math::weight_bytes(s, args.kind)));
+    packed.resize(static_cast<size_t>(math::weight_bytes(s, args.kind, args.bits)));
     bias.resize(static_cast<size_t>(math::padded_outputs(s, args.kind)));
     multiplier.resize(bias.size());
+    sums.resize(bias.size());
+    offset.resize(bias.size());
     int64_t taps = math::taps_of(s);
     for (int64_t o = 0; o < outputs; ++o) {
       int32_t sum = 0;
       for (int64_t i = 0; i < s.in_channels * taps; ++i) {
         int extreme = static_cast<int>(random() % 8);
         int w = extreme == 0 ? 127 : extreme == 1 ? -128 : static_cast<int>(random() % 255) - 127;
+        int up = 8 - args.bits;
+        w = w >> up << up;
         plain.push_back(static_cast<int8_t>(w));
         sum += w;
-        packed[static_cast<size_t>(math::place_of_weight(s, args.kind, o, i / taps, i % taps))] =
-            static_cast<int8_t>(w);
+        auto at = math::place_of_weight(s, args.kind, args.bits, o, i / taps, i % taps);
+        auto& byte = packed[static_cast<size_t>(at.byte)];
+        byte = static_cast<int8_t>(byte | (w >> up & ((1 << args.bits) - 1)) << at.shift);
       }
       plain_bias.push_back(static_cast<int32_t>(random() % 20000) - 10000);
       plain_multiplier.push_back(0.0005f + static_cast<float>(random() % 1000) * 1e-6f);
       auto place = static_cast<size_t>(math::place_of_output(s, args.kind, o));
-      bias[place] = plain_bias.back() - static_cast<int32_t>(kZero) * sum;
+      bias[place] = c.dynamic ? 0 : plain_bias.back() - static_cast<int32_t>(kZero) * sum;
       multiplier[place] = plain_multiplier.back();
+      sums[place] = sum;
+      offset[place] = static_cast<float>(o) * 0.3f - 2.0f;
     }
     args.input = input.data();
     args.weight = packed.data();
@@ -109,6 +125,14 @@ struct ConvData {
     args.pairing = {0.5f, 0.25f, 1.0f / 0.6f, 130, 77, false};
     args.sum_range = {-90.0f, 160.0f, 90};
     if (c.other) args.other = other.data();
+    args.weight_sums = sums.data();
+    args.least = c.dynamic ? -3.0f : -std::numeric_limits<float>::infinity();
+    args.most = c.dynamic ? 40.0f : std::numeric_limits<float>::infinity();
+    if (!c.dynamic) return;
+    args.offset = offset.data();
+    args.scales = &scale;
+    args.zeros = &zero;
+    std::fill(plain_bias.begin(), plain_bias.end(), 0);
   }
 
   // The definition, in 64 bits.
@@ -168,14 +192,18 @@ std::vector<ConvShape> conv_shapes() {
 
 TEST(IntConv, IsTheDefinitionOnEveryInstructionSet) {
   for (const ConvShape& s : conv_shapes()) {
-    for (auto [to_float, other, fits] : {std::tuple{false, false, true},
-                                         {false, false, false},
-                                         {true, false, true},
-                                         {false, true, true}}) {
-      ConvData data({s, to_float, other});
+    for (auto [to_float, other, fits, bits, dynamic] : {std::tuple{false, false, true, 8, false},
+                                                        {false, false, false, 4, false},
+                                                        {true, false, true, 2, false},
+                                                        {false, true, true, 8, false},
+                                                        {true, false, true, 8, true},
+                                                        {false, false, true, 4, false},
+                                                        {false, false, true, 2, false}}) {
+      ConvData data({s, to_float, other, bits, dynamic});
       data.args.fits = fits;
-      std::string what = std::to_string(s.groups) + " groups of " + std::to_string(s.in_channels) +
-                         " to " + std::to_string(s.out_channels) + " kernel " +
+      std::string what = std::to_string(bits) + " bits, " + std::to_string(s.groups) +
+                         " groups of " + std::to_string(s.in_channels) + " to " +
+                         std::to_string(s.out_channels) + " kernel " +
                          std::to_string(s.kernel_height);
       auto found = expect_same_bytes_everywhere(
           what, [&](const auto& where) { return run_conv(data, where); });
@@ -185,7 +213,11 @@ TEST(IntConv, IsTheDefinitionOnEveryInstructionSet) {
         int64_t row = i / outputs, o = i % outputs, x = row % s.out_width;
         int64_t y = row / s.out_width % s.out_height, n = row / s.out_width / s.out_height;
         auto sum = static_cast<float>(data.sum(n, y, x, o));
-        float value = sum * data.plain_multiplier[static_cast<size_t>(o)];
+        float multiplier = data.plain_multiplier[static_cast<size_t>(o)], value = sum * multiplier;
+        if (dynamic) {
+          value = sum * (data.scale * multiplier) + (static_cast<float>(o) * 0.3f - 2.0f);
+          value = std::clamp(value, -3.0f, 40.0f);
+        }
         auto at = static_cast<size_t>(row * data.args.output_step + o);
         if (to_float) {
           float got;
@@ -213,6 +245,7 @@ TEST(IntConv, DoesNotSaturate) {
   std::fill(data.input.begin(), data.input.end(), uint8_t{255});
   std::fill(data.packed.begin(), data.packed.end(), int8_t{-128});
   std::fill(data.bias.begin(), data.bias.end(), 0);
+  std::fill(data.sums.begin(), data.sums.end(), -128 * 4096);
   std::fill(data.multiplier.begin(), data.multiplier.end(), 1.0f);
   auto found = expect_same_bytes_everywhere(
       "extreme", [&](const auto& where) { return run_conv(data, where); });
@@ -421,6 +454,116 @@ TEST(IntEdge, IsTheDefinitionOnEveryInstructionSet) {
       float value;
       std::memcpy(&value, back.data() + at * 4, sizeof value);
       ASSERT_EQ(value, static_cast<float>(expected - 95) * 0.04f);
+    }
+  }
+}
+
+// -- grids found at run time, weights alone
+
+TEST(IntDynamic, IsTheDefinitionOnEveryInstructionSet) {
+  for (bool per_row : {false, true}) {
+    for (int32_t up : {0, 128}) {
+      int64_t rows = 11, channels = 37, step = 40;
+      auto x = finite_values(rows * channels, 12, 3.0f);
+      std::vector<float> scales;
+      std::vector<int32_t> zeros;
+      for (int64_t r = 0; r < rows; ++r) {
+        scales.push_back(0.02f + 0.01f * static_cast<float>(r));
+        zeros.push_back(static_cast<int32_t>(100 + 5 * r));
+      }
+      IntDynamic args = {};
+      args.rows = rows;
+      args.channels = channels;
+      args.step = step;
+      args.scales = scales.data();
+      args.zeros = zeros.data();
+      args.scale_step = per_row ? 1 : 0;
+      args.quant_min = up ? -128.0f : 0.0f;
+      args.quant_max = up ? 127.0f : 255.0f;
+      args.up = up;
+      args.least = -2.0f;
+      args.most = 5.0f;
+      auto codes = expect_same_bytes_everywhere("to bytes", [&](const auto& where) {
+        std::vector<uint8_t> output(static_cast<size_t>(rows * step + kSlackBytes));
+        args.floats = x.data();
+        args.codes = output.data();
+        int_dynamic(args, where);
+        return output;
+      });
+      auto back = expect_same_bytes_everywhere("to floats", [&](const auto& where) {
+        std::vector<float> output(x.size());
+        args.floats = nullptr;
+        args.result = output.data();
+        args.codes = codes.data();
+        int_dynamic(args, where);
+        return output;
+      });
+      for (int64_t i = 0; i < rows * channels; ++i) {
+        auto at = static_cast<size_t>(per_row ? i / channels : 0);
+        float v = std::clamp(x[static_cast<size_t>(i)], -2.0f, 5.0f) * (1.0f / scales[at]);
+        int64_t expected = std::clamp<int64_t>(nearest(v) + zeros[at], 0, 255);
+        ASSERT_EQ(codes[static_cast<size_t>(i / channels * step + i % channels)], expected) << i;
+        float value = static_cast<float>(expected - zeros[at]) * scales[at];
+        ASSERT_EQ(back[static_cast<size_t>(i)], value) << i;
+      }
+    }
+  }
+}
+
+TEST(IntWeights, IsTheDefinitionOnEveryInstructionSet) {
+  for (int32_t bits : {8, 4, 2, 1}) {
+    for (auto [rows, inputs, outputs, group] :
+         {std::array<int64_t, 4>{1, 40, 70, 40}, {9, 33, 16, 8}, {5, 7, 3, 3}, {4, 64, 130, 64}}) {
+      for (bool zeros : {false, true}) {
+        int64_t groups = (inputs + group - 1) / group;
+        int64_t panels = math::padded_to(outputs, kPanel) / kPanel;
+        auto x = finite_values(rows * inputs, 13, 2.0f);
+        std::vector<int> fields;
+        std::mt19937 random(static_cast<unsigned>(bits));
+        std::vector<uint8_t> packed(static_cast<size_t>(panels * math::field_bytes(inputs, bits)));
+        for (int64_t i = 0; i < outputs * inputs; ++i) {
+          int low = bits == 1 ? -1 : -(1 << (bits - 1));
+          fields.push_back(low + static_cast<int>(random() % (1u << bits)));
+          auto at = math::place_of_field(inputs, bits, i / inputs, i % inputs);
+          auto& byte = packed[static_cast<size_t>(at.byte)];
+          byte = static_cast<uint8_t>(byte | (fields.back() & ((1 << bits) - 1)) << at.shift);
+        }
+        auto scale = finite_values(panels * groups * kPanel, 14, 0.1f);
+        auto zero = finite_values(panels * groups * kPanel, 15, 3.0f);
+        auto offset = finite_values(panels * kPanel, 16, 1.0f);
+        IntWeights args = {x.data(),      nullptr,
+                           rows,          inputs,
+                           outputs,       inputs,
+                           outputs,       group,
+                           packed.data(), bits,
+                           2.0f,          1.0f,
+                           scale.data(),  zeros ? zero.data() : nullptr,
+                           offset.data(), -4.0f,
+                           6.0f};
+        auto found = expect_same_bytes_everywhere("weights", [&](const auto& where) {
+          std::vector<float> output(static_cast<size_t>(rows * outputs + 1), 7.0f);
+          args.y = output.data();
+          int_weights(args, where);
+          return output;
+        });
+        EXPECT_EQ(found.back(), 7.0f) << "wrote past its end";
+        for (int64_t i = 0; i < rows * outputs; ++i) {
+          int64_t r = i / outputs, o = i % outputs;
+          float total = 0.0f;
+          for (int64_t g = 0; g < groups; ++g) {
+            auto at = static_cast<size_t>((o / kPanel * groups + g) * kPanel + o % kPanel);
+            float sum = 0.0f;
+            for (int64_t k = g * group; k < std::min((g + 1) * group, inputs); ++k) {
+              int field = fields[static_cast<size_t>(o * inputs + k)];
+              auto w = static_cast<float>(bits == 1 ? field * 2 + 1 : field);
+              sum += x[static_cast<size_t>(r * inputs + k)] * (w - (zeros ? zero[at] : 0.0f));
+            }
+            total += sum * scale[at];
+          }
+          float expected = std::clamp(total + offset[static_cast<size_t>(o)], -4.0f, 6.0f);
+          ASSERT_EQ(found[static_cast<size_t>(i)], expected) << bits << " bits, element " << i;
+        }
+      }
     }
   }
 }

@@ -104,29 +104,44 @@ BITPARE_INLINE DenseRows<kTileRows> rows_of(const IntConv& args, int64_t first_r
   return rows;
 }
 
-template <int kTileRows, int kVectors>
+// The fields of a block's quad `i` as bytes: they are the bytes' highest bits.
+template <int kBits>
+BITPARE_INLINE VecInt weights_of(VecInt block, int i) {
+  if constexpr (kBits == 8) return block;
+  VecUint fields = (VecUint)block << static_cast<uint32_t>(8 - kBits * (i + 1));
+  return (VecInt)fields & repeat_byte(0xff << (8 - kBits) & 0xff);
+}
+
+template <int kBits, int kTileRows, int kVectors>
 BITPARE_INLINE void multiply(const uint8_t* const* rows, const int8_t* w, int64_t panel,
-                             int64_t quads, VecInt (&sums)[kTileRows][kVectors]) {
-  for (int64_t quad = 0; quad < quads; ++quad, w += kPanel * kQuad) {
-    VecInt b[kVectors];
+                             int64_t blocks, VecInt (&sums)[kTileRows][kVectors]) {
+  constexpr int kEach = 8 / kBits;
+  for (int64_t block = 0; block < blocks; ++block, w += math::kBlockBytes) {
+    VecInt held[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      b[v] = load_bytes(w + v / kPanelVectors * panel + v % kPanelVectors * 4 * kWidth);
+      held[v] = load_bytes(w + v / kPanelVectors * panel + v % kPanelVectors * 4 * kWidth);
     }
+#pragma GCC unroll 4
+    for (int q = 0; q < kEach; ++q) {
+      VecInt b[kVectors];
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) {
-      VecInt a = repeat_quad(rows[i] + quad * kQuad);
+      for (int v = 0; v < kVectors; ++v) b[v] = weights_of<kBits>(held[v], q);
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = dot4(sums[i][v], a, b[v]);
+      for (int i = 0; i < kTileRows; ++i) {
+        VecInt a = repeat_quad(rows[i] + (block * kEach + q) * kQuad);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = dot4(sums[i][v], a, b[v]);
+      }
     }
   }
 }
 
-template <int kTileRows, int kVectors>
+template <int kBits, int kTileRows, int kVectors>
 BITPARE_INLINE void multiply_taps(const IntConv& args, const DenseTile& tile,
                                   VecInt (&sums)[kTileRows][kVectors]) {
   const ConvShape& s = args.shape;
-  int64_t panel = math::panel_bytes(s), quads = math::padded_to(s.in_channels, kQuad) / kQuad;
+  int64_t panel = math::panel_bytes(s, kBits), blocks = math::blocks_of(s, kBits);
   int64_t panels = math::padded_to(s.out_channels, kPanel) / kPanel;
   const int8_t* w = args.weight + (tile.group * panels + tile.first_panel) * panel;
   int64_t offset = tile.group * s.in_channels;
@@ -145,8 +160,8 @@ BITPARE_INLINE void multiply_taps(const IntConv& args, const DenseTile& tile,
           at[i] = (pixel ? pixel : args.padding) + offset;
         }
       }
-      multiply(at, w, panel, quads, sums);
-      w += quads * kPanel * kQuad;
+      multiply<kBits>(at, w, panel, blocks, sums);
+      w += blocks * math::kBlockBytes;
     }
   }
 }
@@ -172,20 +187,41 @@ BITPARE_INLINE void store_tile(const IntConv& args, const Finish& finish, const 
   }
 }
 
+// The floats that accumulators of input row `row` stand for.
+BITPARE_INLINE Vec value_of(const IntConv& args, int64_t row, VecInt sum, Vec multiplier,
+                            VecInt weight_sum, Vec offset) {
+  Vec value;
+  if (args.scales) {
+    int64_t at = row * args.scale_step;
+    VecInt less_zero = sum - args.zeros[at] * weight_sum;
+    value = math::dequantized(floats(less_zero), args.scales[at], multiplier, offset);
+  } else {
+    value = floats(sum) * multiplier;
+  }
+  return math::clamp(value, math::splat<Vec>(args.least), math::splat<Vec>(args.most));
+}
+
 template <int kTileRows, int kVectors>
 BITPARE_INLINE void store_floats(const IntConv& args, const DenseTile& tile,
-                                 const Vec (&multiplier)[kVectors], int64_t channel, int64_t count,
-                                 const VecInt (&sums)[kTileRows][kVectors]) {
-  for (int i = 0; i < kTileRows; ++i) {
-    float* out = static_cast<float*>(args.output) + (tile.first_row + i) * args.output_step;
-    for (int v = 0; v < kVectors && v * kWidth < count; ++v) {
+                                 const Vec (&multiplier)[kVectors], int64_t number, int64_t channel,
+                                 int64_t count, const VecInt (&sums)[kTileRows][kVectors]) {
+  for (int v = 0; v < kVectors && v * kWidth < count; ++v) {
+    VecInt weight_sum = {};
+    Vec offset = {};
+    if (args.scales) {
+      weight_sum = load_int(args.weight_sums + number + v * kWidth);
+      offset = load(args.offset + number + v * kWidth);
+    }
+    for (int i = 0; i < kTileRows; ++i) {
+      int64_t row = tile.first_row + i;
+      float* out = static_cast<float*>(args.output) + row * args.output_step;
       write(out, channel + v * kWidth, at_most(count - v * kWidth, kWidth),
-            floats(sums[i][v]) * multiplier[v]);
+            value_of(args, row, sums[i][v], multiplier[v], weight_sum, offset));
     }
   }
 }
 
-template <int kTileRows, int kPanels>
+template <int kBits, int kTileRows, int kPanels>
 void dense_tile(const IntConv& args, const Finish& finish, const DenseTile& tile) {
   constexpr int kVectors = kPanels * kPanelVectors;
   const ConvShape& s = args.shape;
@@ -200,11 +236,11 @@ void dense_tile(const IntConv& args, const Finish& finish, const DenseTile& tile
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) sums[i][v] = bias;
   }
-  multiply_taps(args, tile, sums);
+  multiply_taps<kBits>(args, tile, sums);
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) multiplier[v] = load(args.multiplier + number + v * kWidth);
   if (args.to_float) {
-    store_floats(args, tile, multiplier, channel, count, sums);
+    store_floats(args, tile, multiplier, number, channel, count, sums);
   } else if (args.other) {
     store_tile<true>(args, finish, tile, multiplier, channel, count, sums);
   } else {
@@ -213,25 +249,29 @@ void dense_tile(const IntConv& args, const Finish& finish, const DenseTile& tile
 }
 
 // Rows from the tile's first, as many as the tile has or as are left.
-template <int kPanels>
+template <int kBits, int kPanels>
 void dense_rows(const IntConv& args, const Finish& finish, DenseTile tile, int64_t rows) {
-  if (rows == kRows[kPanels]) return dense_tile<kRows[kPanels], kPanels>(args, finish, tile);
-  for (; rows >= 2; rows -= 2, tile.first_row += 2) dense_tile<2, kPanels>(args, finish, tile);
-  if (rows > 0) dense_tile<1, kPanels>(args, finish, tile);
+  if (rows == kRows[kPanels]) return dense_tile<kBits, kRows[kPanels], kPanels>(args, finish, tile);
+  for (; rows >= 2; rows -= 2, tile.first_row += 2) {
+    dense_tile<kBits, 2, kPanels>(args, finish, tile);
+  }
+  if (rows > 0) dense_tile<kBits, 1, kPanels>(args, finish, tile);
 }
 
+template <int kBits>
 void dense_rows(const IntConv& args, const Finish& finish, const DenseTile& tile, int64_t panels,
                 int64_t rows) {
-  if (panels == 1) return dense_rows<1>(args, finish, tile, rows);
+  if (panels == 1) return dense_rows<kBits, 1>(args, finish, tile, rows);
 #if defined(__AVX2__)
-  if (panels == 2) return dense_rows<2>(args, finish, tile, rows);
+  if (panels == 2) return dense_rows<kBits, 2>(args, finish, tile, rows);
 #endif
 #if defined(__AVX512F__)
-  if (panels == 3) return dense_rows<3>(args, finish, tile, rows);
-  dense_rows<4>(args, finish, tile, rows);
+  if (panels == 3) return dense_rows<kBits, 3>(args, finish, tile, rows);
+  dense_rows<kBits, 4>(args, finish, tile, rows);
 #endif
 }
 
+template <int kBits>
 void dense(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
   const ConvShape& s = args.shape;
   int64_t rows = s.batch * s.out_height * s.out_width;
@@ -240,7 +280,7 @@ void dense(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
   int64_t columns = (panels + kMostPanels - 1) / kMostPanels;
   int64_t wide = (panels + columns - 1) / columns, tile_rows = kRows[wide];
   int64_t tiles = (rows + tile_rows - 1) / tile_rows;
-  int64_t work = tile_rows * wide * math::panel_bytes(s);
+  int64_t work = tile_rows * wide * math::panel_bytes(s, 8);
   Finish finish = finish_of(args);
   parallel(cpu.parallel_for, s.groups * columns * tiles, 1 + (1 << 20) / work,
            [&](int64_t begin, int64_t end) {
@@ -248,7 +288,7 @@ void dense(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
                int64_t column = t / tiles % columns, first = t % tiles * tile_rows;
                DenseTile tile = {t / tiles / columns, column * wide, first};
                int64_t here = at_most((column + 1) * wide, panels) - column * wide;
-               dense_rows(args, finish, tile, here, at_most(tile_rows, rows - first));
+               dense_rows<kBits>(args, finish, tile, here, at_most(tile_rows, rows - first));
              }
            });
 }
@@ -260,8 +300,8 @@ constexpr int64_t kBytes = 4 * kWidth;
 struct DepthwiseBlock {
   int64_t first, count;  // channels
   VecInt weight[kMostDepthwiseTaps / kQuad][4];
-  VecInt bias[4];
-  Vec multiplier[4];
+  VecInt bias[4], weight_sum[4];
+  Vec multiplier[4], added[4];
   int64_t offset[kMostDepthwiseTaps];  // of each tap from the first, in bytes
 
   DepthwiseBlock(const IntConv& args, int64_t first_channel) : first(first_channel) {
@@ -280,6 +320,8 @@ struct DepthwiseBlock {
         int64_t channel = first + spread_channel(j, l);
         bias[j][l] = args.bias[channel];
         multiplier[j][l] = args.multiplier[channel];
+        weight_sum[j][l] = args.scales ? args.weight_sums[channel] : 0;
+        added[j][l] = args.scales ? args.offset[channel] : 0.0f;
       }
     }
     for (int64_t tap = 0; tap < taps; ++tap) {
@@ -311,7 +353,8 @@ void store_depthwise_floats(const IntConv& args, const DepthwiseBlock& block, in
                             const VecInt* sums) {
   float* out = static_cast<float*>(args.output) + index * args.output_step + block.first;
   for (int j = 0; j < 4; ++j) {
-    Vec value = floats(sums[j]) * block.multiplier[j];
+    Vec value =
+        value_of(args, index, sums[j], block.multiplier[j], block.weight_sum[j], block.added[j]);
     for (int l = 0; l < kWidth; ++l) {
       if (spread_channel(j, l) < block.count) out[spread_channel(j, l)] = value[l];
     }
@@ -401,7 +444,9 @@ void depthwise(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
 template <>
 void int_conv(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
   if (args.kind == ConvKind::depthwise) return depthwise(args, cpu);
-  dense(args, cpu);
+  if (args.bits == 4) return dense<4>(args, cpu);
+  if (args.bits == 2) return dense<2>(args, cpu);
+  dense<8>(args, cpu);
 }
 
 }  // namespace bitpare

@@ -1,49 +1,37 @@
 #include "kernels/cuda/blocks.h"
+#include "kernels/cuda/bytes.h"
 #include "kernels/int_conv.h"
 
 namespace bitpare {
 namespace {
 
-// Where weight [o, c, tap] stands, less what depends on c alone.
-struct Weights {
-  const int8_t* first;
-  int64_t quad_step;
-
-  __device__ Weights(const IntConv& args, int64_t o, int64_t tap)
-      : first(args.weight + math::place_of_weight(args.shape, args.kind, o, 0, tap)),
-        quad_step(kPanel * kQuad) {}
-  __device__ int32_t at(int64_t c) const { return first[c / kQuad * quad_step + c % kQuad]; }
-};
-
-__device__ inline int32_t sum_of_products(const IntConv& args, const math::ConvPixel& pixel,
-                                          int64_t o) {
-  const ConvShape& s = args.shape;
-  bool depthwise = args.kind == ConvKind::depthwise;
-  int64_t offset = depthwise ? o : o / s.out_channels * s.in_channels;
-  int32_t sum = args.bias[math::place_of_output(s, args.kind, o)];
-  for (int64_t tap = 0; tap < math::taps_of(s); ++tap) {
-    const uint8_t* at = math::tap_of(args, pixel, tap / s.kernel_width, tap % s.kernel_width);
-    const uint8_t* x = (at ? at : args.padding) + offset;
-    Weights weights(args, o, tap);
-    int64_t channels = depthwise ? 1 : s.in_channels;
-    for (int64_t c = 0; c < channels; ++c) sum += static_cast<int32_t>(x[c]) * weights.at(c);
-  }
-  return sum;
+// The accumulator of output o of a pixel, before any product: products are of codes less 128.
+__device__ inline int32_t start_of(const IntConv& args, int64_t number) {
+  return static_cast<int32_t>(static_cast<uint32_t>(args.bias[number]) +
+                              128u * static_cast<uint32_t>(args.weight_sums[number]));
 }
 
-// A thread takes an output of a pixel; neighbours take neighbouring outputs.
-__global__ void __launch_bounds__(kThreads) int_conv_kernel(IntConv args, int64_t n) {
-  int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= n) return;
-  const ConvShape& s = args.shape;
-  int64_t outputs = s.groups * s.out_channels, row = i / outputs, o = i % outputs;
-  float sum = static_cast<float>(sum_of_products(args, math::pixel_at(s, row), o));
-  float multiplier = args.multiplier[math::place_of_output(s, args.kind, o)];
-  if (args.to_float) {
-    static_cast<float*>(args.output)[row * args.output_step + o] = sum * multiplier;
-    return;
+__device__ inline void finish_float(const IntConv& args, int64_t row, int64_t o, int64_t number,
+                                    int32_t sum) {
+  float multiplier = args.multiplier[number], value;
+  if (args.scales) {
+    int64_t at = row * args.scale_step;
+    int32_t less_zero = sum - args.zeros[at] * args.weight_sums[number];
+    value = math::dequantized(static_cast<float>(less_zero), args.scales[at], multiplier,
+                              args.offset[number]);
+  } else {
+    value = static_cast<float>(sum) * multiplier;
   }
-  float code = math::requantized(sum, multiplier, args.range.low, args.range.high);
+  static_cast<float*>(args.output)[row * args.output_step + o] =
+      math::clamp(value, args.least, args.most);
+}
+
+// From an accumulator to what is stored. number: where the output's numbers stand.
+__device__ inline void finish(const IntConv& args, int64_t row, int64_t o, int64_t number,
+                              int32_t sum) {
+  if (args.to_float) return finish_float(args, row, o, number, sum);
+  float code = math::requantized(static_cast<float>(sum), args.multiplier[number], args.range.low,
+                                 args.range.high);
   int32_t zero = args.range.zero;
   if (args.other) {
     float first = code + static_cast<float>(zero - args.pairing.first_zero);
@@ -56,13 +44,115 @@ __global__ void __launch_bounds__(kThreads) int_conv_kernel(IntConv args, int64_
       static_cast<uint8_t>(static_cast<int32_t>(code) + zero);
 }
 
+// -- dense: a block takes a panel of 16 outputs of 64 pixels, a thread an output of 4 of them.
+// Threads of one pixel read the same four codes, those of one output the same weights.
+
+constexpr int kPixelsOfThread = 4;
+constexpr int64_t kPixelThreads = kThreads / kPanel;
+constexpr int64_t kPixelsOfBlock = kPixelThreads * kPixelsOfThread;
+
+__device__ inline const uint8_t* tap_or_padding(const IntConv& args, const math::ConvPixel& pixel,
+                                                int64_t tap, int64_t channel) {
+  int64_t row = tap / args.shape.kernel_width, column = tap % args.shape.kernel_width;
+  const uint8_t* at = math::tap_of(args, pixel, row, column);
+  return (at ? at : args.padding) + channel;
+}
+
+__global__ void __launch_bounds__(kThreads) dense_kernel(IntConv args, int64_t row_blocks) {
+  const ConvShape& s = args.shape;
+  int64_t rows = s.batch * s.out_height * s.out_width;
+  int64_t panel = blockIdx.x / row_blocks;
+  int64_t panels = math::padded_to(s.out_channels, kPanel) / kPanel;
+  int64_t group = panel / panels, lane = threadIdx.x % kPanel;
+  int64_t of_group = panel % panels * kPanel + lane, number = panel * kPanel + lane;
+  int64_t first = blockIdx.x % row_blocks * kPixelsOfBlock + threadIdx.x / kPanel;
+  math::ConvPixel pixels[kPixelsOfThread];
+  int32_t sums[kPixelsOfThread];
+  for (int j = 0; j < kPixelsOfThread; ++j) {
+    int64_t row = first + j * kPixelThreads;
+    pixels[j] = math::pixel_at(s, row < rows ? row : 0);
+    sums[j] = start_of(args, number);
+  }
+  int64_t blocks = math::blocks_of(s, args.bits);
+  int each = 8 / args.bits;
+  uint32_t highest = (0xffu << (8 - args.bits) & 0xffu) * 0x01010101u;
+  const int8_t* weight = args.weight + panel * math::panel_bytes(s, args.bits) + lane * kQuad;
+  for (int64_t tap = 0; tap < math::taps_of(s); ++tap) {
+    const uint8_t* at[kPixelsOfThread];
+    for (int j = 0; j < kPixelsOfThread; ++j) {
+      at[j] = tap_or_padding(args, pixels[j], tap, group * s.in_channels);
+    }
+    for (int64_t block = 0; block < blocks; ++block, weight += math::kBlockBytes) {
+      uint32_t held = *reinterpret_cast<const uint32_t*>(weight);
+      for (int q = 0; q < each; ++q) {
+        uint32_t w = held << (8 - args.bits * (q + 1)) & highest;
+        for (int j = 0; j < kPixelsOfThread; ++j) {
+          sums[j] = dot4_less_128(quad_at(at[j] + (block * each + q) * kQuad), w, sums[j]);
+        }
+      }
+    }
+  }
+  if (of_group >= s.out_channels) return;
+  for (int j = 0; j < kPixelsOfThread; ++j) {
+    int64_t row = first + j * kPixelThreads;
+    if (row < rows) finish(args, row, group * s.out_channels + of_group, number, sums[j]);
+  }
+}
+
+// -- depthwise: a thread takes 4 channels of 4 pixels, four taps at a time
+
+__global__ void __launch_bounds__(kThreads) depthwise_kernel(IntConv args, int64_t n) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= n) return;
+  const ConvShape& s = args.shape;
+  int64_t rows = s.batch * s.out_height * s.out_width, taps = math::taps_of(s);
+  int64_t quads = (s.groups + kQuad - 1) / kQuad, first = i / quads * kPixelsOfThread;
+  int64_t channel = i % quads * kQuad, step = math::padded_to(s.groups, kDepthwiseBlock);
+  math::ConvPixel pixels[kPixelsOfThread];
+  int32_t sums[kPixelsOfThread][kQuad];
+  for (int j = 0; j < kPixelsOfThread; ++j) {
+    pixels[j] = math::pixel_at(s, first + j < rows ? first + j : 0);
+    for (int c = 0; c < kQuad; ++c) sums[j][c] = start_of(args, channel + c);
+  }
+  for (int64_t tap = 0; tap < taps; tap += kQuad) {
+    uint32_t weights[kQuad] = {}, codes[kQuad] = {};
+    for (int64_t k = 0; k < kQuad && tap + k < taps; ++k) {
+      weights[k] = *reinterpret_cast<const uint32_t*>(args.weight + (tap + k) * step + channel);
+    }
+    transpose(weights);
+    for (int j = 0; j < kPixelsOfThread; ++j) {
+      for (int64_t k = 0; k < kQuad && tap + k < taps; ++k) {
+        codes[k] = quad_at(tap_or_padding(args, pixels[j], tap + k, channel));
+      }
+      uint32_t of_taps[kQuad] = {codes[0], codes[1], codes[2], codes[3]};
+      transpose(of_taps);
+      for (int c = 0; c < kQuad; ++c) {
+        sums[j][c] = dot4_less_128(of_taps[c], weights[c], sums[j][c]);
+      }
+    }
+  }
+  for (int j = 0; j < kPixelsOfThread && first + j < rows; ++j) {
+    for (int c = 0; c < kQuad && channel + c < s.groups; ++c) {
+      finish(args, first + j, channel + c, channel + c, sums[j][c]);
+    }
+  }
+}
+
 }  // namespace
 
 void int_conv(const IntConv& args, const OnCuda& cuda) {
   const ConvShape& s = args.shape;
-  int64_t n = s.batch * s.out_height * s.out_width * s.groups * s.out_channels;
-  if (n == 0) return;
-  launch(int_conv_kernel, blocks_for(n, kThreads), kThreads, cuda.stream, args, n);
+  int64_t rows = s.batch * s.out_height * s.out_width;
+  if (rows == 0) return;
+  if (args.kind == ConvKind::depthwise) {
+    int64_t quads = (s.groups + kQuad - 1) / kQuad;
+    int64_t n = blocks_for(rows, kPixelsOfThread) * quads;
+    launch(depthwise_kernel, blocks_for(n, kThreads), kThreads, cuda.stream, args, n);
+    return;
+  }
+  int64_t panels = s.groups * math::padded_to(s.out_channels, kPanel) / kPanel;
+  int64_t row_blocks = blocks_for(rows, kPixelsOfBlock);
+  launch(dense_kernel, row_blocks * panels, kThreads, cuda.stream, args, row_blocks);
 }
 
 }  // namespace bitpare

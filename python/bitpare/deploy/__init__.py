@@ -1,10 +1,11 @@
 """From a trained model to what is shipped."""
 
+from bitpare.deploy.checks import LayerRow
 from bitpare.deploy.convert import convert
 from bitpare.deploy.files import load, save
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
 from bitpare.deploy.onnx import export_onnx
-from bitpare.deploy.verify import LayerRow, Verification, verify
+from bitpare.deploy.verify import Verification, verify
 
 __all__ = [
     "IntegerModel",

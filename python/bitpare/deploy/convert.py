@@ -1,8 +1,6 @@
 """convert: from a prepared, trained model to one that runs in integers."""
 
-import copy
 import dataclasses
-import inspect
 import math
 import operator
 from typing import Any
@@ -11,12 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from bitpare import graph as g
 from bitpare.deploy.integer import IntegerModel, IntegerProgram, holder_of
-from bitpare.deploy.lower import Item, Lowering, before_flattening
+from bitpare.deploy.islands import convert_calls, raw_module
+from bitpare.deploy.items import Item, before_flattening
+from bitpare.deploy.lower import Lowering
 from bitpare.deploy.numbers import Codes
-from bitpare.nn import layers
-from bitpare.quant.names import find_hub, unwrapped
+from bitpare.deploy.traced import Traced, prepared_trace
 
 VERSION = 1
 
@@ -28,58 +26,46 @@ def convert(model: nn.Module) -> nn.Module:
     into tables, residual additions into the convolution before them. What has no integer form is
     computed in float between integer parts, and listed in ``floating``. ``model`` is untouched.
     """
-    model = unwrapped(model)
-    traced = Traced(model, "convert")
-    call, lowering = traced.call, traced.lowering
+    return integer_model(prepared_trace(model, "convert"))
+
+
+def integer_model(traced: Traced) -> IntegerModel:
+    """What `convert` makes of a model, of a traced part of one."""
     with torch.no_grad():
-        body = _Assembly(traced.root, traced.graph, lowering).build()
-    signature = inspect.signature(type(model).forward)
-    bound = signature.bind(model, *call.args, **call.kwargs)
-    arguments = dict(list(bound.arguments.items())[1:])
-    leaves, form = _pytree.tree_flatten(arguments)
+        body = _Assembly(traced.root, traced.graph, traced.lowering).build()
+        floating = traced.lowering.floating + convert_calls(body, traced)
+    leaves, form = _pytree.tree_flatten(traced.arguments)
     constants = [torch.empty(0) if isinstance(v, Tensor) else v for v in leaves]
-    return IntegerModel(body, form, constants, list(arguments), lowering.floating)
+    return IntegerModel(body, form, constants, list(traced.arguments), floating)
 
 
-class Traced:
-    """A prepared model in eval, as `convert` sees it: a copy, its flat graph, what it means."""
-
-    def __init__(self, model: nn.Module, caller: str) -> None:
-        hub = find_hub(model, caller)
-        self.device = hub.device_of(model)
-        self.call = hub.example_call(model)
-        self.root = copy.deepcopy(model).eval()
-        g.clear_hooks(self.root)
-        for module in self.root.modules():
-            if isinstance(module, layers.NORMS):
-                module.bp_tail = None  # each node computes what it says
-        calls = g.record_calls(self.root, self.call, False)
-        results = {self.root.get_submodule(n): c[0].result for n, c in calls.items() if c}
-        with torch.no_grad():
-            trace = g.trace_flat(self.root, self.call, set(), results)
-            self.graph = trace.graph
-            self.lowering = Lowering(self.root, self.graph)
+def assemble(root: nn.Module, graph: fx.Graph, lowering: Lowering) -> fx.GraphModule:
+    """Programs, and what is computed in float around them, as one graph."""
+    return _Assembly(root, graph, lowering).build()
 
 
 @dataclasses.dataclass
 class _Part:
-    """A program in the making: the nodes it computes, floats it reads, values it gives."""
+    """A program in the making: the nodes it computes, what it reads (a node's value, as codes or,
+    without any, as floats), values it gives."""
 
     nodes: list[fx.Node] = dataclasses.field(default_factory=list)
-    entries: dict[tuple[fx.Node, Codes], int] = dataclasses.field(default_factory=dict)
+    entries: dict[tuple[fx.Node, Codes | None], int] = dataclasses.field(default_factory=dict)
     results: list[fx.Node] = dataclasses.field(default_factory=list)
 
 
 class _Assembly:
     """Puts integer items into programs, and programs and what is in float into one graph.
 
-    Stages: 0, 2, ... are in float, 1, 3, ... in integers; each reads earlier ones.
+    Stages: 0, 2, ... are in float, 1, 3, ... in integers; each reads earlier ones. raw: nodes whose
+    value in float a program reads, by the stage that computes it.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, lowering: Lowering) -> None:
         self.root, self.graph, self.lowering = root, graph, lowering
         self.items = lowering.items
         self.stages: dict[fx.Node, int] = {}
+        self.raw: dict[fx.Node, int] = {}
         self.flattened: dict[fx.Node, fx.Node] = {}  # read in float -> the image
         needed = self._needed()
         for node in graph.nodes:
@@ -99,15 +85,31 @@ class _Assembly:
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         item = self.items.get(node)
-        if item is None:
+        if item is None or item.raw:
             return list(node.all_input_nodes)
         return [item.source] if item.source is not None else item.inputs
 
     def _stage(self, node: fx.Node) -> int:
-        stages = [self.stages[s] for s in self._sources(node)]
-        if node in self.items:
-            return max((s if s % 2 else s + 1 for s in stages), default=1)
-        return max((s + s % 2 for s in stages), default=0)
+        item = self.items.get(node)
+        in_float = max(
+            (self.stages[s] + self.stages[s] % 2 for s in self._sources(node)), default=0
+        )
+        if item is None:
+            return in_float
+        if item.raw:
+            self.raw[node] = in_float
+            return in_float + 1
+        return max((self._stage_after(s, item) for s in self._sources(node)), default=1)
+
+    def _stage_after(self, source: fx.Node, item: Item) -> int:
+        """The stage of a program's node that reads a source: its own, unless that has another form
+        than what is read, which then passes through floats."""
+        stage, made = self.stages[source], self.items.get(source)
+        if made is None:
+            return stage + 1
+        floats = made.codes is None and made.found is None
+        same = item.source is None and floats == item.reads_floats
+        return stage if same else stage + 2
 
     # -- programs
 
@@ -132,55 +134,71 @@ class _Assembly:
         return self._graph_module(programs)
 
     def _program(self, part: _Part) -> IntegerProgram:
-        numbers: dict[fx.Node, int] = {}
+        numbers: dict[tuple[fx.Node, bool], int] = {}  # of a node's value, as floats or codes
+        for node in part.nodes:
+            self._enter(part, node, numbers)
+        count = len(part.entries)
         nodes: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for node in part.nodes:
             item = self.items[node]
             if item.source is not None:
-                assert item.codes is not None
-                numbers[node] = self._entry(part, item.source, item.codes)
-        # Values are counted from the entries on.
-        for node in part.nodes:
-            for source in self.items[node].inputs:
-                if source not in numbers and source not in part.nodes:
-                    codes = self.lowering.grid(source)
-                    assert codes is not None
-                    numbers[source] = self._entry(part, source, codes)
-        count = len(part.entries)
-        for node in part.nodes:
-            item = self.items[node]
-            if item.source is not None:
                 continue
+            made_floats = item.codes is None and item.found is None
             if item.fields is None:
-                numbers[node] = numbers[item.inputs[0]]
+                numbers[node, made_floats] = numbers[item.inputs[0], made_floats]
                 continue
-            name = _unused(item.name, tensors)
-            fields = {"name": name, **item.fields, **_named(item, name, tensors)}
-            fields["of"] = node.name
-            fields["positions"] = math.prod(node.meta["shape"][2:])  # of the example, for reports
-            if item.codes is not None:  # for other runtimes
-                fields["scale_of_output"] = item.codes.scale
-                fields["zero_of_output"] = item.codes.zero
-            fields["inputs"] = [numbers[s] for s in item.inputs]
-            fields["output"] = numbers[node] = count
-            count += 1
-            nodes.append(fields)
+            given = [numbers[s, item.reads_floats] for s in item.inputs]
+            for step in (item.before, item):
+                if step is None:
+                    continue
+                fields = self._fields(node, step, tensors)
+                nodes.append({**fields, "inputs": given, "output": count})
+                given, count = [count], count + 1
+            numbers[node, made_floats] = count - 1
         spec = {
             "version": VERSION,
             "values": count,
             "inputs": [
-                input_entry(source, codes, v) for (source, codes), v in part.entries.items()
+                input_entry(source, codes, v, self.lowering.rows(source))
+                for (source, codes), v in part.entries.items()
             ],
             "nodes": nodes,
             "outputs": [
-                output_entry(node, self.items[node].codes, numbers[node]) for node in part.results
+                output_entry(self.items[n], self._number(numbers, n), self.lowering.rows(n))
+                for n in part.results
             ],
         }
         return IntegerProgram(spec, tensors)
 
-    def _entry(self, part: _Part, source: fx.Node, codes: Codes) -> int:
-        return part.entries.setdefault((source, codes), len(part.entries))
+    def _enter(self, part: _Part, node: fx.Node, numbers: dict[tuple[fx.Node, bool], int]) -> None:
+        """What a node reads from outside of its program."""
+        item = self.items[node]
+        if item.source is not None:
+            key: tuple[fx.Node, Codes | None] = (item.source, item.codes)
+            numbers[node, False] = part.entries.setdefault(key, len(part.entries))
+        for source in item.inputs:
+            if source in part.nodes and not item.raw:
+                continue
+            codes = None if item.reads_floats else self.lowering.grid(source)
+            number = part.entries.setdefault((source, codes), len(part.entries))
+            numbers[source, item.reads_floats] = number
+
+    def _number(self, numbers: dict[tuple[fx.Node, bool], int], node: fx.Node) -> int:
+        return numbers[node, self.items[node].codes is None and self.items[node].found is None]
+
+    def _fields(self, node: fx.Node, item: Item, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        assert item.fields is not None
+        name = _unused(item.name, tensors)
+        fields = {"name": name, **item.fields, **_named(item, name, tensors)}
+        fields["of"] = node.name
+        shape = node.meta["shape"]  # of the example, for reports
+        rows = self.lowering.rows(node)
+        fields["positions"] = math.prod(shape[1:-1] if rows else shape[2:])
+        if item.codes is not None:  # for other runtimes
+            fields["scale_of_output"] = item.codes.scale
+            fields["zero_of_output"] = item.codes.zero
+        return fields
 
     # -- the graph around them
 
@@ -188,12 +206,16 @@ class _Assembly:
         made = fx.Graph()
         values: dict[fx.Node, fx.Node] = {}
         modules: dict[str, Any] = {}
+        raw: dict[fx.Node, fx.Node] = {}
         for stage in range(max(self.stages.values()) + 1):
             if stage in programs:
                 name = f"program{stage // 2}"
                 modules[name] = programs[stage]
                 part = self.parts[stage]
-                args = tuple(values[source] for source, _ in part.entries)
+                args = tuple(
+                    (raw if codes is None and source in part.nodes else values)[source]
+                    for source, codes in part.entries
+                )
                 call = made.call_module(name, args)
                 for i, node in enumerate(part.results):
                     values[node] = made.call_function(operator.getitem, (call, i))
@@ -202,6 +224,10 @@ class _Assembly:
                         values[node] = made.call_function(torch.flatten, (values[whole], 1))
                 continue
             for node in self.graph.nodes:
+                if self.raw.get(node) == stage:
+                    modules[name := f"{node.name}_raw"] = raw_module(self.root, node)
+                    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                    raw[node] = made.call_module(name, args, kwargs)
                 if self.stages.get(node) != stage or node in self.items or node.op == "output":
                     continue
                 values[node] = made.node_copy(node, values.__getitem__)
@@ -265,23 +291,20 @@ def _named(item: Item, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return fields
 
 
-def input_entry(source: fx.Node, codes: Codes, value: int) -> dict[str, Any]:
-    """Of a spec: floats that become codes."""
+def input_entry(source: fx.Node, codes: Codes | None, value: int, rows: bool) -> dict[str, Any]:
+    """Of a spec: floats that become codes, or stay as they are."""
     shape = source.meta["shape"]
-    rows = len(shape) == 2
-    return {
-        "value": value,
-        "channels": shape[-1] if rows else shape[1],
-        "rows": rows,
-        "scale": codes.scale,
-        "range": codes.range,
-    }
+    channels = shape[-1] if rows else shape[1]
+    made: dict[str, Any] = {"value": value, "channels": channels, "rows": rows}
+    if codes is None:
+        return {**made, "floats": True}
+    return {**made, "scale": codes.scale, "range": codes.range}
 
 
-def output_entry(node: fx.Node, codes: Codes | None, value: int) -> dict[str, Any]:
+def output_entry(item: Item, value: int, rows: bool) -> dict[str, Any]:
     """Of a spec: codes that become floats, or floats as they are."""
-    rows = len(node.meta["shape"]) == 2
-    made: dict[str, Any] = {"value": value, "rows": rows, "floats": codes is None}
-    if codes is not None:
-        made |= {"scale": codes.scale, "zero": codes.zero}
+    floats = item.codes is None and item.found is None
+    made: dict[str, Any] = {"value": value, "rows": rows, "floats": floats}
+    if item.codes is not None:
+        made |= {"scale": item.codes.scale, "zero": item.codes.zero}
     return made

@@ -1,11 +1,17 @@
 """Which nodes of a traced model are computed in integers, and as what."""
 
-import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
+from bitpare.deploy.items import (
+    NOTHING,
+    Expression,
+    Item,
+    Layout,
+    pairing,
+    table_codes,
+)
 from bitpare.deploy.meaning import (
     ADD,
     CAT,
@@ -22,57 +28,38 @@ from bitpare.deploy.meaning import (
     conv_window,
     meaning_of,
 )
-from bitpare.deploy.numbers import Codes, affine_of, codes_of, conv_numbers, no_codes
+from bitpare.deploy.numbers import (
+    SIGNED,
+    Codes,
+    affine_of,
+    codes_of,
+    conv_numbers,
+    no_codes,
+    weight_codes,
+)
+from bitpare.deploy.refused import Refused
+from bitpare.deploy.run_time import dynamic_fields, dynamic_numbers, linear_numbers, no_found_grid
 from bitpare.nn import layers
+from bitpare.nn.learned import DynamicQuantizer
+from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.kinds import SAME, kind_of, same_input
 
-NOTHING = Activation()
 _CONVERSIONS = ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path")
-
-
-@dataclasses.dataclass
-class Item:
-    """How a node's value is made in integers.
-
-    fields: of the spec's node; None where the value is that of ``inputs[0]`` under another name, or
-    (source) codes of a value in float. codes: of the result; None where it is of floats. tensors:
-    what the fields name, by the field.
-    """
-
-    name: str
-    inputs: list[fx.Node]
-    codes: Codes | None
-    fields: dict[str, Any] | None = None
-    tensors: dict[str, Any] = dataclasses.field(default_factory=dict)
-    source: fx.Node | None = None
-    flattened: tuple[int, int, int] | None = None  # channels, height, width
-
-
-@dataclasses.dataclass
-class Expression:
-    """What a quantizer is given: an activation of a BatchNorm of the core, each optional; or of
-    the value of ``source``. inside: the nodes between."""
-
-    core: fx.Node | None
-    source: fx.Node | None = None
-    norm: Any = None
-    activation: Activation | None = None
-    inside: list[fx.Node] = dataclasses.field(default_factory=list)
-
-
-class Refused(Exception):
-    """Why something stays in float."""
 
 
 class Lowering:
     """items: what is computed in integers. inside: nodes that are part of such. floating: layers
     with quantized weights that stay in float, with the reason."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
-        self.root, self.graph = root, graph
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, known: dict[fx.Node, Codes] | None = None
+    ) -> None:
+        """known: grids of values that come from elsewhere."""
+        self.root, self.graph, self.known = root, graph, known or {}
         self.meanings: dict[fx.Node, Meaning] = {n: meaning_of(root, n) for n in graph.nodes}
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.items: dict[fx.Node, Item] = {}
+        self.layouts: dict[fx.Node, Layout] = {}
         self.inside: set[fx.Node] = set()
         self.reasons: dict[fx.Node, str] = {}
         for node in graph.nodes:
@@ -86,14 +73,38 @@ class Lowering:
         found = []
         for node, meaning in self.meanings.items():
             weighted = isinstance(meaning.module, layers.WEIGHTED)
-            if weighted and node not in self.items and node not in self.inside:
+            item = self.items.get(node)
+            in_float = item is None or item.raw
+            if weighted and in_float and node not in self.inside:
                 found.append((str(node.target), self.reasons.get(node, "it has no integer form")))
         return found
+
+    # -- how values lie
+
+    def layout(self, node: fx.Node) -> Layout:
+        if node not in self.layouts:
+            self.layouts[node] = Layout(None if _rank(node) == 4 else True)
+        return self.layouts[node]
+
+    def rows(self, node: fx.Node) -> bool:
+        """Whether a value's channels are its last dimension."""
+        return bool(self.layout(node).rows)
+
+    def _require(self, node: fx.Node, rows: bool) -> None:
+        if not rows and _rank(node) != 4:
+            raise Refused(f"a value of shape {node.meta.get('shape')}")
+        self.layout(node).join(Layout(rows))
+
+    def _alike(self, first: fx.Node, *others: fx.Node) -> None:
+        for other in others:
+            self.layout(first).join(self.layout(other))
 
     # -- what is on a grid
 
     def grid(self, node: fx.Node) -> Codes | None:
         """The codes of a node's value."""
+        if node in self.known:
+            return self.known[node]
         if node in self.items:
             return self.items[node].codes
         meaning = self.meanings[node]
@@ -106,6 +117,10 @@ class Lowering:
             return self.grid(meaning.inputs[0])
         before = same_input(node) if self._moves(node) else None
         return self.grid(before) if before is not None else None
+
+    def found(self, node: fx.Node) -> Quantizer | None:
+        """The quantizer that finds a value's grid at run time."""
+        return self.items[node].found if node in self.items else None
 
     def _moves(self, node: fx.Node) -> bool:
         """Whether a node in float hands on values of one tensor, as they are."""
@@ -151,6 +166,9 @@ class Lowering:
         if meaning.after is None:
             self._moved(node, meaning)
             return
+        if isinstance(meaning.after, DynamicQuantizer):
+            self._dynamic(node, meaning.after)
+            return
         reason = no_codes(meaning.after)
         codes = codes_of(meaning.after)
         if codes is None:
@@ -163,20 +181,64 @@ class Lowering:
 
     def _moved(self, node: fx.Node, meaning: Meaning) -> None:
         """Values that keep their grid, of one that is in integers."""
-        codes = self.grid(node) if meaning.core in (VALUE, FLATTEN, MAX_POOL) else None
-        before = meaning.inputs[0] if meaning.inputs else node
-        if codes is None or before not in self.items or self.items[before].codes is None:
+        if meaning.core not in (VALUE, FLATTEN, MAX_POOL) or meaning.activation is not None:
             return
+        before = meaning.inputs[0]
+        item = self.items.get(before)
+        if item is None or (item.codes is None and item.found is None):
+            return
+        made = Item(node.name, [before], item.codes, flattened=item.flattened, found=item.found)
         shape = before.meta["shape"]
-        if meaning.core == MAX_POOL and len(shape) == 4:
-            fields = {"op": "pool", "maximum": True, "least": codes.low, **meaning.window}
-            self.items[node] = Item(node.name, [before], codes, fields)
-        elif meaning.core == VALUE:
-            flattened = self.items[before].flattened
-            self.items[node] = Item(node.name, [before], codes, flattened=flattened)
-        elif meaning.core == FLATTEN:
-            flattened = tuple(shape[1:]) if len(shape) == 4 else self.items[before].flattened
-            self.items[node] = Item(node.name, [before], codes, flattened=flattened)
+        try:
+            if meaning.core == VALUE:
+                self._alike(node, before)
+            elif item.found is not None and item.found.spec.granularity == "token":
+                return
+            elif meaning.core == MAX_POOL:
+                self._require(before, False)
+                least = item.codes.low if item.codes is not None else _least(item.found)
+                made.fields = {"op": "pool", "maximum": True, "least": least, **meaning.window}
+                self._require(node, False)
+            elif len(shape) == 4:
+                self._require(before, False)
+                made.flattened = tuple(shape[1:])
+        except Refused as refused:
+            self.reasons[node] = str(refused)
+            return
+        self.items[node] = made
+
+    def _dynamic(self, node: fx.Node, q: Quantizer) -> None:
+        """A grid that is found for each batch, of a convolution's result, of a value in float, or
+        of whatever the node computes."""
+        reason = no_found_grid(q)
+        if reason is not None:
+            self.reasons[node] = reason
+            return
+        found = self._expression(node)
+        activation = found.activation or NOTHING
+        item = Item(node.name, [node], None, dynamic_fields(q, activation), found=q)
+        core = found.core and self.meanings[found.core].core
+        try:
+            if activation.table is not None:
+                raise Refused("its activation is computed in float")
+            if core == CONV:
+                assert found.core is not None
+                item.before = self._conv(found.core, found.norm, None, None)
+                item.inputs = item.before.inputs
+                self._alike(node, found.core)
+            elif found.core is None and found.norm is None and found.source is not None:
+                item.inputs = [found.source]
+                self._alike(node, found.source)
+            else:
+                raise Refused("it is computed in float")
+            self.inside.update(found.inside)
+        except Refused as refused:
+            item.inputs, item.raw, item.before = [node], True, None
+            item.fields = dynamic_fields(q, NOTHING)
+            self.reasons[node] = str(refused)
+        if q.spec.granularity == "token":
+            self.layout(node).join(Layout(True))
+        self.items[node] = item
 
     def _make(self, node: fx.Node, found: Expression, codes: Codes) -> None:
         activation = found.activation or NOTHING
@@ -199,13 +261,14 @@ class Lowering:
         if entering is None:
             if found.norm is not None or activation.table is not None:
                 raise Refused("its input is not quantized")
-            self._check_rank(source)
+            self._alike(node, source)
             self.items[node] = Item(node.name, [], clamped, source=source)
             return
         self._check_whole(source)
         if found.norm is not None:
             if activation.table is not None:
                 raise Refused("its activation is not of a quantized value")
+            self._require(source, _rank(source) == 2)
             fields: dict[str, Any] = {"op": "map", "tables": [], "zero": entering.zero}
             fields["range"] = clamped.range
             factor, shift = affine_of(found.norm)
@@ -214,11 +277,13 @@ class Lowering:
                 "offset": (shift / codes.scale).float(),
             }
         elif activation == NOTHING and entering == codes:
+            self._alike(node, source)
             self.items[node] = Item(node.name, [source], codes)
             return
         else:
-            table = _table(entering, clamped, activation)
+            table = table_codes(entering, clamped, activation)
             fields, tensors = {"op": "map"}, {"tables": [table]}
+        self._alike(node, source)
         self.items[node] = Item(node.name, [source], clamped, fields, tensors)
 
     def _of_core(self, node: fx.Node, found: Expression, codes: Codes, clamped: Codes) -> None:
@@ -226,7 +291,8 @@ class Lowering:
         assert core is not None
         meaning = self.meanings[core]
         if meaning.core == CONV:
-            self.items[node] = self._conv(core, found.norm, codes, clamped)
+            self.items[node] = self._quantized_conv(node, found, codes, clamped)
+            self._alike(node, core)
             return
         if found.norm is not None:
             raise Refused("its BatchNorm follows no convolution")
@@ -239,20 +305,29 @@ class Lowering:
         else:
             raise Refused("it has no integer form")
 
+    def _quantized_conv(
+        self, node: fx.Node, found: Expression, codes: Codes, clamped: Codes
+    ) -> Item:
+        """In integers from end to end, or where that is refused as floats that get codes."""
+        assert found.core is not None
+        try:
+            return self._conv(found.core, found.norm, codes, clamped)
+        except Refused as refused:
+            try:
+                before = self._conv(found.core, found.norm, None, None)
+            except Refused:
+                raise refused from None
+        fields = {"op": "quantize", "scale": codes.scale, "range": clamped.range}
+        return Item(node.name, before.inputs, clamped, fields, before=before)
+
     def _entering(self, node: fx.Node) -> Codes:
         codes = self.grid(node)
         if codes is None:
             raise Refused("its input is not quantized")
-        self._check_rank(node)
         return codes
-
-    def _check_rank(self, node: fx.Node) -> None:
-        if len(node.meta.get("shape") or ()) not in (2, 4):
-            raise Refused(f"a value of shape {node.meta.get('shape')}")
 
     def _check_whole(self, node: fx.Node) -> None:
         """Flattened images are read by linear layers alone."""
-        self._check_rank(node)
         flattened = self._flattened(node)
         if flattened is not None and flattened[1:] != (1, 1):
             raise Refused("it reads a flattened image")
@@ -261,39 +336,64 @@ class Lowering:
         item = self.items.get(node)
         return None if item is None else item.flattened
 
-    def _conv(self, core: fx.Node, norm: Any, codes: Codes | None, clamped: Codes | None) -> Item:
+    def _conv(
+        self,
+        core: fx.Node,
+        norm: Any,
+        codes: Codes | None,
+        clamped: Codes | None,
+        activation: Activation = NOTHING,
+    ) -> Item:
+        """A convolution or linear layer. codes: of the result, clamped by its activation; None for
+        floats, which ``activation`` clamps."""
         meaning, layer = self.meanings[core], self.meanings[core].module
         source = meaning.inputs[0]
+        linear = isinstance(layer, nn.Linear)
         if meaning.before is not None:
             raise Refused("it quantizes its input itself")
-        entering = self._entering(source)
+        fields: dict[str, Any] = {"linear": linear, "bounds": [activation.low, activation.high]}
+        entering, found = self.grid(source), self.found(source)
+        if linear and codes is None and norm is None and not self._multiplies_codes(layer, source):
+            self._require(source, True)
+            self._require(core, True)
+            numbers = linear_numbers(layer)
+            fields |= {"op": "weights", "group": numbers.pop("group")}
+            return Item(str(core.target), [source], None, fields, numbers)
         window = conv_window(layer)
         if window is None:
             raise Refused(f"padding of mode '{layer.padding_mode}'")
-        numbers = conv_numbers(layer, norm, entering, codes)
-        if isinstance(numbers, str):
-            raise Refused(numbers)
-        weight, flattened = numbers.weight, self._flattened(source)
-        if isinstance(layer, nn.Linear):
-            if len(source.meta["shape"]) != 2:
-                raise Refused(f"a value of shape {source.meta['shape']}")
+        if found is not None:
+            if codes is not None:
+                raise Refused("its input has dynamic ranges, its result has not")
+            tensors = dynamic_numbers(layer, norm)
+            fields["dynamic"] = True
+        elif entering is not None:
+            tensors = conv_numbers(layer, norm, entering, codes)
+            fields["zero"] = entering.zero
+        else:
+            raise Refused("its input is not quantized")
+        flattened = self._flattened(source)
+        if linear:
             channels, *size = flattened or (layer.in_features, 1, 1)
-            weight = weight.view(layer.out_features, channels, *size)
+            tensors["weight"] = tensors["weight"].view(layer.out_features, channels, *size)
             window = {**window, "kernel": size}
-        elif len(source.meta["shape"]) != 4:
-            raise Refused(f"a value of shape {source.meta['shape']}")
-        fields = {
-            "op": "conv",
-            "groups": getattr(layer, "groups", 1),
-            "zero": entering.zero,
-            "float": clamped is None,
-            "linear": isinstance(layer, nn.Linear),
-            **window,
-        }
+        self._require(source, linear)
+        self._require(core, linear)
+        fields |= {"op": "conv", "groups": getattr(layer, "groups", 1), "float": codes is None}
+        fields |= window
         if clamped is not None:
             fields["range"] = clamped.range
-        tensors = {"weight": weight, "bias": numbers.bias, "multiplier": numbers.multiplier}
         return Item(str(core.target), [source], clamped, fields, tensors)
+
+    def _multiplies_codes(self, layer: Any, source: fx.Node) -> bool:
+        """Whether a linear layer's input and weight have codes that can be multiplied."""
+        if self.grid(source) is None and self.found(source) is None:
+            return False
+        try:
+            weight_codes(layer)
+        except Refused:
+            return False
+        return True
 
     def _pair(self, node: fx.Node, meaning: Meaning, clamped: Codes) -> Item:
         inputs = list(meaning.inputs)
@@ -305,17 +405,21 @@ class Lowering:
         for n in inputs:
             self._check_whole(n)
         per_channel = len(shapes[0]) == 4 and shapes[1] == (*shapes[0][:2], 1, 1)
-        if shapes[0] != shapes[1] and not per_channel:
+        if shapes[0] == shapes[1]:
+            self._alike(node, *inputs)
+        elif per_channel:
+            for n in (node, *inputs):
+                self._require(n, False)
+        else:
             raise Refused(f"values of shapes {shapes[0]} and {shapes[1]}")
         product = meaning.core == MUL
-        fields = {"op": "pair", "product": product, **_pairing(a, b, clamped)}
+        fields = {"op": "pair", "product": product, **pairing(a, b, clamped)}
         return Item(node.name, inputs, clamped, fields)
 
     def _pool(self, node: fx.Node, meaning: Meaning, codes: Codes, clamped: Codes) -> Item:
         source = meaning.inputs[0]
         entering = self._entering(source)
-        if len(source.meta["shape"]) != 4:
-            raise Refused(f"a value of shape {source.meta['shape']}")
+        self._require(source, False)
         if meaning.core == MAX_POOL:
             raise Refused("its result has a quantizer of its own")
         window = dict(meaning.window)
@@ -331,14 +435,17 @@ class Lowering:
             "divisor": 0,
             **window,
         }
-        channels = source.meta["shape"][1]
-        flattened = (channels, 1, 1) if drops else None
+        if not drops:
+            self._require(node, False)
+        flattened = (source.meta["shape"][1], 1, 1) if drops else None
         return Item(node.name, [source], clamped, fields, flattened=flattened)
 
     def _concat(self, node: fx.Node, meaning: Meaning, codes: Codes, clamped: Codes) -> None:
         """Each part on the grid of the whole: made on it where nothing else reads it."""
         made: dict[fx.Node, tuple[Item, list[fx.Node]]] = {}
         tables: list[Tensor | None] = []
+        for value in (node, *meaning.inputs):
+            self._require(value, meaning.window["rows"])
         for part in meaning.inputs:
             entering = self.grid(part)
             if entering is None:
@@ -356,7 +463,7 @@ class Lowering:
                 self._check_whole(part)
             same = entering.scale == clamped.scale and entering.zero == clamped.zero
             inside = clamped.low <= entering.low and entering.high <= clamped.high
-            tables.append(None if same and inside else _table(entering, clamped, NOTHING))
+            tables.append(None if same and inside else table_codes(entering, clamped, NOTHING))
         for part, (item, inside_nodes) in made.items():
             self.items[part] = item
             self.inside.update(n for n in inside_nodes if n is not part)
@@ -368,23 +475,41 @@ class Lowering:
     # -- values that stay in float
 
     def _to_floats(self, node: fx.Node) -> None:
-        """A convolution or linear layer whose result is not quantized, with its BatchNorm."""
+        """A convolution or linear layer whose result is not quantized, with its BatchNorm and
+        clamp."""
         meaning = self.meanings[node]
         done = node in self.items or node in self.inside
         if meaning.core != CONV or meaning.after is not None or done:
             return
-        users = list(node.users)
-        root, norm = node, None
-        after = self.meanings.get(users[0]) if len(users) == 1 else None
-        if after is not None and after.core == NORM and after.after is None:
-            root, norm = users[0], after.module
+        chain, norm, activation = [node], None, NOTHING
+        after = self._only_reader(node)
+        if after is not None and self.meanings[after].core == NORM:
+            norm = self.meanings[after].module
+            chain.append(after)
+            after = self._only_reader(after)
+        if after is not None and self.meanings[after].core == VALUE:
+            bounds = self.meanings[after].activation
+            if bounds is not None and bounds.table is None:
+                activation = bounds
+                chain.append(after)
         try:
-            self.items[root] = self._conv(node, norm, None, None)
+            made = self._conv(node, norm, None, None, activation)
+            if norm is not None and (made.fields or {})["op"] == "weights":
+                chain, norm = [node], None  # the rest stays as it is
+                made = self._conv(node, None, None, None)
+            self._alike(node, chain[-1])
         except Refused as refused:
             self.reasons[node] = str(refused)
             return
-        if root is not node:
-            self.inside.add(node)
+        self.items[chain[-1]] = made
+        self.inside.update(chain[:-1])
+
+    def _only_reader(self, node: fx.Node) -> fx.Node | None:
+        """What alone reads a value, unless that quantizes it or is done."""
+        users = list(node.users)
+        if len(users) != 1 or self.meanings[users[0]].after is not None or users[0] in self.items:
+            return None
+        return users[0] if users[0] not in self.inside else None
 
     # -- additions within convolutions
 
@@ -405,7 +530,7 @@ class Lowering:
             assert made is not None and made.codes is not None and made.fields is not None
             assert known.codes is not None and item.codes is not None
             made.fields["add"] = {
-                "first_of": last.name, **_pairing(made.codes, known.codes, item.codes)
+                "first_of": last.name, **pairing(made.codes, known.codes, item.codes)
             }  # fmt: skip
             made.inputs.append(other)
             made.codes = item.codes
@@ -414,30 +539,11 @@ class Lowering:
             self.inside.add(last)
 
 
-def before_flattening(items: dict[fx.Node, Item], node: fx.Node) -> fx.Node:
-    """The image that a flattened value is, or the node itself."""
-    item = items.get(node)
-    while item and item.fields is None and item.source is None and item.flattened is not None:
-        node = item.inputs[0]
-        item = items.get(node)
-    return node
+def _rank(node: fx.Node) -> int:
+    return len(node.meta.get("shape") or ())
 
 
-def _pairing(a: Codes, b: Codes, result: Codes) -> dict[str, Any]:
-    return {
-        "zeros": [a.zero, b.zero],
-        "scales": [a.scale, b.scale, result.inverse()],
-        "range": result.range,
-    }
-
-
-def _table(entering: Codes, leaving: Codes, activation: Activation) -> Tensor:
-    """What becomes of each byte."""
-    values = entering.values()
-    if activation.table is not None:
-        with torch.no_grad():
-            values = activation.table(values.double()).float()
-    elif activation != NOTHING:
-        values = values.clamp(activation.low, activation.high)
-    codes = torch.round(values * torch.tensor(leaving.inverse())) + leaving.zero
-    return codes.clamp(leaving.low, leaving.high).to(torch.uint8)
+def _least(q: Quantizer | None) -> int:
+    """The least byte of a grid that is found at run time."""
+    assert q is not None
+    return q.grid.quant_min + (SIGNED if q.grid.quant_min < 0 else 0)

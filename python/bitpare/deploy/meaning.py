@@ -163,8 +163,9 @@ def _of_call(node: fx.Node) -> Meaning:
         if isinstance(parts, tuple | list) and all(isinstance(p, fx.Node) for p in parts):
             dim = _argument(node, 1, "dim", 0)
             rank = len(parts[0].meta.get("shape") or ())
-            if rank and dim % rank == (1 if rank in (2, 4) else -1):
-                return Meaning(CAT, list(parts))
+            rows = bool(rank) and dim % rank == rank - 1
+            if rows or (rank == 4 and dim % rank == 1):
+                return Meaning(CAT, list(parts), window={"rows": rows})
     elif name in ("relu", "relu6"):
         return Meaning(VALUE, first, activation=_NAMED[name])
     elif name == "hardtanh":

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitpare.deploy.refused import Refused
 from bitpare.nn.learned import BinaryQuantizer, DorefaQuantizer, LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer
@@ -110,17 +111,25 @@ class WeightCodes:
         return self.codes * factor, self.scale / factor
 
 
-def weight_codes(layer: Any) -> WeightCodes | str:
-    """The integers of a layer's weight, or why there are none."""
-    q = layer.bp_weight
+def integer_quantizer(layer: Any) -> Quantizer:
+    """The quantizer of a layer's weight, if it makes integers."""
+    q: Quantizer | None = layer.bp_weight
     if q is None:
-        return "its weight is in float"
+        raise Refused("its weight is in float")
     if q.bypass or not q.quantizing:
-        return "its weight's quantizer is switched off"
+        raise Refused("its weight's quantizer is switched off")
+    if q.spec.is_float:
+        raise Refused("its weight is in a floating-point format")
     if is_sharded(layer.weight):
-        return "its weight is sharded"
+        raise Refused("its weight is sharded")
+    return q
+
+
+def weight_codes(layer: Any) -> WeightCodes:
+    """The integers of a layer's weight. Raises Refused where there are none."""
+    q = integer_quantizer(layer)
     if q.grid.group is not None or q.grid.axis not in (None, 0):
-        return "its weight's scales do not belong to outputs"
+        raise Refused("its weight's scales do not belong to outputs")
     with torch.no_grad():
         value = layer.quantized_weight().detach().float()
         outputs = value.shape[0]
@@ -131,28 +140,21 @@ def weight_codes(layer: Any) -> WeightCodes | str:
         elif isinstance(q, RangeQuantizer | LearnedQuantizer):
             scale = q.scale.detach().float().clamp(min=LEAST_SCALE).reshape(-1).expand(outputs)
         else:
-            return f"weights of a {type(q).__name__}"
+            raise Refused(f"weights of a {type(q).__name__}")
         scale = torch.where(scale == 0, 1.0, scale)
         shape = (-1, *[1] * (value.dim() - 1))
         codes = torch.round(value / scale.view(shape))
         if bool((codes.abs() > 128).any()) or bool((codes == 128).any()):
-            return f"weights of {q.integer_form()} leave 8 bits"
+            raise Refused(f"weights of {q.integer_form()} leave 8 bits")
         if not torch.equal(codes * scale.view(shape), value):
-            return f"weights of {q.integer_form()} have no integer form"
+            raise Refused(f"weights of {q.integer_form()} have no integer form")
     return WeightCodes(codes.long(), scale.double())
 
 
-@dataclasses.dataclass
-class ConvNumbers:
-    """As the kernels take them: int8 codes, int32 biases, float32 multipliers."""
-
-    weight: Tensor
-    bias: Tensor
-    multiplier: Tensor
-
-
-def _norm(layer: Any, bn: Any | None, outputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and offset of each output, in float64."""
+def norm_of(
+    layer: Any, bn: Any | None, outputs: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Factor and offset of each output of a layer, its BatchNorm's with its bias, in float64."""
     factor = torch.ones(outputs, dtype=torch.float64, device=device)
     offset = torch.zeros_like(factor)
     if layer.bias is not None:
@@ -160,6 +162,8 @@ def _norm(layer: Any, bn: Any | None, outputs: int, device: torch.device) -> tup
     if bn is not None:
         factor, shift = affine_of(bn)
         offset = offset * factor + shift
+    if not bool(torch.isfinite(factor).all() and torch.isfinite(offset).all()):
+        raise Refused("its BatchNorm or bias is not finite")
     return factor, offset
 
 
@@ -176,16 +180,11 @@ def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
 
 def conv_numbers(
     layer: Any, bn: nn.Module | None, entering: Codes, leaving: Codes | None
-) -> ConvNumbers | str:
-    """Of a convolution or linear layer, with the BatchNorm after it. leaving: None for floats."""
-    found = weight_codes(layer)
-    if isinstance(found, str):
-        return found
-    codes, scale = found.finer()
-    outputs = codes.shape[0]
-    factor, offset = _norm(layer, bn, outputs, codes.device)
-    if not bool(torch.isfinite(factor).all() and torch.isfinite(offset).all()):
-        return "its BatchNorm or bias is not finite"
+) -> dict[str, Tensor]:
+    """Of a convolution or linear layer, with the BatchNorm after it: int8 codes of its weight,
+    int32 biases, float32 multipliers. leaving: None for floats."""
+    codes, scale = weight_codes(layer).finer()
+    factor, offset = norm_of(layer, bn, codes.shape[0], codes.device)
     shape = (-1, *[1] * (codes.dim() - 1))
     least = (offset.abs() / (entering.scale * 2.0**30)).clamp(min=LEAST_SCALE)
     exact = scale * factor.abs()
@@ -198,6 +197,10 @@ def conv_numbers(
     bias = torch.round(offset / (unit.double() * sign))
     extent = codes.abs().flatten(1).sum(1) * 255 + bias.abs()
     if bool((extent >= 2.0**31 - 1).any()):
-        return "its sums could leave 32 bits"
+        raise Refused("its sums could leave 32 bits")
     multiplier = unit if leaving is None else unit / torch.tensor(leaving.scale)
-    return ConvNumbers(codes.to(torch.int8), bias.to(torch.int32), multiplier * sign.float())
+    return {
+        "weight": codes.to(torch.int8),
+        "bias": bias.to(torch.int32),
+        "multiplier": multiplier * sign.float(),
+    }

@@ -11,19 +11,27 @@ from torch import Tensor, nn
 from bitpare.deploy.files import whole_program
 from bitpare.errors import Unsupported
 
-OPSET = 18
-IR_VERSION = 9
+OPSET = 18  # the least that has all that is used
+INT4_OPSET = 21  # has 4-bit integers and scales of blocks
+IR_VERSIONS = {True: 10, False: 9}  # that go with them
 
 
 def export_onnx(
-    model: nn.Module, path: str | os.PathLike[str], *, example_inputs: tuple[Any, ...] | Tensor
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: tuple[Any, ...] | Tensor,
+    opset: int = OPSET,
 ) -> None:
-    """Writes what `convert` made as ONNX of opset 18. The batch may vary; the other sizes are those
-    of the example inputs.
+    """Writes what `convert` made as ONNX. The batch may vary; the other sizes are those of the
+    example inputs.
 
-    Weights are int8, biases int32, activations uint8, or int8 where all their zero points are 0
-    (the grid of target="tensorrt"). Tables of activations become lookups. Needs the onnx package.
+    Weights are int8, with an ``opset`` of 21 or more int4 where 4 bits hold them; biases int32,
+    activations uint8, or int8 where all their zero points are 0 (the grid of target="tensorrt").
+    Tables of activations become lookups. Needs the onnx package.
     """
+    if opset < OPSET:
+        raise ValueError(f"export_onnx: opset must be {OPSET} or more, got {opset}")
     program, _ = whole_program(model, "export_onnx")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if len(inputs) != len(program.spec["inputs"]):
@@ -32,7 +40,7 @@ def export_onnx(
             f"got {len(inputs)}"
         )
     results = program(*inputs)
-    made = _Graph(program.spec, dict(program.named_buffers())).build(inputs, results)
+    made = _Graph(program.spec, dict(program.named_buffers()), opset).build(inputs, results)
     beside = pathlib.Path(f"{os.fspath(path)}.part")
     try:
         beside.write_bytes(made.SerializeToString())
@@ -42,9 +50,11 @@ def export_onnx(
 
 
 class _Graph:
-    """Values are codes, [batch, channels, height, width], or [batch, channels] after a linear."""
+    """Values are codes, or floats: [batch, channels, height, width], or [rows, channels] where the
+    channels come last, whatever is before them."""
 
-    def __init__(self, spec: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def __init__(self, spec: dict[str, Any], tensors: dict[str, Tensor], opset: int) -> None:
+        self.opset = opset
         from onnx import TensorProto, helper, numpy_helper
 
         self.helper, self.numpy, self.types = helper, numpy_helper, TensorProto
@@ -111,36 +121,51 @@ class _Graph:
             name = f"input{i}"
             sizes = ["batch", *x.shape[1:]]
             given.append(self.helper.make_tensor_value_info(name, self.types.FLOAT, sizes))
+            if entry.get("floats"):
+                self.codes[entry["value"]] = self._as_rows(name, entry, x)
+                continue
             made = self.quantized(name, f"{name}.codes", entry["scale"], entry["range"])
+            made = self._as_rows(made, entry, x)
             self.keep(entry["value"], made, entry["scale"], entry["range"][2])
         for node in self.spec["nodes"]:
+            if node["op"] == "dynamic":
+                raise Unsupported(
+                    f"export_onnx: {node['name']}: ranges found at run time have no QDQ form"
+                )
             getattr(self, node["op"])(node)
         for i, (entry, y) in enumerate(zip(self.spec["outputs"], results, strict=True)):
             name, value = f"output{i}", entry["value"]
             source = self.codes[value] if entry["floats"] else self.floats(value, name)
-            op, options = ("Flatten", {"axis": 1}) if entry["rows"] else ("Identity", {})
-            self.node(op, [source], name, **options)
+            if entry["rows"] and y.dim() > 2:
+                shape = self.constant(f"{name}.shape", torch.tensor([-1, *y.shape[1:]]))
+                self.node("Reshape", [source, shape], name)
+            elif entry["rows"]:
+                self.node("Flatten", [source], name, axis=1)
+            else:
+                self.node("Identity", [source], name)
             sizes = ["batch", *y.shape[1:]]
             returned.append(self.helper.make_tensor_value_info(name, self.types.FLOAT, sizes))
         graph = self.helper.make_graph(
             self.nodes, "bitpare", given, returned, list(self.constants.values())
         )
-        opsets = [self.helper.make_opsetid("", OPSET)]
+        opsets = [self.helper.make_opsetid("", self.opset)]
+        version = IR_VERSIONS[self.opset >= INT4_OPSET]
         return self.helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bitpare"
+            graph, opset_imports=opsets, ir_version=version, producer_name="bitpare"
         )
+
+    def _as_rows(self, name: str, entry: dict[str, Any], x: Tensor) -> str:
+        if not entry["rows"] or x.dim() == 2:
+            return name
+        return self.node("Flatten", [name], f"{name}.rows", axis=x.dim() - 1)
 
     def conv(self, node: dict[str, Any]) -> None:
         name, entering = node["name"], node["inputs"][0]
         add = node.get("add")
         scale = add["scales"][0] if add else node.get("scale_of_output", 1.0)
         weight, bias, unit = self._weights(node, None if node["float"] else scale)
-        wide = unit.dim() == 1
-        codes = self.constant(f"{name}.codes", weight)
-        scales = self.constant(f"{name}.weight_scale", (unit / self.scales[entering]).float())
-        zeros = self.constant(f"{name}.weight_zero", torch.zeros(len(unit), dtype=torch.int8))
-        axis = {"axis": 0} if wide else {}
-        weights = self.node("DequantizeLinear", [codes, scales, zeros], f"{name}.weight", **axis)
+        scale_of_weight = unit / self.scales[entering]
+        weights = self._dequantized(name, weight, scale_of_weight.float(), None, {"axis": 0})
         biases = self.node(
             "DequantizeLinear",
             [
@@ -149,7 +174,7 @@ class _Graph:
                 self.constant(f"{name}.bias_zero", torch.zeros(len(unit), dtype=torch.int32)),
             ],
             f"{name}.bias",
-            **axis,
+            axis=0,
         )
         result = f"{name}.result"
         if node.get("linear", False):
@@ -163,7 +188,7 @@ class _Graph:
             self.node("Conv", [x, weights, biases], result, group=node["groups"], **window)
         value = node["output"]
         if node["float"]:
-            self.codes[value] = result
+            self.codes[value] = self._bounded(result, node)
             return
         if add is None:
             self.keep(value, self.quantized(result, name, scale, node["range"]), scale,
@@ -190,6 +215,66 @@ class _Graph:
             weight = weight.flatten(1)
         unit = multiplier.abs() * (1.0 if scale is None else scale)
         return weight.contiguous(), (bias * sign).to(torch.int32), unit
+
+    def _dequantized(
+        self, name: str, codes: Tensor, scale: Tensor, zeros: Tensor | None, how: dict[str, Any]
+    ) -> str:
+        """Weights as floats of int8 codes, or int4 ones where opset and codes allow it."""
+        codes = codes.cpu()
+        shift = _shift_to_4_bits(codes) if self.opset >= INT4_OPSET and zeros is None else None
+        zeros = torch.zeros(scale.shape, dtype=torch.int8) if zeros is None else zeros.cpu()
+        if shift is None:
+            held = self.constant(f"{name}.codes", codes)
+            zero = self.constant(f"{name}.weight_zero", zeros.to(torch.int8))
+        else:
+            scale = scale * 2.0**shift
+            held, zero = (
+                self._int4(f"{name}.{what}", t)
+                for what, t in (("codes", codes >> shift), ("weight_zero", zeros))
+            )
+        scales = self.constant(f"{name}.weight_scale", scale)
+        return self.node("DequantizeLinear", [held, scales, zero], f"{name}.weight", **how)
+
+    def _int4(self, name: str, codes: Tensor) -> str:
+        if name not in self.constants:
+            flat = codes.flatten().tolist()
+            shape = list(codes.shape)
+            self.constants[name] = self.helper.make_tensor(name, self.types.INT4, shape, flat)
+        return name
+
+    def _bounded(self, value: str, node: dict[str, Any]) -> str:
+        bounds = node.get("bounds") or [None, None]
+        if bounds == [None, None]:
+            return value
+        limits = [
+            "" if at is None else self.constant(f"{value}.{which}", torch.tensor(float(at)))
+            for which, at in zip(("lowest", "highest"), bounds, strict=True)
+        ]
+        return self.node("Clip", [value, *limits], f"{value}.bounded")
+
+    def weights(self, node: dict[str, Any]) -> None:
+        """A linear layer with activations in float."""
+        name = node["name"]
+        codes, scale = self.tensors[node["weight"]], self.tensors[node["multiplier"]]
+        zeros = self.tensors[node["zeros"]] if node.get("zeros") else None
+        outputs, groups = scale.shape
+        if groups == 1:
+            flat = None if zeros is None else zeros.flatten()
+            weight = self._dequantized(name, codes, scale.flatten(), flat, {"axis": 0})
+        elif self.opset >= INT4_OPSET:
+            how = {"axis": 1, "block_size": node["group"]}
+            weight = self._dequantized(name, codes, scale, zeros, how)
+        else:  # each group a row of its own
+            flat = None if zeros is None else zeros.flatten()
+            in_rows = codes.view(outputs * groups, -1)
+            rows = self._dequantized(name, in_rows, scale.flatten(), flat, {"axis": 0})
+            shape = self.constant(f"{name}.shape", torch.tensor(codes.shape))
+            weight = self.node("Reshape", [rows, shape], f"{name}.whole")
+        inputs = [self.codes[node["inputs"][0]], weight]
+        if node.get("offset"):
+            inputs.append(self.constant(f"{name}.offset", self.tensors[node["offset"]]))
+        result = self.node("Gemm", inputs, f"{name}.result", transB=1)
+        self.codes[node["output"]] = self._bounded(result, node)
 
     def _window(self, node: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -224,6 +309,11 @@ class _Graph:
         zero = self.zeros[entering]
         bounds = [-zero, 255 - zero, zero] if node["maximum"] else node["range"]
         self.keep(value, self.quantized(result, name, scale, bounds), scale, bounds[2])
+
+    def quantize(self, node: dict[str, Any]) -> None:
+        name, scale, bounds = node["name"], node["scale"], node["range"]
+        made = self.quantized(self.codes[node["inputs"][0]], f"{name}.codes", scale, bounds)
+        self.keep(node["output"], made, scale, bounds[2])
 
     def pair(self, node: dict[str, Any]) -> None:
         name = node["name"]
@@ -270,3 +360,14 @@ class _Graph:
             parts.append(source if table is None else self._looked_up(source, f"{name}.{i}", table))
         self.node("Concat", parts, name, axis=1)
         self.keep(node["output"], name, node["scale_of_output"], node["zero_of_output"])
+
+
+def _shift_to_4_bits(codes: Tensor) -> int | None:
+    """With how many zeros at their ends codes are of 4 bits; None where they are not."""
+    for shift in range(5):
+        kept = codes >> shift
+        if bool((kept << shift != codes).any()):
+            return None
+        if bool((kept >= -8).all() and (kept <= 7).all()):
+            return shift
+    return None

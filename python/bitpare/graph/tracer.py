@@ -49,7 +49,9 @@ def _modes() -> tuple[bool, ...]:
 
 def require_rank(value: Tensor | tuple[Any, ...] | list[Any], rank: int) -> None:
     """In a traced forward that looked at a number of dimensions, or of parts: it must be what it
-    was."""
+    was. Traced anew, there is nothing to look at."""
+    if isinstance(value, fx.Proxy):
+        return
     held = value.shape if isinstance(value, Tensor) else value
     if len(held) == rank:
         return

@@ -80,10 +80,12 @@ class QMultiheadAttention(nn.MultiheadAttention):
         weights = scores.softmax(-1)
         kept = F.dropout(weights, self.dropout, self.training) if self.dropout else weights
         context = self._value("probabilities", kept) @ v
-        context = self._value("context", context.transpose(1, 2).flatten(2))
+        return self._output(context.transpose(1, 2).flatten(2)), weights
+
+    def _output(self, context: Tensor) -> Tensor:
         out = self.out_proj.weight
         out = out if self.bp_out is None else self.bp_out(out)
-        return F.linear(context, out, self.out_proj.bias), weights
+        return F.linear(self._value("context", context), out, self.out_proj.bias)
 
     def _value(self, name: str, x: Tensor) -> Tensor:
         return self.bp_values[name](x) if name in self.bp_values else x

@@ -24,14 +24,16 @@ from bitpare.nn.weights import is_sharded, quantized_weights
 class Hub:
     """Hooks on a prepared model's forward, and what prepare noted about it.
 
-    notes: (name, reason, whether it is quantized all the same). example: the call it was prepared
-    with, floats without their values.
+    notes: (name, reason, whether it is quantized all the same). islands: modules that keep their
+    own forward; "" is the model. example: the call it was prepared with, floats without their
+    values.
     """
 
     def __init__(self, config: dict[str, Any] | None, example: Call) -> None:
         self.config = config
         self.example = _pytree.tree_map(_without_values, (example.args, example.kwargs))
         self.notes: list[tuple[str, str, bool]] = []
+        self.islands: list[str] = []
         self._members: _Members | None = None
 
     @staticmethod

@@ -371,6 +371,7 @@ class _Builder:
         return True
 
     def _note_islands(self) -> None:
+        self.hub.islands = list(self.plan.islands)
         for name, reason in self.plan.islands.items():
             self.hub.note(name or "(the model)", f"keeps its own forward: {reason}")
         for end, concat in self.plan.shared:

@@ -175,7 +175,7 @@ def _weights(model: nn.Module, call: Any) -> tuple[list[Tensor], int]:
     if isinstance(model, IntegerModel):
         for program in model.programs:
             for node in program.spec["nodes"]:
-                if node["op"] == "conv":
+                if node["op"] in ("conv", "weights"):
                     weight = program.get_buffer(node["weight"])
                     found[id(weight)] = weight
                     macs += weight.numel() * node["positions"] * batch

@@ -1,0 +1,332 @@
+"""Operations of an integer model, each held to what the prepared model computes there."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from bitpare.deploy.convert import VERSION, input_entry, output_entry
+from bitpare.deploy.integer import IntegerModel, IntegerProgram
+from bitpare.deploy.islands import IntegerAttention
+from bitpare.deploy.items import Item, before_flattening
+from bitpare.deploy.numbers import Codes, codes_of
+from bitpare.deploy.traced import Traced
+from bitpare.nn.quantizer import ACTIVATIONS
+
+RAW = ".raw"  # what a quantizer of a node's result was given
+UNITS_OF_FLOATS = 2.0**14  # of the largest result
+
+
+@dataclasses.dataclass
+class LayerRow:
+    """How an integer operation differs from the fake-quantized one, given the same integers.
+
+    lsb: the largest difference, in units of the result's scale; of floats: of what one unit of the
+    accumulator is worth, or where activations have no fixed grid of 2^-14 of the largest result.
+    differing: the share of elements that differ at all, of floats by more than a unit. sqnr: in dB.
+    """
+
+    name: str
+    op: str
+    elements: int = 0
+    lsb: float = 0.0
+    unequal: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def differing(self) -> float:
+        return self.unequal / max(self.elements, 1)
+
+    @property
+    def sqnr(self) -> float:
+        return decibels(self.signal, self.noise)
+
+    def add(self, expected: Tensor, got: Tensor, unit: Tensor | float, floats: bool) -> None:
+        off = (got.double() - expected.double()).abs()
+        steps = off / unit
+        self.elements += off.numel()
+        if off.numel():
+            self.lsb = max(self.lsb, float(steps.max()))
+        self.unequal += int((steps > (1.0 if floats else 0.5)).sum())
+        self.signal += float(expected.double().square().sum())
+        self.noise += float(off.square().sum())
+
+
+def decibels(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    return 10 * math.log10(max(signal, 1e-300) / noise)
+
+
+def values_of(traced: Traced, x: Any) -> dict[str, Any]:
+    """What each node of the prepared model gives, and what dynamic quantizers are given."""
+    values: dict[str, Any] = {}
+
+    class Noting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            # What comes after may write into it.
+            values[n.name] = value.clone() if isinstance(value, Tensor) else value
+            return value
+
+    def note(name: str) -> Any:
+        def record(_: nn.Module, args: Any, kwargs: Any) -> None:
+            given, other, activation = (*args, None, None, None)[:3]
+            other = kwargs.get("other", other)
+            given = given if other is None else given + other
+            plain = (
+                kwargs.get("plain") or ACTIVATIONS[kwargs.get("activation", activation) or "none"]
+            )
+            values[name + RAW] = plain(given).detach().clone()
+
+        return record
+
+    leaves = [v for v in _pytree.tree_leaves(x) if isinstance(v, Tensor)]
+    constants = traced.graph.bitpare_constants  # type: ignore[attr-defined]
+    for name, value in constants.items():
+        setattr(traced.root, name, value)
+    hooks = [
+        item.found.register_forward_pre_hook(note(node.name), with_kwargs=True)
+        for node, item in traced.lowering.items.items()
+        if item.found is not None and item.fields is not None and item.fields["op"] == "dynamic"
+    ]
+    try:
+        Noting(traced.root, graph=traced.graph).run(*leaves)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return values
+
+
+class Check:
+    """One operation, as a program of its own. codes: what the expected values are rounded to."""
+
+    def __init__(
+        self,
+        row: LayerRow,
+        program: IntegerProgram,
+        inputs: list[str],
+        output: str,
+        codes: Codes | None,
+        unit: Tensor | float | None,
+    ) -> None:
+        self.rows = [row]
+        self.program, self.inputs, self.output = program, inputs, output
+        self.codes, self.unit = codes, unit
+
+    def run(self, values: dict[str, Any]) -> None:
+        expected = values[self.output]
+        if self.codes is not None:  # in the prepared model the whole is quantized, not its parts
+            expected = self.codes.nearest(expected)
+        given = [values[name] for name in self.inputs]
+        got = self.program(*given)[0].view(expected.shape)
+        self.rows[0].add(expected, got, *_unit(self.unit, expected))
+
+
+def _unit(unit: Tensor | float | None, expected: Tensor) -> tuple[Tensor | float, bool]:
+    """What differences are counted in, and whether that is of floats."""
+    if unit is None:
+        most = float(expected.abs().max()) if expected.numel() else 0.0
+        return max(most, 1e-30) / UNITS_OF_FLOATS, True
+    return unit, isinstance(unit, Tensor)
+
+
+def checks_of(traced: Traced, integer: IntegerModel) -> Iterator[Check]:
+    """Of the operations of the traced graph."""
+    by_name = {n.name: n for n in traced.graph.nodes}
+    for program in integer.body.children():
+        if not isinstance(program, IntegerProgram):
+            continue
+        unquantized: dict[str, Any] = {}
+        making = _Making(traced, dict(program.named_buffers()))
+        for node in program.spec["nodes"]:
+            target = by_name[node["of"]]
+            item = traced.lowering.items[target]
+            if node["op"] == "quantize":  # together with what it is of
+                yield making.check(unquantized, item.inputs, target, then=node)
+            elif item.before is not None and (item.fields or {})["op"] == "quantize":
+                unquantized = node
+            elif node["op"] == "dynamic":
+                yield making.check(node, [], target, raw=target)
+            elif item.before is not None:
+                assert item.fields is not None  # its activation comes before the quantizer
+                node = {**node, "bounds": item.fields["bounds"]}
+                yield making.check(node, item.inputs, target, to_raw=True)
+            elif "add" not in node:
+                yield making.check(node, item.inputs, target)
+            else:
+                alone = {k: v for k, v in node.items() if k != "add"}
+                first = by_name[node["add"]["first_of"]]
+                yield making.check(alone, item.inputs[:1], first)
+                pair = {"op": "pair", "name": target.name, "product": False, **node["add"]}
+                yield making.check(pair, [first, item.inputs[1]], target)
+
+
+@dataclasses.dataclass
+class _Making:
+    """Programs of single operations. A grid that is found at run time is found by them, too."""
+
+    traced: Traced
+    buffers: dict[str, Tensor]
+
+    def check(
+        self,
+        node: dict[str, Any],
+        inputs: list[fx.Node],
+        target: fx.Node,
+        raw: fx.Node | None = None,
+        to_raw: bool = False,
+        then: dict[str, Any] | None = None,
+    ) -> Check:
+        """raw: whose value before its quantizer is read. to_raw: the result is such a value. then:
+        an operation on the result."""
+        lowering = self.traced.lowering
+        entries: list[dict[str, Any]] = []
+        names: list[str] = []
+        before: list[dict[str, Any]] = []
+        sources = [before_flattening(lowering.items, n) for n in inputs]
+        if sources and node["op"] != "weights" and lowering.found(sources[0]) is not None:
+            raw, before = self._chain(sources[0])
+        if raw is not None:
+            entries.append(input_entry(raw, None, 0, lowering.rows(raw)))
+            names.append(raw.name + RAW)
+            numbers = [len(before)]
+        else:
+            distinct = list(dict.fromkeys(sources))
+            as_floats = node["op"] == "weights"
+            for value, n in enumerate(distinct):
+                codes = None if as_floats else _codes(self.traced, n)
+                entries.append(input_entry(n, codes, value, lowering.rows(n)))
+            names = [n.name for n in distinct]
+            numbers = [distinct.index(s) for s in sources]
+        count = len(entries) + len(before)
+        nodes = [*before, {**node, **_unbounded(node), "inputs": numbers, "output": count}]
+        if then is not None:
+            nodes.append({**then, "inputs": [count], "output": count + 1})
+            count += 1
+        unit, reached, item = self._unit(then or node, target)
+        spec = {
+            "version": VERSION,
+            "values": count + 1,
+            "inputs": entries,
+            "nodes": nodes,
+            "outputs": [output_entry(item, count, lowering.rows(target))],
+        }
+        program = IntegerProgram(spec, self._tensors(nodes))
+        row = LayerRow(str(node["name"]), str(node["op"]))
+        output = target.name + (RAW if to_raw else "")
+        return Check(row, program, names, output, reached, unit)
+
+    def _unit(
+        self, node: dict[str, Any], target: fx.Node
+    ) -> tuple[Tensor | float | None, Codes | None, Item]:
+        """Of the result: its unit, the codes it is compared in, and its form."""
+        lowering = self.traced.lowering
+        if node["op"] == "dynamic" or (node["op"] == "pool" and lowering.items[target].found):
+            return None, None, Item("", [], None, found=lowering.items[target].found)
+        if node["op"] == "weights" or node.get("dynamic"):
+            return None, None, Item("", [], None)
+        if node.get("float", False):
+            multiplier = self.buffers[node["multiplier"]].abs().double()
+            rank = 1 if lowering.rows(target) else len(target.meta["shape"]) - 1
+            return multiplier.view(-1, *[1] * (rank - 1)), None, Item("", [], None)
+        codes = _codes(self.traced, target)
+        reached = codes if lowering.meanings[target].after is None else None
+        return codes.scale, reached, Item("", [], codes)
+
+    def _chain(self, source: fx.Node) -> tuple[fx.Node, list[dict[str, Any]]]:
+        """Where a grid is found, and the operations from there to a value that keeps it."""
+        items, moves = self.traced.lowering.items, []
+        while (fields := items[source].fields) is None or fields["op"] != "dynamic":
+            if fields is not None:
+                moves.append({**fields, "name": source.name})
+            source = items[source].inputs[0]
+        moves.append({**fields, **_unbounded(fields), "name": source.name})
+        moves.reverse()
+        for i, move in enumerate(moves):
+            move.update(inputs=[i], output=i + 1)
+        return source, moves
+
+    def _tensors(self, nodes: list[dict[str, Any]]) -> dict[str, Tensor]:
+        named: list[Any] = []
+        for node in nodes:
+            named += [v for v in node.values() if isinstance(v, str)]
+            named += node.get("tables") or []
+        return {name: self.buffers[name] for name in named if name in self.buffers}
+
+
+def _unbounded(node: dict[str, Any]) -> dict[str, Any]:
+    """What is read before a dynamic quantizer has passed the activation already."""
+    return {"bounds": [None, None]} if node["op"] == "dynamic" else {}
+
+
+def _codes(traced: Traced, node: fx.Node) -> Codes:
+    codes = traced.lowering.grid(node)
+    assert codes is not None
+    return codes
+
+
+class PartCheck:
+    """A part that became integers by itself, given what the prepared model gives it: operation by
+    operation where it was traced, else as a whole."""
+
+    def __init__(self, traced: Traced, path: str, made: nn.Module) -> None:
+        self.made = made
+        self.seen: list[tuple[Any, Any, Any]] = []
+        self.row, self.unit = LayerRow(path, "layer"), None
+        before: Any = traced.root.get_submodule(path)
+        self.within: list[Any] = []
+        self.part: Traced | None = None
+        if isinstance(made, IntegerModel):
+            self.part = traced.part(path)
+            self.within = all_checks(self.part, made)
+        elif getattr(before, "bp_output", None) is not None:
+            codes = codes_of(before.bp_output)
+            self.unit = None if codes is None else codes.scale
+        before.register_forward_hook(self._note, with_kwargs=True)
+
+    @property
+    def rows(self) -> list[LayerRow]:
+        found = [row for check in self.within for row in check.rows]
+        prefix = self.row.name
+        return [dataclasses.replace(r, name=f"{prefix}.{r.name}") for r in found] or [self.row]
+
+    def _note(self, _: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        self.seen.append(_pytree.tree_map(_cloned, (args, kwargs, result)))
+
+    def run(self, _: dict[str, Any]) -> None:
+        seen, self.seen = self.seen, []
+        for args, kwargs, expected in seen:
+            if self.part is not None:
+                values = values_of(self.part, (args, kwargs))
+                for check in self.within:
+                    check.run(values)
+                continue
+            with torch.no_grad():
+                got = self.made(*args, **kwargs)
+            pairs = zip(_pytree.tree_leaves(expected), _pytree.tree_leaves(got), strict=True)
+            for a, b in pairs:
+                if isinstance(a, Tensor) and a.is_floating_point():
+                    self.row.add(a, b, *_unit(self.unit, a))
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def all_checks(traced: Traced, integer: IntegerModel) -> list[Any]:
+    """Of the operations of a traced model, and of its parts that could not be traced."""
+    made: list[Any] = list(checks_of(traced, integer))
+    done: list[str] = []
+    for path, module in integer.body.named_modules():
+        alone = isinstance(module, IntegerAttention | IntegerModel) or hasattr(module, "program0")
+        if not path or not alone or any(path.startswith(f"{d}.") for d in done):
+            continue
+        done.append(path)
+        made.append(PartCheck(traced, path, module))
+    return made

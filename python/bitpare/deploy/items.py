@@ -1,0 +1,110 @@
+"""How the values of a model are made in integers: what `lower` finds and `convert` assembles."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bitpare.deploy.meaning import Activation
+from bitpare.deploy.numbers import Codes
+from bitpare.deploy.refused import Refused
+from bitpare.nn.quantizer import Quantizer
+
+NOTHING = Activation()
+
+
+class Layout:
+    """Whether a value's channels are its last dimension (rows) or its second (an image). It is
+    known from what makes or reads it; values that must lie alike share one."""
+
+    def __init__(self, rows: bool | None = None) -> None:
+        self._rows, self._same = rows, self
+
+    def _root(self) -> "Layout":
+        found = self
+        while found._same is not found:
+            found = found._same
+        return found
+
+    @property
+    def rows(self) -> bool | None:
+        return self._root()._rows
+
+    def join(self, other: "Layout") -> None:
+        a, b = self._root(), other._root()
+        if a._rows is None:
+            a._same = b
+        elif b._rows is None or b._rows == a._rows:
+            b._same = a
+        else:
+            raise Refused("it is read as an image here, as rows there")
+
+
+@dataclasses.dataclass
+class Item:
+    """How a node's value is made in integers.
+
+    fields: of the spec's node; None where the value is that of ``inputs[0]`` under another name, or
+    (source) codes of a value in float. codes: of the result; None where it is of floats, or (found)
+    of codes on the grid that this quantizer finds at each run. tensors: what the fields name, by
+    the field. before: what makes the value that the fields read, in place of inputs of their own.
+    raw: the fields read the node's own value in float, without its quantizer.
+    """
+
+    name: str
+    inputs: list[fx.Node]
+    codes: Codes | None
+    fields: dict[str, Any] | None = None
+    tensors: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: fx.Node | None = None
+    flattened: tuple[int, int, int] | None = None  # channels, height, width
+    found: Quantizer | None = None
+    before: "Item | None" = None
+    raw: bool = False
+
+    @property
+    def reads_floats(self) -> bool:
+        first = self.before or self
+        return (first.fields or {}).get("op") in ("dynamic", "quantize", "weights")
+
+
+@dataclasses.dataclass
+class Expression:
+    """What a quantizer is given: an activation of a BatchNorm of the core, each optional; or of
+    the value of ``source``. inside: the nodes between."""
+
+    core: fx.Node | None
+    source: fx.Node | None = None
+    norm: Any = None
+    activation: Activation | None = None
+    inside: list[fx.Node] = dataclasses.field(default_factory=list)
+
+
+def before_flattening(items: dict[fx.Node, Item], node: fx.Node) -> fx.Node:
+    """The image that a flattened value is, or the node itself."""
+    item = items.get(node)
+    while item and item.fields is None and item.source is None and item.flattened is not None:
+        node = item.inputs[0]
+        item = items.get(node)
+    return node
+
+
+def pairing(a: Codes, b: Codes, result: Codes) -> dict[str, Any]:
+    return {
+        "zeros": [a.zero, b.zero],
+        "scales": [a.scale, b.scale, result.inverse()],
+        "range": result.range,
+    }
+
+
+def table_codes(entering: Codes, leaving: Codes, activation: Activation) -> Tensor:
+    """What becomes of each byte."""
+    values = entering.values()
+    if activation.table is not None:
+        with torch.no_grad():
+            values = activation.table(values.double()).float()
+    elif activation != NOTHING:
+        values = values.clamp(activation.low, activation.high)
+    codes = torch.round(values * torch.tensor(leaving.inverse())) + leaving.zero
+    return codes.clamp(leaving.low, leaving.high).to(torch.uint8)

@@ -1,0 +1,102 @@
+"""Layers whose activations have no grid of their own: it is found for each batch, or they are
+floats and the weights alone are integers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitpare.deploy.meaning import Activation
+from bitpare.deploy.numbers import LEAST_SCALE, integer_quantizer, norm_of, weight_codes
+from bitpare.deploy.refused import Refused
+from bitpare.nn.learned import LearnedQuantizer
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.ranges import RangeQuantizer
+
+
+def no_found_grid(q: Quantizer) -> str | None:
+    """Why a dynamic quantizer has no bytes; None where it has."""
+    if q.bypass or not q.quantizing:
+        return "its quantizer is switched off"
+    if q.spec.is_float:
+        return "a floating-point format"
+    if q.bits > 8:
+        return f"activations of {q.bits} bits"
+    if q.spec.rounding != "nearest":
+        return f"activations rounded '{q.spec.rounding}'"
+    return None
+
+
+def dynamic_fields(q: Quantizer, activation: Activation) -> dict[str, Any]:
+    """Of the operation that finds a grid and takes values to it."""
+    return {
+        "op": "dynamic",
+        "grid": [q.grid.quant_min, q.grid.quant_max],
+        "symmetric": q.grid.symmetric,
+        "power_of_two": q.spec.power_of_two,
+        "per_row": q.spec.granularity == "token",
+        "stretch": q.spec.stretch,
+        "bounds": [activation.low, activation.high],
+    }
+
+
+def dynamic_numbers(layer: Any, bn: nn.Module | None) -> dict[str, Tensor]:
+    """Of a convolution or linear layer whose input's grid is found at run time, with the BatchNorm
+    after it: the weight's codes, what their unit is worth, what is added."""
+    codes = weight_codes(layer)
+    factor, offset = norm_of(layer, bn, codes.codes.shape[0], codes.codes.device)
+    if bool((codes.codes.abs().flatten(1).sum(1) * 510 >= 2**31).any()):
+        raise Refused("its sums could leave 32 bits")
+    return {
+        "weight": codes.codes.to(torch.int8),
+        "multiplier": (codes.scale * factor).float(),
+        "offset": offset.float(),
+    }
+
+
+def linear_numbers(layer: Any) -> dict[str, Any]:
+    """Of a linear layer with integer weights and activations in float: codes, scales and zero
+    points, [outputs, groups], and the inputs of a group."""
+    q = integer_quantizer(layer)
+    outputs, inputs = layer.weight.shape
+    grouped = q.grid.group is not None and isinstance(q, RangeQuantizer | LearnedQuantizer)
+    if grouped or not q.grid.symmetric:
+        group = q.grid.group or inputs
+        codes, scale, zeros = _grouped(layer, q, outputs, inputs // group)
+    else:
+        found = weight_codes(layer)
+        group, zeros = inputs, None
+        codes, scale = found.codes.to(torch.int8), found.scale.float().view(outputs, 1)
+    made = {"weight": codes, "multiplier": scale, "group": group}
+    if zeros is not None:
+        made["zeros"] = zeros
+    if layer.bias is not None:
+        made["offset"] = layer.bias.detach().float()
+    return made
+
+
+def _grouped(layer: Any, q: Any, outputs: int, groups: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    if q.bits > 8:
+        raise Refused(f"weights of {q.bits} bits")
+    with torch.no_grad():
+        value = layer.quantized_weight().detach().float().view(outputs, groups, -1)
+        scale = _by_group(q.scale.detach().float().clamp(min=LEAST_SCALE), outputs, groups)
+        codes = torch.round(value / scale[..., None])
+        zeros = getattr(q, "zero_point", None)
+        if zeros is not None:
+            down = 2 ** (q.bits - 1) if q.grid.quant_min >= 0 else 0  # fields have a sign
+            zeros = _by_group(zeros.detach().float(), outputs, groups) - down
+            codes = codes + zeros[..., None]
+        less = codes if zeros is None else codes - zeros[..., None]
+        fits = bool((codes >= -128).all() and (codes <= 127).all())
+        if not fits or not torch.equal(less * scale[..., None], value):
+            raise Refused(f"weights of {q.integer_form()} have no integer form")
+    kept = None if zeros is None or not bool(zeros.any()) else zeros.contiguous().to(torch.int8)
+    return codes.view(outputs, -1).to(torch.int8), scale.contiguous(), kept
+
+
+def _by_group(numbers: Tensor, outputs: int, groups: int) -> Tensor:
+    """Numbers of a tensor, of its outputs or of its groups as those of its groups."""
+    if numbers.numel() == outputs * groups:
+        return numbers.reshape(outputs, groups)
+    return numbers.reshape(-1, 1).expand(outputs, groups)

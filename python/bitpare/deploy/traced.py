@@ -1,0 +1,88 @@
+"""A prepared model in eval, as `convert` and `verify` see it."""
+
+import copy
+import inspect
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from bitpare import graph as g
+from bitpare.deploy.lower import Lowering
+from bitpare.nn import layers
+from bitpare.quant.names import find_hub, unwrapped
+
+
+class Traced:
+    """A module's call, its flat graph, and what that means.
+
+    islands: modules below that keep their own forward. calls: of each module below. arguments: of
+    the call, by name.
+    """
+
+    def __init__(
+        self, root: nn.Module, call: g.Call, islands: set[str], calls: dict[str, list[g.Call]]
+    ) -> None:
+        self.root, self.call, self.islands, self.calls = root, call, islands, calls
+        bound = inspect.signature(type(root).forward).bind(root, *call.args, **call.kwargs)
+        self.arguments = dict(list(bound.arguments.items())[1:])
+        with torch.no_grad():
+            if "" in islands:
+                self._as_one_call()
+            else:
+                results = {root.get_submodule(n): c[0].result for n, c in calls.items() if c}
+                opaque = {root.get_submodule(name) for name in islands}
+                self.graph = g.trace_flat(root, call, opaque, results).graph
+            self.lowering = Lowering(self.root, self.graph)
+
+    def _as_one_call(self) -> None:
+        """Of a module that cannot be traced: the graph is a call of it."""
+        graph, held = fx.Graph(), nn.Module()
+        held.model = self.root
+        graph.bitpare_constants = {}  # type: ignore[attr-defined]
+        named: dict[int, fx.Node] = {}
+        for value in _pytree.tree_leaves(self.arguments):
+            if isinstance(value, Tensor) and id(value) not in named:
+                node = graph.placeholder(f"arg{len(named)}")
+                node.meta.update(
+                    shape=tuple(value.shape), float=value.is_floating_point(), tensor=True
+                )
+                named[id(value)] = node
+        args, kwargs = _pytree.tree_map(
+            lambda v: named[id(v)] if isinstance(v, Tensor) else v,
+            (self.call.args, self.call.kwargs),
+        )
+        result = graph.call_module("model", args, kwargs)
+        result.meta.update(shape=None, float=False)
+        graph.output(result)
+        self.graph, self.root = graph, held
+        self.islands = {f"model.{name}".rstrip(".") for name in self.islands}
+        self.calls = {f"model.{name}".rstrip("."): found for name, found in self.calls.items()}
+
+    def part(self, path: str) -> "Traced":
+        """Of a module below."""
+        start = f"{path}."
+
+        def below(name: str) -> bool:
+            return name == path or name.startswith(start)
+
+        return Traced(
+            self.root.get_submodule(path),
+            self.calls[path][0],
+            {name[len(start) :] for name in self.islands if below(name)},
+            {name[len(start) :]: found for name, found in self.calls.items() if below(name)},
+        )
+
+
+def prepared_trace(model: nn.Module, caller: str) -> Traced:
+    """Of a copy of a prepared model."""
+    model = unwrapped(model)
+    hub = find_hub(model, caller)
+    call = hub.example_call(model)
+    root = copy.deepcopy(model).eval()
+    g.clear_hooks(root)
+    for module in root.modules():
+        if isinstance(module, layers.NORMS):
+            module.bp_tail = None  # each node computes what it says
+    calls = g.record_calls(root, call, False)
+    return Traced(root, call, set(hub.islands), calls)
