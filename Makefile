@@ -60,7 +60,7 @@ asan:
 	@bash tools/asan.sh $(VENV) build/asan $(JOBS)
 
 docs: build
-	$(PY) tools/api_reference.py build/docs/api.md
+	$(PY) tools/api_reference.py build/docs
 
 wheel: build
 	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .

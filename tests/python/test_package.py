@@ -156,21 +156,3 @@ def test_layers():
 def test_no_torch_ao():
     sources = list((ROOT / "python").rglob("*.py")) + list((ROOT / "csrc").rglob("*.*"))
     assert not [p for p in sources if re.search(r"torch\.ao|torchao", p.read_text())]
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["README.md", "docs/qat.md", "docs/pruning.md", "docs/distillation.md", "docs/integer.md"],
-)
-def test_code_in_the_docs_runs(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # some of it writes files
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
-    assert blocks
-    scope: dict = {}
-    for block in blocks:
-        exec(compile(block, name, "exec"), scope)
-
-
-def test_benchmark_tables_are_the_stored_results():
-    tables = ROOT / "benchmarks" / "tables.py"
-    subprocess.run([sys.executable, tables, "--check"], check=True)

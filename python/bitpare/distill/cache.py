@@ -139,6 +139,7 @@ class TeacherCache:
         return files["checksum"][index, 0] != self._checksums(files, index)
 
     def write(self, index: Tensor, logits: Tensor, seed: int = 0) -> None:
+        """Keeps a teacher's logits of these samples."""
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"TeacherCache: it holds one tensor of logits, and the teacher gave "

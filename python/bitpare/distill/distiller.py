@@ -286,6 +286,7 @@ class Distiller(nn.Module):
 
     @property
     def step_count(self) -> int:
+        """How many optimizer steps were applied, on which scheduled numbers depend."""
         return self.counter.count()
 
     def get_extra_state(self) -> dict[str, int]:

@@ -37,6 +37,7 @@ class Loss(nn.Module):
         self.step = 0
 
     def at_step(self, step: int) -> None:
+        """Says how far training is, to it and to the losses within it."""
         set_step(self, step)
 
     def _now(self, number: Scheduled) -> float:

@@ -75,6 +75,7 @@ class Plan:
                 )
 
     def dims_of(self, name: str) -> dict[int, list[int]]:
+        """Of a parameter or buffer: dimension -> the indices that stay."""
         return {dim: kept for (n, dim), (_, kept) in self.kept.items() if n == name}
 
     def _slice(
@@ -126,6 +127,7 @@ class Plan:
     # -- as data
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``save`` writes them."""
         return {
             "version": 1,
             "kept": [[n, d, size, kept] for (n, d), (size, kept) in self.kept.items()],
@@ -136,16 +138,19 @@ class Plan:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Plan":
+        """The plan that ``to_dict`` told of."""
         if data.get("version") != 1 or "kept" not in data:
             raise ValueError("Plan: not a plan of this version")
         kept = {(str(n), int(d)): (int(size), list(k)) for n, d, size, k in data["kept"]}
         return Plan(kept, list(data["depthwise"]), dict(data["sizes"]), dict(data["whole"]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it as JSON."""
         pathlib.Path(path).write_text(json.dumps(self.to_dict()) + "\n")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Plan":
+        """The plan that ``save`` wrote."""
         return Plan.from_dict(json.loads(pathlib.Path(path).read_text()))
 
     def __str__(self) -> str:

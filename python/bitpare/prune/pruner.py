@@ -434,6 +434,7 @@ class Pruner:
 
     @property
     def step_count(self) -> int:
+        """How many optimizer steps were applied."""
         return self.counter.count()
 
     # -- what is pruned
@@ -508,6 +509,7 @@ class Pruner:
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
+        """The step, the masks, and what criteria summed up so far."""
         state: dict[str, Any] = {
             "step": self.step_count,
             "masks": {name: mask.clone() for name, mask in self.masks.items()},

@@ -37,6 +37,7 @@ class Regrowth:
         return any(after < step <= upto for step in self.steps)
 
     def share_at(self, step: int) -> float:
+        """Of the kept weights, the share that changes at this step."""
         span = self.steps[-1] - self.steps[0] + 1
         return self.fraction / 2 * (1 + math.cos(math.pi * (step - self.steps[0]) / span))
 

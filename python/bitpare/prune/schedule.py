@@ -39,6 +39,7 @@ class Schedule:
 
     @property
     def final(self) -> float:
+        """The sparsity that is reached at last."""
         return self.events[-1][1]
 
     @property

@@ -258,6 +258,7 @@ class QConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "QConfig":
+        """The config that ``to_dict`` told of; specs may be given as they are."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(
@@ -285,6 +286,7 @@ class QConfig:
 
     @classmethod
     def from_yaml(cls, text: str) -> "QConfig":
+        """The config that ``to_yaml`` wrote."""
         import yaml
 
         return cls.from_dict(yaml.safe_load(text))

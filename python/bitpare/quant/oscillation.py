@@ -138,12 +138,14 @@ class Oscillations:
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """What was tracked of each weight, by its name."""
         return {
             t.weight.name: {**{k: v.clone() for k, v in t.state.items()}, "limits": t.limits}
             for t in self._tracked
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what another of the same weights had tracked."""
         names = {t.weight.name for t in self._tracked}
         if names != set(state):
             odd = sorted(names ^ set(state))

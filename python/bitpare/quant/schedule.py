@@ -169,9 +169,11 @@ class QatSchedule:
 
     @property
     def step_count(self) -> int:
+        """How many optimizer steps were applied."""
         return self.counter.count()
 
     def state_dict(self) -> dict[str, Any]:
+        """The step, and the state of ``oscillations``."""
         state: dict[str, Any] = {"step": self.step_count}
         if self.oscillations is not None:
             state["oscillations"] = self.oscillations.state_dict()

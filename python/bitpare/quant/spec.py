@@ -181,9 +181,11 @@ class QSpec:
 
     @property
     def is_float(self) -> bool:
+        """Whether it is a floating-point format."""
         return self.exponent is not None
 
     def replace(self, **changes: Any) -> "QSpec":
+        """Another spec that differs in these options."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,6 +203,7 @@ class QSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "QSpec":
+        """The spec that ``to_dict`` told of."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         _require(not unknown, f"unknown option {', '.join(unknown)}; known are {sorted(known)}")

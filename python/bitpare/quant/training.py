@@ -80,6 +80,7 @@ class ema(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Takes the model as it is now into the average; call it after each applied step."""
         source, kept = unwrapped(model), self.module
         self.steps += 1
         weight = torch.clamp((1.0 + self.steps) / (10.0 + self.steps), max=self.decay)

@@ -1,0 +1,202 @@
+"""README and docs: their code runs, and what they name is there."""
+
+import ast
+import functools
+import importlib.util
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+
+import bitpare as bp
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).parents[2]
+DOCS = ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def blocks(name: str, *languages: str) -> list[str]:
+    return [code for language, code in FENCE.findall(text_of(name)) if language in languages]
+
+
+@pytest.mark.parametrize("name", [n for n in DOCS if blocks(n, "python")])
+def test_code_in_the_docs_runs(name, tmp_path, monkeypatch):
+    """Block after block, as a reader would who copies all of them."""
+    monkeypatch.chdir(tmp_path)  # some of it writes files
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    torch.set_num_threads(1)  # networks of a toy's size
+    scope: dict = {"__name__": "docs"}
+    for number, block in enumerate(blocks(name, "python"), 1):
+        exec(compile(block, f"{name}, block {number}", "exec"), scope)
+
+
+def test_the_training_script_of_the_readme_is_short():
+    lines = [line for line in blocks("README.md", "python")[0].splitlines() if line]
+    assert len(lines) <= 30, len(lines)
+
+
+def anchors(text: str) -> set[str]:
+    """Those that Markdown makes of headings."""
+    prose = FENCE.sub("", text)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", [*DOCS, "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name):
+    folder, broken = (ROOT / name).parent, []
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(name))):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = folder / path if path else ROOT / name
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+            broken.append(target)
+    assert not broken
+
+
+@functools.cache
+def resolves(name: str) -> bool:
+    value = bp
+    for part in name.split(".")[1:]:
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_names_of_the_package_are_there(name):
+    named = set(re.findall(r"\bbp(?:\.[A-Za-z]\w*)+", text_of(name)))
+    assert not [n for n in sorted(named) if not resolves(n)]
+
+
+def commands(name: str) -> list[str]:
+    """Lines of shell blocks, and code within sentences."""
+    text = text_of(name)
+    lines = [line.strip() for block in blocks(name, "", "sh", "bash") for line in block.split("\n")]
+    return lines + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+@pytest.fixture(scope="module")
+def subcommands():
+    said = subprocess.run(
+        [sys.executable, "-m", "bitpare", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    return re.search(r"\{([\w,]+)\}", said)[1].split(",")
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_commands_are_there(name, subcommands):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands(name):
+        for make in re.findall(r"^(?:\w+=\S+ )*make ([\w-]+)", command):
+            assert make in targets, command
+        for sub in re.findall(r"python -m bitpare (\w+)", command):
+            assert sub in subcommands, command
+        for script in re.findall(r"\bpython ((?:examples|benchmarks|tools)/\S+)", command):
+            assert (ROOT / script).exists(), command
+
+
+# -- messages that docs/troubleshooting.md quotes
+
+
+VALUE = "(.+?)"
+
+
+def _said(node: ast.AST) -> str | None:
+    """What a literal of Python may say, as an expression: any text where it has a value."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.escape(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_said(v) or VALUE for v in node.values)
+    return None
+
+
+@functools.cache
+def sayings() -> list[str]:
+    """Expressions for all texts of the package: of Python, C++, CMake and the set-up script."""
+    found = set()
+    folders = [ROOT / "python" / "bitpare", ROOT / "csrc", ROOT / "cmake"]
+    for path in [*(p for f in folders for p in f.rglob("*")), ROOT / "tools" / "setup.sh"]:
+        if path.suffix == ".py":
+            found |= {_said(node) for node in ast.walk(ast.parse(path.read_text()))}
+        elif path.suffix in (".h", ".cpp", ".cmake", ".sh"):
+            text = re.sub(r'"\s*\n?\s*"', "", path.read_text())  # literals that are one
+            for literal in re.findall(r'"((?:[^"\\\n]|\\.)*)"', text):
+                plain = re.escape(literal.replace('\\"', '"'))
+                found.add(re.sub(r"\\\$\\\{\w+\\\}", VALUE, plain))
+    return [s for s in found if s and len(s.replace(VALUE, "").replace("\\", "")) >= 12]
+
+
+def is_said(fragment: str) -> bool:
+    """Whether the package says this, or all of what it says stands in this."""
+    literal = re.escape(fragment)
+    return any(literal in s for s in sayings()) or any(
+        re.search(s, fragment, re.DOTALL) for s in sayings()
+    )
+
+
+QUOTED = [
+    line for b in blocks("docs/troubleshooting.md", "text") for line in b.splitlines() if line
+]
+
+
+@pytest.mark.parametrize("message", QUOTED)
+def test_messages_in_troubleshooting_are_those_of_the_package(message):
+    fragments = [f.strip() for f in message.split("...")]
+    long = [f for f in fragments if len(f) >= 10]
+    assert long and all(is_said(f) for f in long)
+
+
+def test_other_messages_are_not():
+    assert is_said("prepare: the model is prepared already")
+    assert not is_said("prepare: the model was prepared already")
+
+
+# -- the API reference, tables and pictures
+
+
+@pytest.fixture(scope="module")
+def reference():
+    spec = importlib.util.spec_from_file_location("api", ROOT / "tools" / "api_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_is_in_the_reference(reference):
+    found = reference.modules()
+    assert {"bitpare", "bitpare.functional", "bitpare.prune"} <= set(found)
+    index = reference.contents(found)
+    for name, module in found.items():
+        page = reference.page(name, module)
+        for public in reference.public_names(module):
+            value = getattr(module, public)
+            assert inspect.getdoc(value), f"{name}.{public} has no docstring"
+            if inspect.isclass(value):
+                assert value.__doc__ and not value.__doc__.startswith(f"{public}("), public
+            assert f"\n## {public}\n" in page and f"[{public}]({name}.md#" in index
+
+
+def test_reference_is_written(reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["api_reference.py", str(tmp_path / "docs")])
+    reference.main()
+    written = {p.stem for p in (tmp_path / "docs").glob("*.md")}
+    assert written == {"index", *reference.modules()}
+    for path in (tmp_path / "docs").glob("*.md"):
+        for target in re.findall(r"\]\(([\w.]+\.md)?#([\w-]+)\)", path.read_text()):
+            file = path.parent / (target[0] or path.name)
+            assert file.exists() and re.sub(r"-\d+$", "", target[1]) in anchors(file.read_text())
+
+
+@pytest.mark.parametrize("script", ["benchmarks/tables.py", "tools/pictures.py"])
+def test_tables_and_pictures_are_the_stored_results(script):
+    subprocess.run([sys.executable, ROOT / script, "--check"], check=True)
