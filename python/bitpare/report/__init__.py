@@ -6,6 +6,7 @@ from bitpare.report.page import html
 from bitpare.report.placement import Placement, placement
 from bitpare.report.recorder import Record, Recorder
 from bitpare.report.summary import Summary, SummaryRow, summary
+from bitpare.report.tensorboard import TensorBoard
 from bitpare.report.values import Values, values
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Recorder",
     "Summary",
     "SummaryRow",
+    "TensorBoard",
     "Values",
     "effects",
     "html",

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from bitpare.report.svg import Axis, Svg, clipped_name, log_ticks, number, percent, short
+from bitpare.report.svg import Axis, Svg, clipped_name, number, percent, short
 from bitpare.report.tally import Histogram
 
 COLOURS = 8  # of lines, in the page's style: --line0 ...
@@ -52,9 +52,7 @@ def histogram(h: Histogram, title: str, style: str) -> Svg:
     return svg
 
 
-def _outline(
-    counts: Sequence[int], low: float, step: float, x: Axis, y: Axis, floor: float
-) -> str:
+def _outline(counts: Sequence[int], low: float, step: float, x: Axis, y: Axis, floor: float) -> str:
     parts = []
     for i, count in enumerate(counts):
         if count:
@@ -107,58 +105,86 @@ def _draw_levels(svg: Svg, h: Histogram, x: Axis, top: float, floor: float) -> N
 
 
 def _label_values(svg: Svg, h: Histogram, x: Axis, floor: float) -> None:
-    """The ends and 0, in values where all scales are the same, else in steps."""
+    """Ends of the grid, 0, ends of the values: in values where all scales are the same, else in
+    steps. Those that would touch one before are left out."""
     step = h.ruler.step if h.ruler is not None else 1.0
-    for value, anchor in ((h.low, "start"), (0.0, "middle"), (h.high, "end")):
-        at = x(value)
-        if value == 0.0 and not 34 < at < svg.width - 34:
+    grid = [v for v in (h.ruler.low, h.ruler.high) if v is not None] if h.ruler is not None else []
+    taken: list[tuple[float, float]] = []
+    for value in (*grid, 0.0, h.low, h.high):
+        if not h.low <= value <= h.high:
             continue
         shown = short(value * step) if step is not None else f"{value:.0f}"
-        svg.text(at, floor + 15, shown, "t faint", anchor=anchor)
+        shown += " steps" if step is None and value == max(grid, default=h.high) else ""
+        half = 3.1 * len(shown)
+        at = min(max(x(value), half + 1), svg.width - half - 1)
+        if all(at + half + 6 < a or at - half - 6 > b for a, b in taken):
+            taken.append((at - half, at + half))
+            svg.text(at, floor + 15, shown, "t faint", anchor="middle")
 
 
-def columns(bars: Sequence[Bar], title: str, unit: str, *, low: float | None = None) -> Svg:
-    """Upright bars for many names; they are written where there is room, else shown on pointing."""
-    width, height, left, top = 1080.0, 220.0, 44.0, 10.0
+def columns(bars: Sequence[Bar], title: str, *, share: bool = False, lowest: bool = True) -> Svg:
+    """Upright bars for many names. Where there is no room for all names, those of the lowest (or
+    highest) three are written, and any is shown on pointing."""
+    width, height, left, top = 1080.0, 226.0, 52.0, 8.0
     named = len(bars) <= 36
     longest = max((len(b.name) for b in bars), default=1)
-    bottom = 10.0 + (min(longest, 18) * 4.6 if named else 12.0)
-    floor = height - bottom
+    floor = height - (12.0 + (min(longest, 18) * 4.6 if named else 3 * 14.0))
     svg = Svg(width, height, title, kind="columns")
-    finite = [b.value for b in bars if math.isfinite(b.value)]
-    ends = [*finite, *(b.extra for b in bars if b.extra is not None), 0.0 if low is None else low]
-    y = Axis(min(ends), max(ends) * 1.04 or 1.0, floor, top)
+    y = _height_of(bars, floor, top)
     for tick in y.ticks(4):
         svg.line(left, y(tick), width, y(tick), "rule")
-        svg.text(left - 6, y(tick) + 3.5, short(tick), "t faint", anchor="end")
-    svg.text(6, top + 2, unit, "t faint", anchor="start", turn=0.0)
+        label = percent(tick) if share and tick >= 0 else short(tick)
+        svg.text(left - 6, y(tick) + 3.5, label, "t faint", anchor="end")
     room = (width - left) / max(len(bars), 1)
     thick = min(room * 0.8, 46.0)
+    ground = y(0.0)
     for i, bar in enumerate(bars):
-        at = left + (i + 0.5) * room
-        value = bar.value if math.isfinite(bar.value) else y.high
-        if bar.extra is not None:
-            end = y(bar.extra)
-            svg.rect(at - thick / 2, end, thick, floor - end, f"{bar.style} pale", hover=bar.hover)
-        up = y(value)
-        svg.rect(at - thick / 2, up, thick, max(floor - up, 0.5), bar.style, hover=bar.hover)
-        if named:
+        at = left + (i + 0.5) * room - thick / 2
+        ends = [(bar.extra, f"{bar.style} pale"), (bar.value, bar.style)]
+        for value, style in ends if bar.extra is not None else ends[1:]:
+            up = y(min(value, y.high)) if value is not None else ground
+            over, under = min(up, ground), max(up, ground)
+            svg.rect(at, over, thick, max(under - over, 0.5), style, hover=bar.hover)
+    svg.line(left, ground, width, ground, "axis")
+    middles = [left + (i + 0.5) * room for i in range(len(bars))]
+    if named:
+        for at, bar in zip(middles, bars, strict=True):
             text = clipped_name(bar.name, 18)
-            svg.text(at + 3, floor + 8, text, "t", anchor="end", turn=-38.0)
-    svg.line(left, floor, width, floor, "axis")
-    if not named:
-        svg.text(left, height - 4, "in the order of the forward pass →", "t faint")
+            svg.text(at + 3, floor + 10, text, "t", anchor="end", turn=-38.0)
+    else:
+        _name_three(svg, bars, middles, floor, lowest)
     return svg
 
 
-def rows(
-    bars: Sequence[Bar], title: str, shown: Sequence[str], *, whisker: bool = False
-) -> Svg:  # fmt: skip
+def _height_of(bars: Sequence[Bar], floor: float, top: float) -> Axis:
+    ends = [0.0, *(b.value for b in bars), *(b.extra for b in bars if b.extra is not None)]
+    ends = [v for v in ends if math.isfinite(v)]
+    low, high = min(ends), max(ends)
+    return Axis(low, high * 1.03 if high > 0 else 1.0, floor, top)
+
+
+def _name_three(
+    svg: Svg, bars: Sequence[Bar], middles: list[float], floor: float, lowest: bool
+) -> None:
+    sign = 1 if lowest else -1
+    order = sorted(range(len(bars)), key=lambda i: sign * bars[i].value)[:3]
+    far = svg.width * 0.6
+    # So that no line crosses a name: each is beside the line, away from those further down.
+    order.sort(key=lambda i: (middles[i] > far, middles[i] if middles[i] > far else -middles[i]))
+    for line, i in enumerate(order):
+        at, down = middles[i], floor + 16 + 14 * line
+        right = at > far
+        svg.line(at, floor + 2, at, down - 4, "leader")
+        svg.text(at + (-5 if right else 5), down, bars[i].name, "t",
+                 anchor="end" if right else "start")  # fmt: skip
+
+
+def rows(bars: Sequence[Bar], title: str, shown: Sequence[str], *, whisker: bool = False) -> Svg:
     """A few lying bars with a text at each; ``extra`` is a paler bar, or the end of a whisker."""
     width, row, left = 520.0, 30.0, 120.0
     svg = Svg(width, row * len(bars) + 6, title, kind="rows")
     most = max(max(b.value, b.extra or 0.0) for b in bars) or 1.0
-    x = Axis(0.0, most, left, width - 128)
+    x = Axis(0.0, most, left, width - 172)
     for i, (bar, text) in enumerate(zip(bars, shown, strict=True)):
         y = i * row + 4
         svg.text(left - 10, y + 15, clipped_name(bar.name, 18), "t strong", anchor="end")
@@ -185,7 +211,7 @@ class Line:
 
 def lines(
     series: Sequence[Line], title: str, *, across: str = "step", log: bool = False,
-    wide: bool = False, share: bool = False, most: int = 6,
+    share: bool = False, most: int = 6,
 ) -> Svg:  # fmt: skip
     """Lines over time. Of many, those that change most have a colour and a name."""
     kept = [(s, [p for p in s.points if math.isfinite(p[1])]) for s in series]
@@ -196,7 +222,7 @@ def lines(
     log = log and min(values) > 0 and max(values) > 3 * min(values)
     order = sorted(range(len(kept)), key=lambda i: -_change(kept[i][1], log))
     named = order[: most if len(kept) > most else len(kept)]
-    width, height, left, top, floor = (1080.0 if wide else 520.0), 250.0, 52.0, 12.0, 216.0
+    width, height, left, top, floor = 520.0, 250.0, 52.0, 12.0, 216.0
     legend = 190.0 if len(kept) > 1 else 12.0
     svg = Svg(width, max(height, top + 16 * (len(named) + 1) + 10), title, kind="lines")
     times = [t for _, p in kept for t, _ in p]
@@ -286,4 +312,4 @@ def heatmap(
     return svg
 
 
-__all__ = ["Bar", "Line", "columns", "heatmap", "histogram", "lines", "log_ticks", "rows"]
+__all__ = ["Bar", "Line", "columns", "heatmap", "histogram", "lines", "rows"]

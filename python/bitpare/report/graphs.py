@@ -53,7 +53,8 @@ def graph_of(model: nn.Module) -> Graph:
 
 
 def _traced(traced: Traced) -> Graph:
-    lowering, steps = traced.lowering, []
+    lowering = traced.lowering
+    steps: list[Step] = []
     rows: dict[fx.Node, int] = {}
 
     def sources(nodes: Sequence[fx.Node]) -> list[int]:
@@ -71,11 +72,11 @@ def _traced(traced: Traced) -> Graph:
         item = lowering.items.get(node)
         shape = "×".join(map(str, node.meta["shape"][1:])) if node.meta.get("shape") else ""
         if node.op == "placeholder":
-            step = Step(node.name, "input", END, [], [], shape)
+            step = Step("input", "", END, [], [], shape)
         elif node.op == "output":
             step = Step("output", "", END, sources(node.all_input_nodes), [])
         elif item is not None and item.source is not None:
-            step = Step(_place(node), "quantize", QUANTIZED, sources([item.source]),
+            step = Step(_place(traced.root, node), "quantize", INTEGER, sources([item.source]),
                         _chips(traced.root, node), shape)  # fmt: skip
         elif item is not None and item.fields is None:
             continue  # a value under another name
@@ -88,15 +89,18 @@ def _traced(traced: Traced) -> Graph:
         else:
             chips = _chips(traced.root, node)
             form = QUANTIZED if chips else FLOAT
-            step = Step(_place(node), _called(traced.root, node), form,
+            step = Step(_place(traced.root, node), _called(traced.root, node), form,
                         sources(node.all_input_nodes), chips, shape)  # fmt: skip
         rows[node] = len(steps)
         steps.append(step)
     return Graph(steps)
 
 
-def _place(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
+def _place(root: nn.Module, node: fx.Node) -> str:
+    if node.op != "call_module":
+        return node.name
+    module = root.get_submodule(str(node.target))
+    return module.name if isinstance(module, Quantizer) else str(node.target)
 
 
 def _called(root: nn.Module, node: fx.Node) -> str:
@@ -169,19 +173,19 @@ def _modules(model: nn.Module) -> list[Step]:
     return steps
 
 
-def of_program(spec: dict[str, Any]) -> Graph:
-    """Of an integer model's operations."""
-    steps = [Step("input", f"{i['channels']} channels", END, [], []) for i in spec["inputs"]]
+def of_program(spec: dict[str, Any], forms: dict[str, str]) -> Graph:
+    """Of an integer model's operations. forms: of the weights, by the names of their layers."""
+    steps = [Step("input", "", END, [], [], f"channels: {i['channels']}") for i in spec["inputs"]]
     rows = {i["value"]: k for k, i in enumerate(spec["inputs"])}
     for node in spec["nodes"]:
-        chips = ["w s8"] if node["op"] == "conv" else []
-        chips += ["a float"] if node.get("float") else ["a 8 bits"]
+        chips = [f"w {forms.get(str(node['name']), 's8')}"] if node["op"] == "conv" else []
+        if "range" in node:
+            chips.append(f"a {(node['range'][1] - node['range'][0]).bit_length()} bits")
         inputs = list(dict.fromkeys(rows[v] for v in node["inputs"]))
-        form = FLOAT if node.get("float") and node["op"] != "conv" else INTEGER
-        steps.append(Step(str(node["name"]), _kind(node), form, inputs, chips))
+        steps.append(Step(str(node["name"]), _kind(node), INTEGER, inputs, chips))
         rows[node["output"]] = len(steps) - 1
-    values = [o["value"] if isinstance(o, dict) else o for o in spec["outputs"]]
-    steps.append(Step("output", "", END, [rows[v] for v in values if v in rows], []))
+    outputs = [rows[o["value"]] for o in spec["outputs"]]
+    steps.append(Step("output", "", END, outputs, []))
     return Graph(steps)
 
 

@@ -154,7 +154,7 @@ def best_range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
     if not is_affine(q) or isinstance(q, DorefaQuantizer) or x.numel() == 0:
         return None
     rows, axis = q._rows(x.float())
-    grid = {"quant_min": q.grid.quant_min, "quant_max": q.grid.quant_max}
+    grid: dict[str, Any] = {"quant_min": q.grid.quant_min, "quant_max": q.grid.quant_max}
     symmetric = q.grid.symmetric
     low, high = bpf.mse_range(rows, **grid, symmetric=symmetric, axis=axis)
     scale, zero_point = bpf.qparams(

@@ -27,11 +27,11 @@ from bitpare.report.tally import Tally
 class LayerRow:
     """One quantizer, and the values it was given; None where that is not known.
 
-    scale: the mean of its ``scales`` scales. clipped: the share of values beyond the grid. sqnr:
-    signal to quantization noise in dB, inf where nothing is rounded. gain: how many dB better the
-    range of least squared error would be; best: that range, of the widest channel. levels: the
-    share of the grid's levels that some value has. sparsity: the share of values that are 0;
-    zeros: of those that become 0.
+    scale: the mean of its ``scales`` scales; learned: it is trained. clipped: the share of values
+    beyond the grid. sqnr: signal to quantization noise in dB, inf where nothing is rounded. gain:
+    how many dB better the range of least squared error would be; best: that range, of the widest
+    channel. levels: the share of the grid's levels that some value has. sparsity: the share of
+    values that are 0; zeros: of those that become 0.
     """
 
     name: str
@@ -40,6 +40,7 @@ class LayerRow:
     bits: int
     scales: int
     scale: float | None
+    learned: bool = False
     count: int = 0
     clipped: float | None = None
     sqnr: float | None = None
@@ -125,12 +126,13 @@ def layers(model: nn.Module, batches: Iterable[Any] | None = None) -> Layers:
 @dataclasses.dataclass
 class Measured:
     """A quantizer and what was counted at it. position: in the order of the forward pass, as far
-    as that is known."""
+    as that is known. learned: whether its scale is trained."""
 
     name: str
     q: Any
     tally: Tally | None
     position: int
+    learned: bool = False
     _row: LayerRow | None = None
 
     def row(self) -> LayerRow:
@@ -149,6 +151,7 @@ class Measured:
             bits=q.bits,
             scales=scale.numel() if isinstance(scale, Tensor) else 1,
             scale=float(scale.detach().mean()) if known else None,  # type: ignore[union-attr]
+            learned=self.learned or isinstance(scale, nn.Parameter),
         )
         if self.tally is None or self.tally.count == 0:
             return start
@@ -236,7 +239,7 @@ def _of_activations(model: nn.Module, batches: Iterable[Any] | None, caller: str
     for q in probe.modules():
         if isinstance(q, Quantizer):
             q.calibrating = True  # hands values on as they are, and shows them to ``observe``
-            q.observe = look_at(q) if q.role == "activation" else _ignore  # type: ignore[method-assign]
+            q.observe = look_at(q) if q.role == "activation" else _ignore  # type: ignore
     count = 0
     with torch.no_grad():
         for batch in batches:

@@ -22,7 +22,8 @@ main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; font-weight: 650; }
 h2 { font-size: 19px; margin: 44px 0 4px; font-weight: 650; }
 h3 { font-size: 14px; margin: 0 0 8px; font-weight: 600; }
-p { margin: 4px 0 14px; color: var(--soft); max-width: 78ch; }
+p { margin: 4px 0 14px; color: var(--soft); max-width: 84ch; }
+h1 + p { max-width: none; }
 p strong, li strong { color: var(--ink); font-weight: 600; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 14px 0 20px; font-size: 14px; }
 nav a { color: var(--weight); text-decoration: none; } nav a:hover { text-decoration: underline; }
@@ -40,13 +41,15 @@ nav a { color: var(--weight); text-decoration: none; } nav a:hover { text-decora
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(258px, 1fr)); gap: 12px; }
 .small { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
   padding: 10px 12px 6px; min-width: 0; }
-.small header { display: flex; align-items: baseline; gap: 8px; }
+.small header { display: flex; align-items: center; gap: 8px; margin-bottom: 2px; }
 .small .name { font-weight: 600; font-size: 13px; white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; flex: 1; }
 .small .db { font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.small .facts { color: var(--soft); font-size: 12px; line-height: 1.4; margin: 0 0 4px; }
-.tag { font-size: 11px; padding: 1px 6px; border-radius: 9px; border: 1px solid currentColor;
-  white-space: nowrap; }
+.small .facts { color: var(--soft); font-size: 12px; line-height: 1.4; min-height: 1.4em;
+  white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.small svg { margin-top: 6px; }
+.tag { font-size: 11px; line-height: 1.3; padding: 0 6px; border-radius: 9px;
+  border: 1px solid currentColor; white-space: nowrap; }
 .tag.weight { color: var(--weight); } .tag.activation { color: var(--activation); }
 .bad { color: var(--bad); fill: var(--bad); }
 .missing { color: var(--soft); border: 1px dashed var(--rule); border-radius: 10px;
@@ -60,15 +63,19 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--rule);
   white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; position: sticky; top: 0; background: var(--card); }
-table.sortable th { cursor: pointer; } th.up::after { content: " ▴"; } th.down::after { content: " ▾"; }
+table.sortable th { cursor: pointer; }
+th.up::after { content: " ▴"; } th.down::after { content: " ▾"; }
 th:first-child, td:first-child, td.left, th.left { text-align: left; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13px; color: var(--soft);
   margin: 0 0 10px; }
 .legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px;
   margin-right: 6px; vertical-align: -1px; background: var(--float); }
-.legend i.weight { background: var(--weight); } .legend i.activation { background: var(--activation); }
-.legend i.integer { background: var(--integer); } .legend i.quantized { background: var(--quantized); }
-.legend i.levels { background: none; border-left: 2px solid var(--level); width: 2px; border-radius: 0; }
+.legend i.weight { background: var(--weight); }
+.legend i.activation { background: var(--activation); }
+.legend i.integer { background: var(--integer); }
+.legend i.quantized { background: var(--quantized); }
+.legend i.levels { background: none; border-left: 2px solid var(--level); width: 2px;
+  border-radius: 0; }
 .legend i.clipped { background: var(--clipped); border: 1px solid var(--bad); }
 .legend i.pale { opacity: 0.4; } .legend i.zipped { background: var(--zipped); }
 svg.plot { display: block; width: 100%; height: auto; }
@@ -84,6 +91,7 @@ svg .bad { fill: var(--bad); } svg .on { fill: var(--heatink); }
 .axis { stroke: var(--soft); stroke-width: 1; } .rule { stroke: var(--rule); stroke-width: 1; }
 .level { stroke: var(--level); stroke-width: 0.8; fill: none; }
 .clipped { fill: var(--clipped); } .clip { stroke: var(--bad); stroke-width: 1.2; }
+.leader { stroke: var(--soft); stroke-width: 0.8; }
 .whisker { stroke: var(--whisker); stroke-width: 1.5; }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .line.other { stroke: var(--float); stroke-width: 1; opacity: 0.35; }

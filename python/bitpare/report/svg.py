@@ -14,14 +14,14 @@ def number(value: float) -> str:
 
 
 def short(value: float, digits: int = 3) -> str:
-    """A value as a person reads it: 1.23M, 0.045, 2e-7."""
+    """A value as a person reads it: 1.23 M, 0.045, 2e-07."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     size = abs(value)
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= factor:
             scaled = value / (1e3 if unit == "k" else factor)
-            return f"{scaled:.{digits}g}{unit}"
+            return f"{scaled:.{digits}g} {unit}"
     return f"{value:.{max(digits, len(str(int(size))))}g}"
 
 

@@ -15,8 +15,8 @@ from bitpare.report.layers import on_weight
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """weight: in float, as its mask leaves it. codes: the integers, None where they are none. dequantized: what they stand
-    for, in the weight's shape. scale, zero_point: of the quantizer."""
+    """weight: in float, as its mask leaves it. codes: the integers, None where there are none.
+    dequantized: what they stand for, in the weight's shape. scale, zero_point: of the quantizer."""
 
     weight: Tensor
     codes: Tensor | None
@@ -37,7 +37,7 @@ class Values:
 
 @torch.no_grad()
 def values(model: nn.Module, layer: str) -> Values:
-    """A quantized weight of a prepared model, to be looked at: ``layer`` is its name or its layer's.
+    """A quantized weight of a prepared model, to be looked at; ``layer``: its or its layer's name.
 
     >>> import bitpare as bp
     >>> net = nn.Sequential(nn.Linear(2, 1))
@@ -57,7 +57,9 @@ def values(model: nn.Module, layer: str) -> Values:
     found = [w for w in weights if layer in (w.name, w.name.rpartition(".")[0], w.quantizer.name)]
     if not found:
         known = ", ".join(w.name for w in weights[:8])
-        raise ValueError(f"report.values: no quantized weight is named {layer!r}; there are {known}")
+        raise ValueError(
+            f"report.values: no quantized weight {layer!r}; there are {known}"
+        )
     if len(found) > 1:
         known = ", ".join(w.name for w in found)
         raise ValueError(f"report.values: {layer!r} has several weights; give one of {known}")
