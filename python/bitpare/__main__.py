@@ -4,13 +4,13 @@ import argparse
 import sys
 
 
-def main() -> int:
-    """Runs the command that the arguments name."""
+def main(words: list[str] | None = None) -> int:
+    """Runs the command that the words name, by default those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m bitpare")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_doctor(commands.add_parser("doctor", help="print what a bug report needs"))
     _add_report(commands.add_parser("report", help="write a page about a saved model"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     return int(arguments.run(arguments))
 
 

@@ -160,7 +160,14 @@ def test_no_torch_ao():
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "docs/qat.md", "docs/pruning.md", "docs/distillation.md", "docs/integer.md"],
+    [
+        "README.md",
+        "docs/qat.md",
+        "docs/pruning.md",
+        "docs/distillation.md",
+        "docs/integer.md",
+        "docs/report.md",
+    ],
 )
 def test_code_in_the_docs_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some of it writes files

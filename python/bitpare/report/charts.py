@@ -142,7 +142,7 @@ def columns(bars: Sequence[Bar], title: str, *, share: bool = False, lowest: boo
         at = left + (i + 0.5) * room - thick / 2
         ends = [(bar.extra, f"{bar.style} pale"), (bar.value, bar.style)]
         for value, style in ends if bar.extra is not None else ends[1:]:
-            up = y(min(value, y.high)) if value is not None else ground
+            up = y(min(max(value or 0.0, y.low), y.high))
             over, under = min(up, ground), max(up, ground)
             svg.rect(at, over, thick, max(under - over, 0.5), style, hover=bar.hover)
     svg.line(left, ground, width, ground, "axis")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bitpare.deploy.files import load, whole_program
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
+from bitpare.errors import Uncalibrated, Unsupported
 from bitpare.nn.quantizer import Quantizer
 from bitpare.report.graphs import of_program
 from bitpare.report.grids import Ruler
@@ -73,7 +74,10 @@ def page_of_file(
     if isinstance(held, nn.Module):
         if not any(isinstance(m, Quantizer) for m in held.modules()):
             raise BadFile(f"{file}: a float {type(held).__name__}; {EXPECTED}")
-        page = page_of(held, title=title or f"{file.name}: {type(held).__name__}")
+        try:
+            page = page_of(held, title=title or f"{file.name}: {type(held).__name__}")
+        except (Uncalibrated, Unsupported) as error:
+            raise BadFile(f"{file}: {_reason(error)}") from error
         page.missing |= _NO_DATA
         return page
     if isinstance(held, Mapping) and held and all(isinstance(k, str) for k in held):
@@ -245,9 +249,7 @@ def _of_state(
 ) -> Page:
     found = rows_of_state(state)
     if not found:
-        raise BadFile(
-            f"{file}: no state of a quantizer (names that end in .control); {EXPECTED}"
-        )
+        raise BadFile(f"{file}: no state of a quantizer (names that end in .control); {EXPECTED}")
     weights = [m.tally.sample[0] for m in found if m.tally is not None and m.tally.sample]
     parameters = sum(t.numel() for t in state.values() if isinstance(t, Tensor))
     layers = [

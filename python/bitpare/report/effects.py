@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from bitpare.errors import Unsupported
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.weights import quantized_weights
 from bitpare.quant.batches import progress_over, run
@@ -92,6 +93,8 @@ def effects(
             _note(sums, name, exact, watch.run(batch, [q]), [name])
     if count == 0:
         raise ValueError("report.effects: batches gave no batch")
+    if "all/" not in sums:
+        raise Unsupported("report.effects: the model's output holds no floats to compare")
     return _result(watch, sums)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -154,6 +155,8 @@ def best_range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
     if not is_affine(q) or isinstance(q, DorefaQuantizer) or x.numel() == 0:
         return None
     rows, axis = q._rows(x.float())
+    if not bool(torch.isfinite(rows).all()):
+        return None
     grid: dict[str, Any] = {"quant_min": q.grid.quant_min, "quant_max": q.grid.quant_max}
     symmetric = q.grid.symmetric
     low, high = bpf.mse_range(rows, **grid, symmetric=symmetric, axis=axis)
@@ -169,8 +172,8 @@ def power(x: Tensor) -> Tensor:
 
 
 def decibels(signal: Tensor | float, noise: Tensor | float) -> float:
-    """10 log10(signal / noise); inf without noise."""
+    """10 log10(signal / noise); inf without noise, -inf where there are NaN or infinities."""
     signal, noise = float(signal), float(noise)
-    if noise == 0.0:
-        return float("inf")
-    return float(10 * torch.log10(torch.tensor(max(signal, 1e-300) / noise, dtype=torch.float64)))
+    if not (math.isfinite(signal) and math.isfinite(noise)):
+        return -math.inf
+    return math.inf if noise == 0.0 else 10 * math.log10(max(signal, 1e-300) / noise)

@@ -196,14 +196,17 @@ def _of_weight(name: str, value: Tensor, quantizer: Quantizer, caller: str) -> M
 
 @torch.no_grad()
 def on_weight(quantizer: Quantizer, value: Tensor) -> tuple[Any, Tensor]:
-    """A copy of a weight's quantizer, in eval, that quantizes and has found its scale; the weight
-    as its mask leaves it."""
+    """A copy of a weight's quantizer, in eval, that quantizes and has found its scale (where there
+    are NaN, it is not calibrated); the weight as its mask leaves it."""
     q: Any = copy.deepcopy(quantizer).eval()
     turn_on(q)
     value = value.detach()
     if q.mask is not None:
         value = bpf.apply_mask(value, q.mask, mode=q.mask_mode)
-    q.quantize(value)
+    if bool(torch.isfinite(value).all()):
+        q.quantize(value)
+    else:
+        q.calibrated = False
     return q, value
 
 
@@ -213,12 +216,12 @@ def turn_on(q: Quantizer) -> None:
 
 
 def _of_activations(model: nn.Module, batches: Iterable[Any] | None, caller: str) -> list[Measured]:
+    if batches is None:
+        return [Measured(q.name, q, None, i) for i, q in enumerate(_activations_of(model))]
     probe = probe_of(model)
-    held = [m for m in probe.modules() if isinstance(m, Quantizer) and m.role == "activation"]
+    held = _activations_of(probe)
     for q in held:
         turn_on(q)
-    if batches is None:
-        return [Measured(q.name, q, None, i) for i, q in enumerate(held)]
     device = next((p.device for p in probe.parameters()), torch.device("cpu"))
     found = {q: Measured(q.name, q, Tally(q, device), len(held) + i) for i, q in enumerate(held)}
     reached: list[Quantizer] = []
@@ -248,6 +251,10 @@ def _of_activations(model: nn.Module, batches: Iterable[Any] | None, caller: str
     if count == 0:
         raise ValueError(f"{caller}: batches gave no batch")
     return sorted(found.values(), key=lambda m: m.position)
+
+
+def _activations_of(model: nn.Module) -> list[Quantizer]:
+    return [m for m in model.modules() if isinstance(m, Quantizer) and m.role == "activation"]
 
 
 def _ignore(x: Tensor) -> None:

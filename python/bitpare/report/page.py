@@ -1,5 +1,6 @@
 """The page: sections put together from what is known, and a line where something is missing."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -7,10 +8,12 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bitpare import _build_info
+from bitpare.errors import Uncalibrated, Unsupported
 from bitpare.prune.sensitivity import Sensitivity
+from bitpare.quant.batches import first_of
 from bitpare.quant.names import find_hub, unwrapped
 from bitpare.report import sections
 from bitpare.report.effects import Effects, effects
@@ -149,22 +152,43 @@ def page_of(
     hub = find_hub(model, "report.html")
     few: list[Any] = []
     found = measured(model, None if batches is None else _first_of(batches, few), "report.html")
-    compared = {"float": float_model, "fake-quantized": model, "integer": integer}
-    given = {name: m for name, m in compared.items() if m is not None}
-    page = Page(
+    missing = _missing(float_model, integer, batches, history, sensitivity)
+    return Page(
         title or f"{type(model).__name__}: quantization report",
         _facts(model, [m.row() for m in found]),
-        summary(*given.values(), names=list(given), rounds=_ROUNDS),
+        _compared(missing, float_model, model, integer),
         [(m.row(), m.tally.bars() if m.tally is not None and m.tally.count else None)
          for m in found],
-        effects(model, few, progress=False) if few else None,
+        _tried(missing, model, few),
         graph_of(model),
         history if history is not None and history.records else None,
         sensitivity,
         [(name, reason) for name, reason, quantized in hub.notes if not quantized],
+        missing,
     )  # fmt: skip
-    page.missing = _missing(float_model, integer, batches, history, sensitivity)
-    return page
+
+
+def _compared(
+    missing: dict[str, str], float_model: Any, model: nn.Module, integer: Any
+) -> Summary | None:
+    """Sizes and times; an eval forward moves scales of weights, so it is a copy's."""
+    compared = {"float": float_model, "fake-quantized": copy.deepcopy(model), "integer": integer}
+    given = {name: m for name, m in compared.items() if m is not None}
+    try:
+        return summary(*given.values(), names=list(given), rounds=_ROUNDS)
+    except Uncalibrated as error:
+        missing["summary"] = f"The model does not run yet: {error}."
+        return None
+
+
+def _tried(missing: dict[str, str], model: nn.Module, few: list[Any]) -> Effects | None:
+    if not few:
+        return None
+    try:
+        return effects(model, few, progress=False)
+    except Unsupported as error:
+        missing["batches"] = f"{error}."
+        return None
 
 
 def _missing(
@@ -209,10 +233,6 @@ def _facts(model: nn.Module, rows: list[LayerRow]) -> list[str]:
 
 def _first_of(batches: Iterable[Any], few: list[Any]) -> Iterable[Any]:
     """The batches, of the first of which some samples are put into ``few``."""
-    from torch import Tensor
-
-    from bitpare.quant.batches import first_of
-
     if isinstance(batches, Tensor):
         return batches  # an error, which says so
 
@@ -220,7 +240,7 @@ def _first_of(batches: Iterable[Any], few: list[Any]) -> Iterable[Any]:
         for i, batch in enumerate(batches):
             if i == 0:
                 value = first_of(batch)
-                few.append(value[:_FEW] if isinstance(value, Tensor) else value)
+                few.append([value[:_FEW] if isinstance(value, Tensor) else value])
             yield batch
 
     return passing()

@@ -24,7 +24,15 @@ def say(text: str) -> str:
 
 
 def db(value: float | None) -> str:
-    return "–" if value is None else "exact" if math.isinf(value) else f"{value:.1f} dB"
+    return (
+        "–"
+        if value is None
+        else "exact"
+        if value == math.inf
+        else "NaN"
+        if value == -math.inf
+        else f"{value:.1f} dB"
+    )
 
 
 def bytes_of(count: int) -> str:

@@ -156,6 +156,8 @@ class Recorder:
 
     def _note_weight(self, weight: QuantizedWeight, found: dict[str, dict[str, Any]]) -> None:
         q, value = on_weight(weight.quantizer, weight.value)
+        if not q.calibrated:
+            return
         placed = place(q, value)
         scale = getattr(q, "scale", None)
         if isinstance(scale, Tensor):

@@ -126,6 +126,10 @@ def _said_of(rows: Sequence[LayerRow]) -> list[str]:
             told = [f"<strong>{escaped(named(r))}</strong> ({shown(r)})" for r in found[:4]]
             more = f" and {len(found) - 4} more" if len(found) > 4 else ""
             said.append(f"{len(found)} of {len(rows)} quantizers {text}: {', '.join(told)}{more}.")
+    broken = [r for r in rows if r.count and (r.min is None or r.std is None)]
+    if broken:
+        names = ", ".join(f"<strong>{escaped(named(r))}</strong>" for r in broken[:6])
+        said.append(f"NaN or infinite values: {names}.")
     unknown = [r.name for r in rows if r.role == "activation" and r.count and r.sqnr is None]
     if unknown:
         said.append(f"Not calibrated: {escaped(', '.join(unknown[:6]))}.")

@@ -1,6 +1,7 @@
 """What is counted of a tensor and of what its quantizer makes of it, over batches."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -90,19 +91,21 @@ class Tally:
         count = max(self.count, 1)
         total, squares, zeros, got_zeros, signal, noise, clipped = self.sums.tolist()
         mean = total / count
+        variance = squares / count - mean * mean
         clips = self.ruler is not None and self.ruler.low is not None
         used = int((self.used > 0).sum()) / len(self.used) if len(self.used) else None
-        return {
+        found = {
             "min": float(self.least),
             "max": float(self.most),
             "mean": mean,
-            "std": max(squares / count - mean * mean, 0.0) ** 0.5,
+            "std": math.nan if math.isnan(variance) else math.sqrt(max(variance, 0.0)),
             "sparsity": zeros / count,
             "zeros": got_zeros / count if self.known else None,
             "clipped": clipped / count if self.known and clips else None,
             "sqnr": decibels(signal, noise) if self.known else None,
             "levels": used if self.known else None,
         }
+        return {k: None if v is not None and math.isnan(v) else v for k, v in found.items()}
 
     def gain(self) -> tuple[float, float, float] | None:
         """By how many dB the range of least squared error is better than the one in force, and
@@ -116,8 +119,9 @@ class Tally:
         low, high, best = found
         placed = place(self.q, sample)
         now = decibels(power(placed.wanted), power(placed.wanted - placed.got))
-        gain = 0.0 if now == float("inf") else max(best - now, 0.0)
-        return gain, float(low.min()), float(high.max())
+        if not math.isfinite(best) or not math.isfinite(now):
+            return None
+        return max(best - now, 0.0), float(low.min()), float(high.max())
 
     def bars(self, most: int = BARS) -> Histogram:
         """The histogram as it is drawn: at most about ``most`` bars, over the values and the grid,

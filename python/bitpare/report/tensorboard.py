@@ -84,7 +84,7 @@ class TensorBoard:
                 self.writer.add_scalar(tag, value, step)
         for weight in quantized_weights(self.model):
             q, value = on_weight(weight.quantizer, weight.value)
-            if value.numel():
+            if value.numel() and q.calibrated:
                 steps = place(q, value).steps
                 self.writer.add_histogram(f"weight/{weight.name}", steps.flatten().cpu(), step)
         if self.batches is not None and self._prepared:

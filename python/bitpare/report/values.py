@@ -57,9 +57,7 @@ def values(model: nn.Module, layer: str) -> Values:
     found = [w for w in weights if layer in (w.name, w.name.rpartition(".")[0], w.quantizer.name)]
     if not found:
         known = ", ".join(w.name for w in weights[:8])
-        raise ValueError(
-            f"report.values: no quantized weight {layer!r}; there are {known}"
-        )
+        raise ValueError(f"report.values: no quantized weight {layer!r}; there are {known}")
     if len(found) > 1:
         known = ", ".join(w.name for w in found)
         raise ValueError(f"report.values: {layer!r} has several weights; give one of {known}")
