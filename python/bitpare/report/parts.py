@@ -24,15 +24,11 @@ def say(text: str) -> str:
 
 
 def db(value: float | None) -> str:
-    return (
-        "–"
-        if value is None
-        else "exact"
-        if value == math.inf
-        else "NaN"
-        if value == -math.inf
-        else f"{value:.1f} dB"
-    )
+    if value is None:
+        return "–"
+    if math.isinf(value):
+        return "exact" if value > 0 else "NaN"
+    return f"{value:.1f} dB"
 
 
 def bytes_of(count: int) -> str:

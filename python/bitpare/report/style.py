@@ -28,7 +28,7 @@ p strong, li strong { color: var(--ink); font-weight: 600; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 14px 0 20px; font-size: 14px; }
 nav a { color: var(--weight); text-decoration: none; } nav a:hover { text-decoration: underline; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
-  padding: 16px; margin: 0 0 14px; overflow: hidden; }
+  padding: 16px; margin: 0 0 14px; overflow-x: auto; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
   margin: 0 0 14px; }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
@@ -106,6 +106,7 @@ rect.chip { fill-opacity: 0.22; } .edge { fill: none; stroke: var(--soft); strok
   font-variant-numeric: tabular-nums; max-width: 420px; }
 footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 @media print { .scroll.tall { max-height: none; } nav { display: none; } }
+@media (max-width: 800px) { svg.columns, svg.heatmap, svg.graph { min-width: 720px; } }
 @media (max-width: 520px) { .two { grid-template-columns: 1fr; } main { padding: 20px 12px; } }
 """
 
