@@ -6,8 +6,9 @@ import bitpare as bp
 import pytest
 import torch
 import torchvision
-from bitpare import QConfig
+from bitpare import QConfig, QSpec
 from test_integer import CONFIGS, NETWORKS, Partly, images, lenet_size, prepared, settle
+from test_integer_forms import WEIGHTS, Mixer, ready, tokens
 from torch import Tensor, nn
 
 onnx = pytest.importorskip("onnx")
@@ -33,8 +34,8 @@ class Exported:
         return torch.from_numpy(self.session.run(None, {"input0": x.numpy()})[0])
 
 
-def exported(integer: nn.Module, x: Tensor, folder) -> Exported:
-    bp.deploy.export_onnx(integer, folder / "m.onnx", example_inputs=(x,))
+def exported(integer: nn.Module, x: Tensor, folder, **options) -> Exported:
+    bp.deploy.export_onnx(integer, folder / "m.onnx", example_inputs=(x,), **options)
     assert [p.name for p in folder.iterdir()] == ["m.onnx"]
     return Exported(folder / "m.onnx", folder)
 
@@ -74,6 +75,44 @@ def test_public_networks(name, tmp_path):
     assert torch.equal(found(x[:3]), got[:3])  # any batch
 
 
+@pytest.mark.parametrize("opset", [18, 21])
+def test_rows_of_any_rank(opset, tmp_path):
+    x = tokens(4, 7, 12)
+    integer = bp.convert(ready(Mixer(), QConfig.int8(), x))
+    found = exported(integer, x[:1], tmp_path, opset=opset)
+    assert found.ops["QGemm"] == 3 and found.ops["QLinearAdd"] == 1 and not found.ops["Gemm"]
+    difference = (found(x) - integer(x)).abs()
+    assert difference.max() <= 1e-3 * integer(x).abs().max()
+    assert found(x[:3]).shape == (3, 7, 5)  # any batch
+
+
+@pytest.mark.parametrize("name", ["8 bits", "4 bits", "1 bit", "groups", "asymmetric"])
+@pytest.mark.parametrize("opset", [18, 21])
+def test_integer_weights_alone(name, opset, tmp_path):
+    x = tokens(6, 64)
+    config = QConfig.weight_only(bits=4, group=32) if name == "groups" else WEIGHTS[name]
+    net = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32))
+    if name == "groups":
+        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
+    integer = bp.convert(ready(net, config, x))
+    found = exported(integer, x[:1], tmp_path, opset=opset)
+    assert (found(x) - integer(x)).abs().max() <= 1e-5 * integer(x).abs().max()
+    weights = onnx.load(tmp_path / "m.onnx").graph.initializer
+    int4 = [t for t in weights if t.data_type == onnx.TensorProto.INT4]
+    packed = opset == 21 and name in ("4 bits", "1 bit", "groups")
+    assert bool(int4) == packed
+
+
+def test_weights_of_4_bits(tmp_path):
+    integer = bp.convert(prepared("lenet", CONFIGS["int4 weights"]))
+    x = images(8, 16)
+    found = exported(integer, x[:1], tmp_path, opset=21)
+    assert (found(x) - integer(x)).abs().max() <= 1e-3 * integer(x).abs().max()
+    weights = onnx.load(tmp_path / "m.onnx").graph.initializer
+    codes = [t for t in weights if t.name.endswith(".codes")]
+    assert codes and all(t.data_type == onnx.TensorProto.INT4 for t in codes)
+
+
 def test_errors(tmp_path):
     path = tmp_path / "m.onnx"
     with pytest.raises(TypeError, match=r"export_onnx: the model must come from bp\.convert"):
@@ -86,4 +125,10 @@ def test_errors(tmp_path):
     pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 2, 1))
     with pytest.raises(bp.Unsupported, match=r"adaptive pooling to \[2, 2\]"):
         bp.deploy.export_onnx(bp.convert(prepared(pooled)), path, example_inputs=images(1))
+    with pytest.raises(ValueError, match="opset must be 18 or more, got 17"):
+        bp.deploy.export_onnx(integer, path, example_inputs=images(1), opset=17)
+    x = tokens(4, 12)
+    dynamic = bp.convert(ready(nn.Sequential(nn.Linear(12, 4)), QConfig.dynamic(), x))
+    with pytest.raises(bp.Unsupported, match="ranges found at run time have no QDQ form"):
+        bp.deploy.export_onnx(dynamic, path, example_inputs=x)
     assert list(tmp_path.iterdir()) == []

@@ -78,11 +78,11 @@ def values_of(traced: Traced, x: Any) -> dict[str, Any]:
         def record(_: nn.Module, args: Any, kwargs: Any) -> None:
             given, other, activation = (*args, None, None, None)[:3]
             other = kwargs.get("other", other)
-            given = given if other is None else given + other
+            given = given.clone() if other is None else given + other  # plain may write into it
             plain = (
                 kwargs.get("plain") or ACTIVATIONS[kwargs.get("activation", activation) or "none"]
             )
-            values[name + RAW] = plain(given).detach().clone()
+            values[name + RAW] = plain(given).detach()
 
         return record
 

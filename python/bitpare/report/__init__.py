@@ -1,6 +1,30 @@
-"""What bitpare did to a model, to be read."""
+"""What bitpare did to a model, to be read and looked at."""
 
+from bitpare.report.effects import EffectRow, Effects, effects
+from bitpare.report.layers import LayerRow, Layers, layers
+from bitpare.report.page import html
 from bitpare.report.placement import Placement, placement
+from bitpare.report.recorder import Record, Recorder
 from bitpare.report.summary import Summary, SummaryRow, summary
+from bitpare.report.tensorboard import TensorBoard
+from bitpare.report.values import Values, values
 
-__all__ = ["Placement", "Summary", "SummaryRow", "placement", "summary"]
+__all__ = [
+    "EffectRow",
+    "Effects",
+    "LayerRow",
+    "Layers",
+    "Placement",
+    "Record",
+    "Recorder",
+    "Summary",
+    "SummaryRow",
+    "TensorBoard",
+    "Values",
+    "effects",
+    "html",
+    "layers",
+    "placement",
+    "summary",
+    "values",
+]

@@ -1,0 +1,282 @@
+"""Layer by layer: what each quantizer does to the values it is given."""
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitpare import functional as bpf
+from bitpare import graph as g
+from bitpare.errors import Unsupported
+from bitpare.nn import layers as nn_layers
+from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.weights import is_sharded, quantized_weights
+from bitpare.quant.batches import run
+from bitpare.quant.names import find_hub, unwrapped
+from bitpare.report.placement import table
+from bitpare.report.svg import percent
+from bitpare.report.tally import Tally
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """One quantizer, and the values it was given; None where that is not known.
+
+    scale: the mean of its ``scales`` scales; learned: it is trained. clipped: the share of values
+    beyond the grid. sqnr: signal to quantization noise in dB, inf where nothing is rounded. gain:
+    how many dB better the range of least squared error would be; best: that range, of the widest
+    channel. levels: the share of the grid's levels that some value has. sparsity: the share of
+    values that are 0; zeros: of those that become 0.
+    """
+
+    name: str
+    role: str
+    form: str
+    bits: int
+    scales: int
+    scale: float | None
+    learned: bool = False
+    count: int = 0
+    clipped: float | None = None
+    sqnr: float | None = None
+    gain: float | None = None
+    best: tuple[float, float] | None = None
+    levels: float | None = None
+    sparsity: float | None = None
+    zeros: float | None = None
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """``rows``, one for each quantizer; prints as a table."""
+
+    rows: list[LayerRow]
+
+    def worst(self, count: int = 5) -> list[LayerRow]:
+        """Those with the lowest SQNR, lowest first."""
+        known = [r for r in self.rows if r.sqnr is not None]
+        return sorted(known, key=lambda r: r.sqnr or 0.0)[:count]
+
+    def __str__(self) -> str:
+        head = ["quantizer of", "role", "integers", "scales", "scale", "clipped", "SQNR dB", "gain",
+                "levels", "0 before", "0 after", "min", "max", "mean", "std"]  # fmt: skip
+        return "\n".join(table(head, [_cells(r) for r in self.rows]))
+
+    def to_json(self) -> str:
+        return json.dumps(plain([dataclasses.asdict(r) for r in self.rows]), indent=1)
+
+
+def plain(value: Any) -> Any:
+    """As JSON holds it: what is not finite is null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cells(row: LayerRow) -> list[str]:
+    def shown(value: float | None, form: Callable[[float], str]) -> str:
+        return "-" if value is None else form(value)
+
+    def general(value: float) -> str:
+        return f"{value:.4g}"
+
+    def tenths(value: float) -> str:
+        return f"{value:.1f}"
+
+    return [
+        row.name,
+        row.role,
+        row.form,
+        str(row.scales),
+        shown(row.scale, general),
+        shown(row.clipped, percent),
+        shown(row.sqnr, tenths),
+        shown(row.gain, tenths),
+        *(shown(v, percent) for v in (row.levels, row.sparsity, row.zeros)),
+        *(shown(v, general) for v in (row.min, row.max, row.mean, row.std)),
+    ]
+
+
+def layers(model: nn.Module, batches: Iterable[Any] | None = None) -> Layers:
+    """Of each quantizer of a prepared model: scale, clip rate, SQNR, levels used, zeros, range.
+
+    Weights are measured as they are. Activations need ``batches``, as `calibrate` takes them: each
+    quantizer is given what the float model has there, so that its error is its own. The model is
+    not changed.
+
+    >>> import bitpare as bp
+    >>> qat = bp.prepare(nn.Sequential(nn.Linear(4, 2)), example_inputs=(torch.ones(1, 4),))
+    >>> [(row.name, row.form, row.clipped) for row in layers(qat).rows]
+    [('0', 's8', 0.0), ('input', 'u8', None)]
+    """
+    return Layers([m.row() for m in measured(model, batches, "report.layers")])
+
+
+@dataclasses.dataclass
+class Measured:
+    """A quantizer and what was counted at it. position: in the order of the forward pass, as far
+    as that is known. learned: whether its scale is trained."""
+
+    name: str
+    q: Any
+    tally: Tally | None
+    position: int
+    learned: bool = False
+    _row: LayerRow | None = None
+
+    def row(self) -> LayerRow:
+        if self._row is None:
+            self._row = self._made()
+        return self._row
+
+    def _made(self) -> LayerRow:
+        q = self.q
+        scale = getattr(q, "scale", None)
+        known = isinstance(scale, Tensor) and q.calibrated
+        start = LayerRow(
+            name=self.name,
+            role=q.role,
+            form=form_of(q),
+            bits=q.bits,
+            scales=scale.numel() if isinstance(scale, Tensor) else 1,
+            scale=float(scale.detach().mean()) if known else None,  # type: ignore[union-attr]
+            learned=self.learned or isinstance(scale, nn.Parameter),
+        )
+        if self.tally is None or self.tally.count == 0:
+            return start
+        gain = self.tally.gain()
+        return dataclasses.replace(
+            start,
+            count=self.tally.count,
+            gain=None if gain is None else gain[0],
+            best=None if gain is None else gain[1:],
+            **self.tally.numbers(),  # type: ignore[arg-type]
+        )
+
+
+def form_of(q: Quantizer) -> str:
+    if q.spec.is_float:
+        return f"e{q.spec.exponent}m{q.spec.mantissa}"
+    return q.integer_form()
+
+
+def measured(model: nn.Module, batches: Iterable[Any] | None, caller: str) -> list[Measured]:
+    """Weights first in the order of the modules, then activations in that of the forward."""
+    inner = unwrapped(model)
+    find_hub(inner, caller)
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            f"{caller}: batches must be an iterable of batches, got a tensor; give [tensor]"
+        )
+    found = [_of_weight(w.name, w.value, w.quantizer, caller) for w in quantized_weights(inner)]
+    activations = _of_activations(inner, batches, caller)
+    return _named([*found, *activations])
+
+
+def _of_weight(name: str, value: Tensor, quantizer: Quantizer, caller: str) -> Measured:
+    if is_sharded(value):
+        raise Unsupported(f"{caller}: {name} is sharded; measure a model that is whole")
+    q, value = on_weight(quantizer, value)
+    tally = Tally(q, value.device)
+    if value.numel():
+        tally.add(value)
+    return Measured(q.name, q, tally, 0)
+
+
+@torch.no_grad()
+def on_weight(quantizer: Quantizer, value: Tensor) -> tuple[Any, Tensor]:
+    """A copy of a weight's quantizer, in eval, that quantizes and has found its scale (where there
+    are NaN, it is not calibrated); the weight as its mask leaves it."""
+    q: Any = copy.deepcopy(quantizer).eval()
+    turn_on(q)
+    value = value.detach()
+    if q.mask is not None:
+        value = bpf.apply_mask(value, q.mask, mode=q.mask_mode)
+    if bool(torch.isfinite(value).all()):
+        q.quantize(value)
+    else:
+        q.calibrated = False
+    return q, value
+
+
+def turn_on(q: Quantizer) -> None:
+    q.bypass = q.calibrating = False
+    q.set_flags(quantize=True)
+
+
+def _of_activations(model: nn.Module, batches: Iterable[Any] | None, caller: str) -> list[Measured]:
+    if batches is None:
+        return [Measured(q.name, q, None, i) for i, q in enumerate(_activations_of(model))]
+    probe = probe_of(model)
+    held = _activations_of(probe)
+    for q in held:
+        turn_on(q)
+    device = next((p.device for p in probe.parameters()), torch.device("cpu"))
+    found = {q: Measured(q.name, q, Tally(q, device), len(held) + i) for i, q in enumerate(held)}
+    reached: list[Quantizer] = []
+
+    def look_at(q: Quantizer) -> Callable[[Tensor], None]:
+        def look(x: Tensor) -> None:
+            if q not in reached:
+                found[q].position = len(reached)
+                reached.append(q)
+            tally = found[q].tally
+            if tally is not None and x.numel():
+                q.calibrating = False
+                tally.add(x)
+                q.calibrating = True
+
+        return look
+
+    for q in probe.modules():
+        if isinstance(q, Quantizer):
+            q.calibrating = True  # hands values on as they are, and shows them to ``observe``
+            q.observe = look_at(q) if q.role == "activation" else _ignore  # type: ignore
+    count = 0
+    with torch.no_grad():
+        for batch in batches:
+            run(probe, batch, None, None, device)
+            count += 1
+    if count == 0:
+        raise ValueError(f"{caller}: batches gave no batch")
+    return sorted(found.values(), key=lambda m: m.position)
+
+
+def _activations_of(model: nn.Module) -> list[Quantizer]:
+    return [m for m in model.modules() if isinstance(m, Quantizer) and m.role == "activation"]
+
+
+def _ignore(x: Tensor) -> None:
+    """Weights are measured elsewhere."""
+
+
+def probe_of(model: nn.Module) -> nn.Module:
+    """A copy to be measured: in eval, without hooks, each layer computed by itself."""
+    probe = copy.deepcopy(model).eval()
+    g.clear_hooks(probe)
+    for module in probe.modules():
+        if isinstance(module, nn_layers.NORMS):
+            module.bp_tail = None  # type: ignore[assignment]
+    return probe
+
+
+def _named(found: list[Measured]) -> list[Measured]:
+    """Names are unique within a role: a number goes to those that are not."""
+    seen: dict[tuple[str, str], int] = {}
+    for m in found:
+        key = (m.q.role, m.name)
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] > 1:
+            m.name = f"{m.name} ({seen[key]})"
+    return found
