@@ -1,4 +1,4 @@
-# make demo: build, then train LeNet on real digits with fewer and fewer bits.
+# make demo: build, then LeNet on real digits: float, pruned and quantized, integers, ONNX, a report.
 # make test: every test. Each sets up all it needs in .venv.
 .PHONY: build test demo bench format lint asan docs wheel test-newest clean
 

@@ -1,11 +1,14 @@
-"""Real digits, offline: scikit-learn's 8x8 scans, and colour scenes composed of them."""
+"""Real digits, offline: scikit-learn's 8x8 scans, and colour scenes composed of them; and CIFAR-10,
+where it is there."""
 
 import math
+import pathlib
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
+
+from bitpare_examples.command import fail
 
 TEST_IMAGES = 500
 
@@ -13,6 +16,10 @@ TEST_IMAGES = 500
 def digits(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The 1,797 scans as (train x, train y, test x, test y): [n, 1, 8, 8] in 0 .. 1; 500 of them,
     chosen by the seed, are for testing."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        fail("the digits come with the scikit-learn package: pip install scikit-learn")
     found = load_digits()
     x = torch.tensor(found.images, dtype=torch.float32).unsqueeze(1) / 16
     y = torch.tensor(found.target)
@@ -52,7 +59,7 @@ def _compose(
     generator = torch.Generator().manual_seed(seed)
     pick = torch.randint(len(images), (count,), generator=generator)
     mask = _placed(images[pick], size, generator, (0.5, 0.85))
-    # A piece of another digit at the margin, which says nothing about the label.
+    # Another digit, small and faint, which says nothing about the label.
     other = torch.randint(len(images), (count,), generator=generator)
     piece = _placed(images[other], size, generator, (0.2, 0.3))
     background = torch.rand(count, 3, 1, 1, generator=generator) * 0.5
@@ -71,10 +78,45 @@ def composed_digits(
     train: int = 10_000, test: int = 2_000, *, size: int = 32, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Colour scenes, [n, 3, size, size] in 0 .. 1, each of one digit: scaled, turned, moved, in a
-    colour lighter than its background, with noise and a piece of another digit. Training and test
-    scenes come from different scans. Always the same for one seed."""
+    colour lighter than its background, with noise and another digit, small and faint. Training and
+    test scenes come from different scans. Always the same for one seed."""
     train_x, train_y, test_x, test_y = digits(seed)
     return (
         *_compose(train_x, train_y, train, size, seed + 1),
         *_compose(test_x, test_y, test, size, seed + 2),
     )
+
+
+def cifar10(
+    folder: pathlib.Path, *, download: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """CIFAR-10 from torchvision's files in a folder, in the form of `composed_digits`; each channel
+    has mean 0 and deviation 1. Raises RuntimeError where it cannot be had."""
+    try:
+        from torchvision.datasets import CIFAR10
+    except ImportError as error:
+        raise RuntimeError("torchvision is not installed") from error
+    mean = torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
+    deviation = torch.tensor([0.2470, 0.2435, 0.2616]).view(1, 3, 1, 1)
+    found: list[Tensor] = []
+    for train in (True, False):
+        try:
+            part = CIFAR10(folder, train=train, download=download)
+        except OSError as error:
+            raise RuntimeError(f"the download failed: {error}") from error
+        x = torch.from_numpy(part.data).permute(0, 3, 1, 2).float() / 255
+        found += [((x - mean) / deviation).contiguous(), torch.tensor(part.targets)]
+    return found[0], found[1], found[2], found[3]
+
+
+def shifted_and_flipped(x: Tensor) -> Tensor:
+    """Each image moved by up to 4 pixels and, every other time, mirrored."""
+    n, _, height, width = x.shape
+    padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
+    top, left = torch.randint(0, 9, (2, n, 1), device=x.device)
+    rows = top + torch.arange(height, device=x.device)
+    columns = left + torch.arange(width, device=x.device)
+    image = torch.arange(n, device=x.device).view(n, 1, 1)
+    moved = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    mirrored = torch.rand(n, 1, 1, 1, device=x.device) < 0.5
+    return torch.where(mirrored, moved.flip(3), moved).contiguous()

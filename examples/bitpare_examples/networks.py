@@ -41,6 +41,41 @@ class SceneNet(nn.Module):
         return self.classifier(x.mean([2, 3]))
 
 
+class BasicBlock(nn.Module):
+    """Two convolutions and what is added to them (He et al. 2015)."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(*_conv(channels, out, 3, stride), nn.ReLU())
+        self.conv2 = nn.Sequential(*_conv(out, out, 3))
+        changes = stride != 1 or channels != out
+        self.shortcut = nn.Sequential(*_conv(channels, out, 1, stride)) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(self.conv2(self.conv1(x)) + added)
+
+
+class ResNet(nn.Module):
+    """ResNet for 32 px images (He et al. 2015, section 4.2): three stages of ``blocks`` blocks, the
+    first with ``width`` channels."""
+
+    def __init__(self, blocks: int = 1, width: int = 16, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, width, 3), nn.ReLU())
+        layers, channels = [], width
+        for stage in range(3):
+            for i in range(blocks):
+                stride = 2 if stage > 0 and i == 0 else 1
+                layers.append(BasicBlock(channels, width << stage, stride))
+                channels = width << stage
+        self.blocks = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.blocks(self.stem(x)).mean([2, 3]))
+
+
 class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution, projection (Sandler et al. 2018)."""
 

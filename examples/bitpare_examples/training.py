@@ -1,10 +1,17 @@
-"""A plain training loop, and accuracy."""
+"""A plain training loop that goes on where it was stopped, and accuracy."""
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import bitpare as bp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
+
+from bitpare_examples import command
+from bitpare_examples.checkpoint import Checkpoint
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch: int = 250) -> float:
@@ -18,6 +25,11 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch: int = 250) -> float:
     return 100.0 * right / len(y)
 
 
+def steps_of(y: Tensor, epochs: int, batch: int) -> int:
+    """How many optimizer steps `train` takes."""
+    return epochs * (len(y) // batch)
+
+
 def train(
     model: nn.Module,
     x: Tensor,
@@ -27,26 +39,88 @@ def train(
     *,
     batch: int = 64,
     seed: int = 0,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     objective: Callable[[Tensor, Tensor], Tensor] | None = None,
-    after_epoch: Callable[[int], None] | None = None,
+    evaluate: Callable[[], float] | None = None,
+    recorder: bp.report.Recorder | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    name: str = "",
+    checkpoint: Checkpoint | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Epochs of SGD with the learning rate going down along a cosine. objective: of images and
-    labels, in place of the loss of the model's result."""
+    """Epochs of training with the learning rate going down along a cosine.
+
+    objective: the loss of images and labels; by default the cross entropy of the model's result.
+    evaluate: a percentage after each epoch, shown at the progress bar, which has a ``name`` or is
+    not there. recorder: it is given losses and percentages.
+    checkpoint: after each epoch keeps model, optimizer, learning rate, recorder, scaler, random
+    numbers and ``parts`` (whatever else has a state), and gives them back where the run is resumed.
+    Of several processes each takes its share of every batch.
+    """
+    if len(y) < batch:
+        command.fail(f"{len(y)} images are fewer than one batch takes ({batch})")
     generator = torch.Generator().manual_seed(seed)
-    steps = epochs * (len(y) // batch)
+    steps = steps_of(y, epochs, batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for epoch in range(epochs):
-        model.train()
-        for part in torch.randperm(len(y), generator=generator).split(batch):
-            if len(part) < batch:
-                continue
-            optimizer.zero_grad()
-            if objective is not None:
-                objective(x[part], y[part]).backward()
-            else:
-                loss(model(x[part]), y[part]).backward()
-            optimizer.step()
-            schedule.step()
-        if after_epoch is not None:
-            after_epoch(epoch)
+    scaler = torch.amp.GradScaler(y.device.type, enabled=False) if scaler is None else scaler
+    held = {"model": model, "optimizer": optimizer, "learning rate": schedule, "scaler": scaler}
+    held |= {"recorder": recorder} if recorder is not None else {}
+    held |= parts or {}
+    first = 0 if checkpoint is None else checkpoint.restore(name, held, generator)
+    rank, world = command.processes()
+    bar = tqdm(total=epochs, initial=first, desc=name, unit="epoch", disable=not name or rank > 0)
+    with bar:
+        for epoch in range(first, epochs):
+            model.train()
+            for part in torch.randperm(len(y), generator=generator).split(batch):
+                if len(part) < batch:
+                    continue
+                part = part[rank::world].to(y.device)
+                optimizer.zero_grad()
+                if objective is not None:
+                    loss = objective(x[part], y[part])
+                else:
+                    loss = F.cross_entropy(model(x[part]), y[part])
+                if recorder is not None:
+                    recorder.log(loss=loss)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                schedule.step()
+            if evaluate is not None:
+                percent = evaluate()
+                bar.set_postfix_str(f"{percent:.1f} %", refresh=False)
+                if recorder is not None:
+                    recorder.log(accuracy=percent)
+            if checkpoint is not None and rank == 0:
+                checkpoint.save(name, epoch + 1, held, generator)
+            bar.update()
+
+
+def trained_in_float(
+    model: nn.Module,
+    data: Sequence[Tensor],
+    options: argparse.Namespace,
+    run: Checkpoint,
+    *,
+    lr: float,
+    batch: int = 64,
+) -> nn.Module:
+    """The model, trained with SGD on (x, y, test x, test y) for ``options.epochs``, in eval."""
+    x, y, test_x, test_y = data
+    groups = bp.param_groups(model, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    with command.recorder(model, optimizer, options, "float") as recorder:
+        train(
+            model,
+            x,
+            y,
+            optimizer,
+            options.epochs,
+            batch=batch,
+            seed=options.seed,
+            evaluate=lambda: accuracy(model, test_x, test_y),
+            recorder=recorder,
+            name="float",
+            checkpoint=run,
+        )
+    return model.eval()

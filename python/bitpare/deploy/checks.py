@@ -19,6 +19,7 @@ from bitpare.nn.quantizer import ACTIVATIONS
 
 RAW = ".raw"  # what a quantizer of a node's result was given
 UNITS_OF_FLOATS = 2.0**14  # of the largest result
+RESOLUTION = 2.0**-22
 
 
 @dataclasses.dataclass
@@ -133,6 +134,8 @@ def _unit(unit: Tensor | float | None, expected: Tensor) -> tuple[Tensor | float
     if unit is None:
         most = float(expected.abs().max()) if expected.numel() else 0.0
         return max(most, 1e-30) / UNITS_OF_FLOATS, True
+    if isinstance(unit, Tensor) and expected.numel():  # what floats can tell apart
+        unit = unit.clamp(min=float(expected.abs().max()) * RESOLUTION)
     return unit, isinstance(unit, Tensor)
 
 

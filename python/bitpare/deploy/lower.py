@@ -57,6 +57,10 @@ class Lowering:
         """known: grids of values that come from elsewhere."""
         self.root, self.graph, self.known = root, graph, known or {}
         self.meanings: dict[fx.Node, Meaning] = {n: meaning_of(root, n) for n in graph.nodes}
+        self.varies: set[fx.Node] = set()  # what depends on the model's inputs
+        for node in graph.nodes:
+            if node.op == "placeholder" or any(n in self.varies for n in node.all_input_nodes):
+                self.varies.add(node)
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.items: dict[fx.Node, Item] = {}
         self.layouts: dict[fx.Node, Layout] = {}
@@ -402,6 +406,7 @@ class Lowering:
             inputs.reverse()
             shapes.reverse()
         a, b = (self._entering(n) for n in inputs)
+        self._check_batch(inputs)
         for n in inputs:
             self._check_whole(n)
         per_channel = len(shapes[0]) == 4 and shapes[1] == (*shapes[0][:2], 1, 1)
@@ -415,6 +420,11 @@ class Lowering:
         product = meaning.core == MUL
         fields = {"op": "pair", "product": product, **pairing(a, b, clamped)}
         return Item(node.name, inputs, clamped, fields)
+
+    def _check_batch(self, inputs: list[fx.Node]) -> None:
+        """Constants have no batch that would grow with the others'."""
+        if any(n not in self.varies for n in inputs):
+            raise Refused("one of its inputs is a constant")
 
     def _pool(self, node: fx.Node, meaning: Meaning, codes: Codes, clamped: Codes) -> Item:
         source = meaning.inputs[0]
@@ -444,6 +454,7 @@ class Lowering:
         """Each part on the grid of the whole: made on it where nothing else reads it."""
         made: dict[fx.Node, tuple[Item, list[fx.Node]]] = {}
         tables: list[Tensor | None] = []
+        self._check_batch(meaning.inputs)
         for value in (node, *meaning.inputs):
             self._require(value, meaning.window["rows"])
         for part in meaning.inputs:

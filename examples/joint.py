@@ -1,0 +1,138 @@
+"""Masks, few bits and a teacher in one run: a network with BatchNorm on colour scenes of digits.
+
+The float model is trained first, and then teaches its own copy, while in that copy, step by step,
+weights are pruned on a cubic schedule, their bits go from 8 to --bits, weights that jump between
+two integers are frozen, and at the end ranges and BatchNorm are. Each schedule is a function of the
+optimizer's steps: the training loop has no line about them, and --resume goes on exactly.
+
+Prints what was in force over the run, and float, fake-quantized and integer model side by side.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import bitpare as bp
+import torch
+from bitpare_examples import command, results
+from bitpare_examples.checkpoint import Checkpoint
+from bitpare_examples.data import composed_digits
+from bitpare_examples.networks import SceneNet
+from bitpare_examples.training import accuracy, steps_of, train, trained_in_float
+from torch import Tensor, nn
+
+BATCH = 64
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser(__doc__, "joint")
+    parser.add_argument("--images", type=int, default=4000, help="to train with")
+    parser.add_argument("--width", type=int, default=16, help="channels of the first convolution")
+    parser.add_argument("--epochs", type=int, default=6, help="of float training")
+    parser.add_argument("--joint-epochs", type=int, default=8, help="pruned, quantized and taught")
+    parser.add_argument("--bits", type=int, default=4, help="of the weights, at last")
+    parser.add_argument("--sparsity", type=float, default=0.75, help="share of weights to prune")
+    parser.add_argument(
+        "--pattern",
+        choices=["element", "2:4", "block4x1"],
+        default="element",
+        help="what is pruned",
+    )
+    small = {"images": 1024, "width": 8, "epochs": 10, "joint_epochs": 3}
+    options = command.parse(parser, argv, quick=small)
+    if options.pattern == "2:4" and options.sparsity != 0.5:
+        options.sparsity = 0.5  # what 2:4 is
+        print("2:4 prunes half of the weights: --sparsity is 0.5")
+    return options
+
+
+def joint(
+    teacher: nn.Module, options: argparse.Namespace, data: Sequence[Tensor], run: Checkpoint
+) -> tuple[nn.Module, bp.report.Recorder]:
+    x, y, test_x, test_y = data
+    model = bp.prepare(teacher, bp.QConfig.int8(), example_inputs=(x[:1],))
+    bp.calibrate(model, x[:512].split(BATCH), progress=False)
+    kd = bp.distill.Distiller(model, teacher, bp.distill.SoftTarget(temperature=4.0, alpha=0.5))
+    optimizer = torch.optim.SGD(bp.param_groups(model, weight_decay=1e-4), lr=0.05, momentum=0.9)
+    steps = steps_of(y, options.joint_epochs, BATCH)
+    quantization = bp.QatSchedule(
+        model,
+        total_steps=steps,
+        bits={0: 8, 0.3: options.bits},
+        freeze_oscillating={0.6: 0.02},
+        freeze_bn=0.8,
+        freeze_ranges=0.9,
+    ).attach(optimizer)
+    ramp = bp.prune.Schedule.cubic(options.sparsity, begin=0, end=max(steps // 2, 1), every=10)
+    if options.pattern == "2:4":
+        ramp = bp.prune.Schedule.one_shot(0.5, at=max(steps // 4, 1))
+    pruner = bp.prune.Pruner(model, ramp, pattern=options.pattern).attach(optimizer)
+    print(f"{pruner}\n  {ramp}\n{quantization}")
+    watched = command.recorder(model, optimizer, options, "joint", oscillations=quantization)
+    with watched as recorder:
+        train(
+            model,
+            x,
+            y,
+            optimizer,
+            options.joint_epochs,
+            batch=BATCH,
+            seed=options.seed,
+            objective=kd,
+            evaluate=lambda: accuracy(model, test_x, test_y),
+            recorder=recorder,
+            name="joint",
+            checkpoint=run,
+            parts={"quantization": quantization, "pruner": pruner},
+        )
+    print(pruner)
+    pruner.finalize()
+    return model.eval(), recorder
+
+
+def print_course(model: nn.Module, recorder: bp.report.Recorder, rows: int = 8) -> None:
+    """Some of what was recorded: of the whole model, or the mean over its layers."""
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+
+    def mean(found: dict[str, float]) -> float:
+        weights = {name: sizes.get(name, 1) for name in found}
+        return sum(v * weights[n] for n, v in found.items()) / max(sum(weights.values()), 1)
+
+    every = max(len(recorder.records) // rows, 1)
+    cells = []
+    for record in recorder.records[every - 1 :: every]:
+        means = {kind: mean(found) for kind, found in record.found.items()}
+        cells.append(
+            [
+                record.step,
+                f"{record.found['scalars']['loss']:.3f}",
+                f"{means['sparsity']:.0%}",
+                f"{means['sqnr']:.1f} dB",
+                f"{means['frozen']:.1%}",
+            ]
+        )
+    head = ["step", "loss", "pruned", "SQNR of weights", "frozen"]
+    print(command.table(head, cells))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    options = parse(argv)
+    data = composed_digits(options.images, 1000, seed=options.seed)
+    test_x, test_y = data[2:]
+    run = Checkpoint.of(options)
+    teacher = trained_in_float(SceneNet(options.width), data, options, run, lr=0.1, batch=BATCH)
+    model, recorder = joint(teacher, options, data, run)
+    print()
+    print_course(model, recorder)
+    integer = bp.convert(model)
+    print()
+    results.verify(model, integer, test_x)
+    results.ship(integer, options.output, test_x)
+    models = {"float": teacher, "fake-quant": model, "integer": integer}
+    found = results.compared(models, test_x, test_y, options.output)
+    results.print_compared(found)
+    return found
+
+
+if __name__ == "__main__":
+    main()

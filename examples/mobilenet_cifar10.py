@@ -1,0 +1,188 @@
+"""MobileNetV2 on 32 px images: float, then calibrated and trained in 8 bits, then in integers.
+
+The images are CIFAR-10 where torchvision finds it in --data (or may --download it there);
+otherwise 10,000 colour scenes composed of scikit-learn's real digits, which need no download. Float
+weights are trained first, or come from --checkpoint: a state dict of
+bitpare_examples.networks.MobileNetV2 of the same --width, such as the float.pt that this example
+writes.
+
+Several processes share each batch: torchrun --nproc-per-node 2 examples/mobilenet_cifar10.py
+On a GPU: --device cuda --amp bf16 --channels-last --batch 256 --lr 0.2.
+"""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import bitpare as bp
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from bitpare_examples import command, results
+from bitpare_examples.checkpoint import Checkpoint, load_weights
+from bitpare_examples.data import cifar10, composed_digits, shifted_and_flipped
+from bitpare_examples.networks import MobileNetV2
+from bitpare_examples.training import accuracy, steps_of, train
+from torch import Tensor, nn
+
+AMP = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser(__doc__, "mobilenet_cifar10")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where CIFAR-10 may be")
+    parser.add_argument("--download", action="store_true", help="let torchvision download it")
+    parser.add_argument("--images", type=int, default=10_000, help="scenes, where it is not there")
+    parser.add_argument("--width", type=float, default=0.5, help="channels, of MobileNetV2's")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="float weights")
+    parser.add_argument("--epochs", type=int, default=8, help="of float training")
+    parser.add_argument("--qat-epochs", type=int, default=2, help="in 8 bits")
+    parser.add_argument("--batch", type=int, default=64, help="of all processes together")
+    parser.add_argument("--lr", type=float, default=0.1, help="of float training")
+    parser.add_argument("--qat-lr", type=float, default=0.02, help="in 8 bits")
+    parser.add_argument("--amp", choices=AMP, default="no", help="mixed precision")
+    parser.add_argument("--channels-last", action="store_true", help="memory format")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    small = {"images": 256, "width": 0.25, "epochs": 2, "qat_epochs": 1, "batch": 32}
+    return command.parse(parser, argv, quick=small)
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[torch.device]:
+    """Under torchrun one of its processes, with a GPU of its own where they are GPUs."""
+    if "WORLD_SIZE" not in os.environ:
+        yield torch.device(device)
+        return
+    own = torch.device(device)
+    if own.type == "cuda":
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+    torch.distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    yield own
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def images(options: argparse.Namespace, say: Callable[[str], None]) -> tuple[str, list[Tensor]]:
+    """CIFAR-10, or scenes; the first process alone may download."""
+    rank, world = command.processes()
+    if options.download and world > 1:
+        if rank == 0:
+            with contextlib.suppress(RuntimeError):
+                cifar10(options.data, download=True)
+        torch.distributed.barrier()
+    try:
+        found = cifar10(options.data, download=options.download and world == 1)
+        say(f"CIFAR-10 from {options.data}: {len(found[1]):,} images to train with")
+        return "CIFAR-10", list(found)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        say(f"no CIFAR-10 in {options.data} ({reason})")
+        say(f"composed digits instead: {options.images:,} scenes to train with")
+        return "digits", list(
+            composed_digits(options.images, options.images // 5, seed=options.seed)
+        )
+
+
+class Trainer:
+    """What both trainings share: mixed precision, augmentation, processes."""
+
+    def __init__(self, options: argparse.Namespace, name: str, data: list[Tensor], run: Checkpoint):
+        self.options, self.data, self.run = options, data, run
+        self.augment = name == "CIFAR-10"
+
+    def __call__(
+        self, model: nn.Module, name: str, epochs: int, lr: float, *, quantized: bool = False
+    ) -> nn.Module:
+        x, y, test_x, test_y = self.data
+        device, dtype = x.device, AMP[self.options.amp]
+        groups = bp.param_groups(model, weight_decay=4e-5)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        parts: dict[str, Any] = {}
+        if quantized:
+            steps = steps_of(y, epochs, self.options.batch)
+            schedule = bp.QatSchedule(model, total_steps=steps, freeze_bn=0.8, freeze_ranges=0.9)
+            parts["quantization"] = schedule.attach(optimizer)
+        called = model
+        if command.processes()[1] > 1:
+            called = nn.parallel.DistributedDataParallel(model)
+
+        def objective(images: Tensor, labels: Tensor) -> Tensor:
+            if self.augment:
+                images = shifted_and_flipped(images)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                return F.cross_entropy(called(images), labels)
+
+        with command.recorder(model, optimizer, self.options, name) as recorder:
+            train(
+                model,
+                x,
+                y,
+                optimizer,
+                epochs,
+                batch=self.options.batch,
+                seed=self.options.seed,
+                objective=objective,
+                evaluate=lambda: accuracy(model, test_x, test_y),
+                recorder=recorder,
+                scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+                name=name,
+                checkpoint=self.run,
+                parts=parts,
+            )
+        return model.eval()
+
+
+def trained(
+    options: argparse.Namespace, device: torch.device
+) -> tuple[nn.Module, nn.Module, list[Tensor]]:
+    """The float model, the fake-quantized one, and the images."""
+    rank, _ = command.processes()
+    say = print if rank == 0 else lambda *_: None
+    name, data = images(options, say)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    data = [t.to(device) for t in data]
+    data[0], data[2] = (data[i].contiguous(memory_format=layout) for i in (0, 2))
+    x, _, test_x, test_y = data
+    run = Checkpoint.of(options)
+    trainer = Trainer(options, name, data, run)
+
+    model = MobileNetV2(width=options.width).to(device, memory_format=layout)
+    if options.checkpoint is not None:
+        load_weights(model, options.checkpoint, "--checkpoint")
+        model.eval()
+        say(f"float weights from {options.checkpoint}: {accuracy(model, test_x, test_y):.1f} %")
+    else:
+        trainer(model, "float", options.epochs, options.lr)
+        if rank == 0:
+            torch.save(model.state_dict(), options.output / "float.pt")
+        say(f"wrote {options.output / 'float.pt'}")
+
+    qat = bp.prepare(model, bp.QConfig.int8(), example_inputs=(x[:1],))
+    bp.calibrate(qat, x[:1024].split(128), progress=False)
+    say(f"8 bits, calibrated only: {accuracy(qat, test_x, test_y):.1f} %")
+    trainer(qat, "8 bits", options.qat_epochs, options.qat_lr, quantized=True)
+    return model, qat, data
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
+    options = parse(argv)
+    with process_group(options.device) as device:
+        rank, _ = command.processes()
+        model, qat, (_, _, test_x, test_y) = trained(options, device)
+    if rank > 0:
+        return None
+    integer = bp.convert(qat)
+    results.ship(integer, options.output, test_x)
+    results.verify(qat, integer, test_x[:1000])
+    models = {"float": model, "fake-quant": qat, "integer": integer}
+    found = results.compared(models, test_x, test_y, options.output)
+    results.print_compared(found)
+    return found
+
+
+if __name__ == "__main__":
+    main()
