@@ -6,7 +6,7 @@ import bitpare as bp
 import pytest
 import torch
 import torchvision
-from bitpare import QConfig, QSpec
+from bitpare import QConfig
 from test_integer import CONFIGS, NETWORKS, Partly, images, lenet_size, prepared, settle
 from test_integer_forms import WEIGHTS, Mixer, ready, tokens
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from bitpare.deploy.convert import Traced
+from bitpare.deploy.traced import Traced, prepared_trace
 from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.names import unwrapped
@@ -46,7 +46,7 @@ def graph_of(model: nn.Module) -> Graph:
     """Of a prepared model: what `convert` makes of it, or its modules where it cannot be traced."""
     model = unwrapped(model)
     try:
-        return _traced(Traced(model, "report.html"))
+        return _traced(prepared_trace(model, "report.html"))
     except Exception as error:  # whatever a forward does: the modules are there all the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Graph(_modules(model), f"the forward could not be traced ({reason})")
