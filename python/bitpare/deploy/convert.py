@@ -80,26 +80,20 @@ class _Assembly:
             if node in found:
                 continue
             found.add(node)
-            waiting += self._sources(node)
+            waiting += self.lowering.reads(node)
         return found
-
-    def _sources(self, node: fx.Node) -> list[fx.Node]:
-        item = self.items.get(node)
-        if item is None or item.raw:
-            return list(node.all_input_nodes)
-        return [item.source] if item.source is not None else item.inputs
 
     def _stage(self, node: fx.Node) -> int:
         item = self.items.get(node)
         in_float = max(
-            (self.stages[s] + self.stages[s] % 2 for s in self._sources(node)), default=0
+            (self.stages[s] + self.stages[s] % 2 for s in self.lowering.reads(node)), default=0
         )
         if item is None:
             return in_float
         if item.raw:
             self.raw[node] = in_float
             return in_float + 1
-        return max((self._stage_after(s, item) for s in self._sources(node)), default=1)
+        return max((self._stage_after(s, item) for s in self.lowering.reads(node)), default=1)
 
     def _stage_after(self, source: fx.Node, item: Item) -> int:
         """The stage of a program's node that reads a source: its own, unless that has another form
@@ -121,7 +115,7 @@ class _Assembly:
         for node in self.graph.nodes:
             if node not in self.stages:
                 continue
-            for source in self._sources(node):
+            for source in self.lowering.reads(node):
                 crosses = source in self.items and self.stages[source] != self.stages[node]
                 part = parts[self.stages[source]] if crosses else None
                 whole = before_flattening(self.items, source) if crosses else source

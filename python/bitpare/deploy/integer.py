@@ -15,6 +15,9 @@ _release_program = torch.ops.bitpare._release_program
 _run_program = torch.ops.bitpare.run_program.default
 
 
+WEIGHTED = ("conv", "weights")  # operations
+
+
 def holder_of(module: nn.Module, path: str) -> nn.Module:
     """The module at a path below another, made of empty ones where there is none yet."""
     for part in path.split(".") if path else []:
@@ -45,6 +48,11 @@ class IntegerProgram(nn.Module):
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         made: list[Tensor] = _run_program(inputs, self._number)
         return made
+
+    def weighted(self) -> list[tuple[dict[str, Any], Tensor]]:
+        """Convolutions and linear layers, each with its integers."""
+        nodes = [n for n in self.spec["nodes"] if n["op"] in WEIGHTED]
+        return [(node, self.get_buffer(node["weight"])) for node in nodes]
 
     def rebuild(self) -> None:
         if self._held is not None:

@@ -83,6 +83,13 @@ class Lowering:
                 found.append((str(node.target), self.reasons.get(node, "it has no integer form")))
         return found
 
+    def reads(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values a node, or what it became, is made of."""
+        item = self.items.get(node)
+        if item is None or item.raw:
+            return list(node.all_input_nodes)
+        return [item.source] if item.source is not None else item.inputs
+
     # -- how values lie
 
     def layout(self, node: fx.Node) -> Layout:

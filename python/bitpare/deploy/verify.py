@@ -143,19 +143,16 @@ def _zeros(traced: Traced, integer: IntegerModel) -> list[tuple[str, int]]:
         if not isinstance(program, IntegerProgram):
             continue
         prefix = path.rpartition(".")[0].removesuffix(".body")  # of a part of its own
-        buffers = dict(program.named_buffers())
-        for node in program.spec["nodes"]:
-            if node["op"] not in ("conv", "weights"):
-                continue
+        for node, weight in program.weighted():
             name = node["name"]
             layer: Any = _layer(traced.root, f"{prefix}.{name}" if prefix else name)
             layer = layer or _layer(traced.root, prefix)
             if layer is None:
                 continue
             value = layer.quantized_weight().detach()
-            codes = buffers[node["weight"]].reshape(value.shape)
+            codes = weight.reshape(value.shape)
             if node.get("zeros"):
-                zeros = buffers[node["zeros"]].repeat_interleave(node["group"], 1)
+                zeros = program.get_buffer(node["zeros"]).repeat_interleave(node["group"], 1)
                 codes = codes.short() - zeros[:, : codes.shape[1]]
             lost = (value == 0) & (codes != 0)  # a code may become 0 where its BatchNorm is
             found.append((f"{prefix}.{name}" if prefix else name, int(lost.sum())))

@@ -128,11 +128,7 @@ def _of_integer(
         program, _ = whole_program(model, "report")
     except Exception as error:
         raise BadFile(f"{file}: {_reason(error)}") from error
-    layers = [
-        _of_codes(str(n["name"]), program.get_buffer(n["weight"]))
-        for n in program.spec["nodes"]
-        if n["op"] == "conv"
-    ]
+    layers = [_of_codes(str(node["name"]), weight) for node, weight in program.weighted()]
     facts = [f"{len(program.spec['nodes'])} integer operations"]
     given = shape or input_shape(program.spec)
     rows = None
@@ -182,9 +178,8 @@ def input_shape(spec: dict[str, Any]) -> tuple[int, ...] | None:
 
 def _uncalled(program: IntegerProgram, written: bytes) -> Any:
     """Sizes without a call."""
-    convs = [n for n in program.spec["nodes"] if n["op"] == "conv"]
-    weights = [program.get_buffer(n["weight"]) for n in convs]
-    macs = sum(w.numel() * int(n["positions"]) for w, n in zip(weights, convs, strict=True))
+    weights = [weight for _, weight in program.weighted()]
+    macs = sum(weight.numel() * int(node["positions"]) for node, weight in program.weighted())
     parameters = sum(b.numel() for b in program.buffers())
     return Summary([_row("integer", "integer", parameters, weights, macs, written)])
 

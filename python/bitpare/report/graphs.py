@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from bitpare.deploy.integer import WEIGHTED
 from bitpare.deploy.traced import Traced, prepared_trace
 from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.names import unwrapped
+from bitpare.quant.names import find_hub, unwrapped
 from bitpare.report.layers import form_of
 from bitpare.report.svg import Svg, clipped_name, number
 
@@ -45,6 +46,10 @@ class Graph:
 def graph_of(model: nn.Module) -> Graph:
     """Of a prepared model: what `convert` makes of it, or its modules where it cannot be traced."""
     model = unwrapped(model)
+    hub = find_hub(model, "report.html")
+    if "" in hub.islands:
+        reason = next(why for name, why, _ in hub.notes if name == "(the model)")
+        return Graph(_modules(model), f"the forward could not be traced ({reason})")
     try:
         return _traced(prepared_trace(model, "report.html"))
     except Exception as error:  # whatever a forward does: the modules are there all the same
@@ -64,8 +69,7 @@ def _traced(traced: Traced) -> Graph:
             if node in rows:
                 found.append(rows[node])
             else:
-                item = lowering.items.get(node)
-                found += sources(item.inputs if item is not None else node.all_input_nodes)
+                found += sources(lowering.reads(node))
         return list(dict.fromkeys(found))
 
     for node in traced.graph.nodes:
@@ -81,9 +85,10 @@ def _traced(traced: Traced) -> Graph:
         elif item is not None and item.fields is None:
             continue  # a value under another name
         elif item is not None:
-            assert item.fields is not None
-            step = Step(item.name, _kind(item.fields), INTEGER, sources(item.inputs),
-                        _chips(traced.root, node, item.name), shape)  # fmt: skip
+            shown = item.before or item
+            assert shown.fields is not None
+            step = Step(shown.name, _kind(shown.fields), INTEGER, sources(lowering.reads(node)),
+                        _chips(traced.root, node, shown.name), shape)  # fmt: skip
         elif node in lowering.inside or not node.meta.get("tensor"):
             continue
         else:
@@ -119,6 +124,10 @@ def _kind(fields: dict[str, Any]) -> str:
         name = name if name == "linear" else f"{name} {kernel}"
         name = f"{name} / {groups}" if groups > 1 else name
         return f"{name} + add" if "add" in fields else name
+    if op == "weights":
+        return "linear"
+    if op == "dynamic":
+        return "quantize at run time"
     if op == "pool":
         return "max pool" if fields.get("maximum") else "mean pool"
     if op == "pair":
@@ -178,7 +187,7 @@ def of_program(spec: dict[str, Any], forms: dict[str, str]) -> Graph:
     steps = [Step("input", "", END, [], [], f"channels: {i['channels']}") for i in spec["inputs"]]
     rows = {i["value"]: k for k, i in enumerate(spec["inputs"])}
     for node in spec["nodes"]:
-        chips = [f"w {forms.get(str(node['name']), 's8')}"] if node["op"] == "conv" else []
+        chips = [f"w {forms.get(str(node['name']), 's8')}"] if node["op"] in WEIGHTED else []
         if "range" in node:
             chips.append(f"a {(node['range'][1] - node['range'][0]).bit_length()} bits")
         inputs = list(dict.fromkeys(rows[v] for v in node["inputs"]))

@@ -174,11 +174,9 @@ def _weights(model: nn.Module, call: Any) -> tuple[list[Tensor], int]:
     batch = next((v.shape[0] for v in _pytree.tree_leaves(call.args) if isinstance(v, Tensor)), 1)
     if isinstance(model, IntegerModel):
         for program in model.programs:
-            for node in program.spec["nodes"]:
-                if node["op"] in ("conv", "weights"):
-                    weight = program.get_buffer(node["weight"])
-                    found[id(weight)] = weight
-                    macs += weight.numel() * node["positions"] * batch
+            for node, weight in program.weighted():
+                found[id(weight)] = weight
+                macs += weight.numel() * node["positions"] * batch
 
     def count(module: Any, args: Any, result: Tensor) -> None:
         nonlocal macs
