@@ -8,6 +8,7 @@ import sys
 import bitpare as bp
 import pytest
 import torch
+import torchvision
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 
@@ -244,12 +245,22 @@ def converted(model, config, data):
     return qat, integer, bp.verify(qat, integer, batches, min_agreement=0.995)
 
 
+@pytest.fixture(scope="module")
+def resnet(scenes):
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    train(model, *scenes[1][:2], optimizer, 4)
+    assert accuracy(model, *scenes[1][2:]) > 80
+    return model
+
+
 @pytest.mark.parametrize("config", [bp.QConfig.int8(), bp.QConfig.int8(target="tensorrt")])
-def test_trained_models_in_integers(lenets, mobilenet, config):
-    model, data, _ = lenets[0]
-    of_digits = converted(model, config, data)
-    of_scenes = converted(mobilenet[0], config, mobilenet[1])
-    for (qat, integer, report), found in ((of_digits, data), (of_scenes, mobilenet[1])):
+def test_trained_models_in_integers(lenets, mobilenet, resnet, scenes, config):
+    trained = (lenets[0][:2], mobilenet[:2], (resnet, scenes[1]))
+    for model, found in trained:
+        qat, integer, report = converted(model, config, found)
+        print(report)
         assert report.lsb <= 1.001 and report.sqnr > 25, str(report)
         sums = [r for r in report.rows if r.op == "conv"]
         assert sum(r.unequal for r in sums) <= 1e-3 * sum(r.elements for r in sums), str(report)

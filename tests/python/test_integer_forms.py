@@ -308,3 +308,25 @@ def test_weights_of_few_bits_stay_packed(bits):
     config = QConfig(weight=QSpec(bits=bits), activation=QSpec())
     x = images(4)
     checked(ready(net, config, x), x)
+
+
+def test_placement_says_what_has_no_integer_form():
+    config = QConfig(activation=QSpec(bits=12)).override("head", activation=QSpec.float(4, 3))
+    model = bp.prepare(NETWORKS["residual"]().eval(), config, example_inputs=(images(1),))
+    notes = dict(bp.report.placement(model).notes)
+    assert any(
+        why == "convert leaves it in float: activations of 12 bits" for why in notes.values()
+    )
+    whole_model = bp.prepare(NETWORKS["residual"]().eval(), QConfig.int4(),
+                             example_inputs=(images(1),))  # fmt: skip
+    notes = bp.report.placement(whole_model).notes
+    assert not any("leaves it in float" in why for _, why in notes)
+
+
+def test_a_model_for_a_device_that_is_not_there():
+    integer = bp.convert(prepared("lenet"))
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda|nvidia"):
+        integer.to("cuda")
+    assert integer(images(1, 16)).shape == (1, 10), "it is as it was"

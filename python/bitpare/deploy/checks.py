@@ -19,6 +19,8 @@ from bitpare.nn.quantizer import ACTIVATIONS
 
 RAW = ".raw"  # what a quantizer of a node's result was given
 UNITS_OF_FLOATS = 2.0**14  # of the largest result
+# Of what quantizes again within (attention): codes there may differ by one.
+UNITS_OF_SEVERAL = 2.0**6
 RESOLUTION = 2.0**-22
 
 
@@ -27,7 +29,8 @@ class LayerRow:
     """How an integer operation differs from the fake-quantized one, given the same integers.
 
     lsb: the largest difference, in units of the result's scale; of floats: of what one unit of the
-    accumulator is worth, or where activations have no fixed grid of 2^-14 of the largest result.
+    accumulator is worth, or where activations have no fixed grid of 2^-14 of the largest result (of
+    attention, which quantizes within, 2^-6).
     differing: the share of elements that differ at all, of floats by more than a unit. sqnr: in dB.
     """
 
@@ -129,11 +132,14 @@ class Check:
         self.rows[0].add(expected, got, *_unit(self.unit, expected))
 
 
-def _unit(unit: Tensor | float | None, expected: Tensor) -> tuple[Tensor | float, bool]:
-    """What differences are counted in, and whether that is of floats."""
+def _unit(
+    unit: Tensor | float | None, expected: Tensor, units: float = UNITS_OF_FLOATS
+) -> tuple[Tensor | float, bool]:
+    """What differences are counted in, and whether that is of floats. units: of the largest result,
+    where there is no unit."""
     if unit is None:
         most = float(expected.abs().max()) if expected.numel() else 0.0
-        return max(most, 1e-30) / UNITS_OF_FLOATS, True
+        return max(most, 1e-30) / units, True
     if isinstance(unit, Tensor) and expected.numel():  # what floats can tell apart
         unit = unit.clamp(min=float(expected.abs().max()) * RESOLUTION)
     return unit, isinstance(unit, Tensor)
@@ -283,6 +289,7 @@ class PartCheck:
         self.seen: list[tuple[Any, Any, Any]] = []
         self.row, self.unit = LayerRow(path, "layer"), None
         before: Any = traced.root.get_submodule(path)
+        self.units = UNITS_OF_SEVERAL if isinstance(made, IntegerAttention) else UNITS_OF_FLOATS
         self.within: list[Any] = []
         self.part: Traced | None = None
         if isinstance(made, IntegerModel):
@@ -315,7 +322,7 @@ class PartCheck:
             pairs = zip(_pytree.tree_leaves(expected), _pytree.tree_leaves(got), strict=True)
             for a, b in pairs:
                 if isinstance(a, Tensor) and a.is_floating_point():
-                    self.row.add(a, b, *_unit(self.unit, a))
+                    self.row.add(a, b, *_unit(self.unit, a, self.units))
 
 
 def _cloned(value: Any) -> Any:

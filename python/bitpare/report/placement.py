@@ -70,11 +70,16 @@ def _form(name: str, module: Any) -> str:
 
 def placement(model: nn.Module) -> Placement:
     """Lists every quantizer, its integer form, and whatever stays in float with the reason."""
+    from bitpare.deploy.run_time import no_form
+
     model = unwrapped(model)
     hub = find_hub(model, "report.placement")
     quantizers, integer = [], []
+    no_integers: list[tuple[str, str]] = []
     for where, module in model.named_modules():
         if isinstance(module, Quantizer):
+            if module.role == "activation" and (reason := no_form(module)) is not None:
+                no_integers.append((module.name, f"convert leaves it in float: {reason}"))
             scales = module.scales if isinstance(module, RangeQuantizer) else 1
             scale = getattr(module, "scale", None)
             scales = scales if scale is None else scale.numel()
@@ -103,4 +108,4 @@ def placement(model: nn.Module) -> Placement:
             )
     floating = [(name, reason) for name, reason, quantized in hub.notes if not quantized]
     notes = [(name, reason) for name, reason, quantized in hub.notes if quantized]
-    return Placement(quantizers, integer, floating, notes)
+    return Placement(quantizers, integer, floating, [*notes, *no_integers])
