@@ -103,6 +103,20 @@ def test_integer_weights_alone(name, opset, tmp_path):
     assert bool(int4) == packed
 
 
+@pytest.mark.parametrize("name", ["lenet", "residual"])
+def test_the_form_for_tensorrt(name, tmp_path):
+    """Only what its documentation lists: no operation on codes, biases in float."""
+    integer = bp.convert(prepared(name, CONFIGS["tensorrt"]))
+    x = images(8, lenet_size(name))
+    found = exported(integer, x[:1], tmp_path, runtime="tensorrt")
+    assert (found(x) - integer(x)).abs().max() <= 1e-3 * integer(x).abs().max()
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    codes = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    readers = {n.op_type for n in graph.node if codes & set(n.input)}
+    assert readers <= {"DequantizeLinear", "MaxPool", "Flatten"}
+    assert not [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT32]
+
+
 def test_weights_of_4_bits(tmp_path):
     integer = bp.convert(prepared("lenet", CONFIGS["int4 weights"]))
     x = images(8, 16)
@@ -125,6 +139,8 @@ def test_errors(tmp_path):
     pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 2, 1))
     with pytest.raises(bp.Unsupported, match=r"adaptive pooling to \[2, 2\]"):
         bp.deploy.export_onnx(bp.convert(prepared(pooled)), path, example_inputs=images(1))
+    with pytest.raises(ValueError, match="runtime must be one of onnxruntime, tensorrt, got 'x'"):
+        bp.deploy.export_onnx(integer, path, example_inputs=images(1), runtime="x")
     with pytest.raises(ValueError, match="opset must be 18 or more, got 17"):
         bp.deploy.export_onnx(integer, path, example_inputs=images(1), opset=17)
     x = tokens(4, 12)

@@ -13,6 +13,7 @@ from bitpare.errors import Unsupported
 
 OPSET = 18  # the least that has all that is used
 INT4_OPSET = 21  # has 4-bit integers and scales of blocks
+RUNTIMES = ("onnxruntime", "tensorrt")
 IR_VERSIONS = {True: 10, False: 9}  # that go with them
 
 
@@ -22,14 +23,20 @@ def export_onnx(
     *,
     example_inputs: tuple[Any, ...] | Tensor,
     opset: int = OPSET,
+    runtime: str = "onnxruntime",
 ) -> None:
     """Writes what `convert` made as ONNX. The batch may vary; the other sizes are those of the
     example inputs.
 
     Weights are int8, with an ``opset`` of 21 or more int4 where 4 bits hold them; biases int32,
     activations uint8, or int8 where all their zero points are 0 (the grid of target="tensorrt").
-    Tables of activations become lookups. Needs the onnx package.
+    Tables of activations become lookups. ``runtime``: who is to read it; for "tensorrt" biases are
+    floats, and bounds come before the rounding. Needs the onnx package.
     """
+    if runtime not in RUNTIMES:
+        raise ValueError(
+            f"export_onnx: runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}"
+        )
     if opset < OPSET:
         raise ValueError(f"export_onnx: opset must be {OPSET} or more, got {opset}")
     program, _ = whole_program(model, "export_onnx")
@@ -40,7 +47,8 @@ def export_onnx(
             f"got {len(inputs)}"
         )
     results = program(*inputs)
-    made = _Graph(program.spec, dict(program.named_buffers()), opset).build(inputs, results)
+    graph = _Graph(program.spec, dict(program.named_buffers()), opset, runtime)
+    made = graph.build(inputs, results)
     beside = pathlib.Path(f"{os.fspath(path)}.part")
     try:
         beside.write_bytes(made.SerializeToString())
@@ -53,8 +61,10 @@ class _Graph:
     """Values are codes, or floats: [batch, channels, height, width], or [rows, channels] where the
     channels come last, whatever is before them."""
 
-    def __init__(self, spec: dict[str, Any], tensors: dict[str, Tensor], opset: int) -> None:
-        self.opset = opset
+    def __init__(
+        self, spec: dict[str, Any], tensors: dict[str, Tensor], opset: int, runtime: str
+    ) -> None:
+        self.opset, self.tensorrt = opset, runtime == "tensorrt"
         from onnx import TensorProto, helper, numpy_helper
 
         self.helper, self.numpy, self.types = helper, numpy_helper, TensorProto
@@ -100,6 +110,13 @@ class _Graph:
         """Codes of a float, within the bounds."""
         low, high, zero = bounds[0] + bounds[2], bounds[1] + bounds[2], bounds[2]
         whole = (low, high) == (0, 255)
+        if self.tensorrt and not whole:
+            limits = [
+                self.constant(f"{name}.{which}", torch.tensor(at * scale))
+                for which, at in (("least", bounds[0]), ("most", bounds[1]))
+            ]
+            source = self.node("Clip", [source, *limits], f"{name}.bounded")
+            whole = True
         first = name if whole else f"{name}.whole"
         self.node("QuantizeLinear", [source, *self.grid(name, scale, zero)], first)
         if whole:
@@ -166,16 +183,7 @@ class _Graph:
         weight, bias, unit = self._weights(node, None if node["float"] else scale)
         scale_of_weight = unit / self.scales[entering]
         weights = self._dequantized(name, weight, scale_of_weight.float(), None, {"axis": 0})
-        biases = self.node(
-            "DequantizeLinear",
-            [
-                self.constant(f"{name}.bias_codes", bias),
-                self.constant(f"{name}.bias_scale", unit.float()),
-                self.constant(f"{name}.bias_zero", torch.zeros(len(unit), dtype=torch.int32)),
-            ],
-            f"{name}.bias",
-            axis=0,
-        )
+        biases = self._biases(name, bias, unit)
         result = f"{name}.result"
         if node.get("linear", False):
             rows = self.node("Flatten", [self.codes[entering]], f"{name}.rows", axis=1)
@@ -234,6 +242,16 @@ class _Graph:
             )
         scales = self.constant(f"{name}.weight_scale", scale)
         return self.node("DequantizeLinear", [held, scales, zero], f"{name}.weight", **how)
+
+    def _biases(self, name: str, bias: Tensor, unit: Tensor) -> str:
+        if self.tensorrt:
+            return self.constant(f"{name}.bias", (bias * unit).float())
+        given = [
+            self.constant(f"{name}.bias_codes", bias),
+            self.constant(f"{name}.bias_scale", unit.float()),
+            self.constant(f"{name}.bias_zero", torch.zeros(len(unit), dtype=torch.int32)),
+        ]
+        return self.node("DequantizeLinear", given, f"{name}.bias", axis=0)
 
     def _int4(self, name: str, codes: Tensor) -> str:
         if name not in self.constants:
