@@ -1,15 +1,16 @@
-"""bitpare."""
+"""bitpare. 4 bits: everywhere, as in the other tools; QConfig.int4() keeps 8 at the ends."""
 
 import bitpare as bp
 import torch
 from bitpare.nn.quantizer import Quantizer
 from torch import Tensor, nn
 
-CONFIGS = {8: bp.QConfig.int8, 4: bp.QConfig.int4}
+FOUR = bp.QSpec(bits=4, learn="lsq")
+CONFIGS = {8: bp.QConfig.int8(), 4: bp.QConfig(weight=FOUR, activation=FOUR)}
 
 
 def prepare(model: nn.Module, batches: list[Tensor], bits: int = 8) -> nn.Module:
-    qat = bp.prepare(model.eval(), CONFIGS[bits](), example_inputs=(batches[0],))
+    qat = bp.prepare(model.eval(), CONFIGS[bits], example_inputs=(batches[0],))
     bp.calibrate(qat, batches)
     return qat
 
