@@ -1,6 +1,7 @@
 # make demo: build, then LeNet on real digits: float, pruned and quantized, integers, ONNX, a report.
 # make test: every test. Each sets up all it needs in .venv.
-.PHONY: build test demo bench format lint asan docs wheel test-newest clean
+# make bench-peers: other tools beside bitpare, in .venv-peers.
+.PHONY: build test demo bench bench-peers format lint asan docs wheel test-newest clean
 
 TORCH ?= 2.11.0
 NEWEST_TORCH ?= 2.15.0
@@ -39,6 +40,12 @@ bench: build
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/tables.py
 
+# What other tools do beside bitpare: half an hour on a quiet machine.
+bench-peers: build
+	@bash tools/setup.sh .venv-peers $(TORCH) tools/requirements-peers.txt
+	PYTHONPATH=python .venv-peers/bin/python benchmarks/peers/run.py --save
+	$(PY) benchmarks/tables.py
+
 format:
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS) tools/requirements-lint.txt
 	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' 'examples/cpp/*' | grep -E '\.(h|cpp|cu)$$')
@@ -67,4 +74,4 @@ wheel: build
 	@ls dist/*.whl
 
 clean:
-	rm -rf build dist .venv .venv-newest python/bitpare/*.so python/bitpare/_build_info.py
+	rm -rf build dist .venv .venv-newest .venv-peers python/bitpare/*.so python/bitpare/_build_info.py

@@ -1,9 +1,9 @@
-"""Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/.
+"""Writes the tables of README.md and docs/benchmarks.md, and docs/plots/, from benchmarks/results/.
 
     python benchmarks/tables.py [--check]
 
-A table stands between <!-- benchmark:NAME --> and <!-- end -->; --check says whether one is out of
-date instead of writing it.
+A table stands between <!-- benchmark:NAME --> and <!-- end -->; --check says which table or plot is
+out of date instead of writing it.
 """
 
 import argparse
@@ -13,7 +13,11 @@ import re
 import sys
 from typing import Any
 
+from peers import report
+
 ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PLOTS = ROOT / "docs" / "plots"
 # What README shows: enough to judge by.
 SHORT = [
     ("fake_quant", "forward", "2^16"),
@@ -124,25 +128,31 @@ def integer_table(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tables() -> dict[str, str]:
+SHAPES = {  # of the other results: what makes the table of those whose name begins so
+    "qat-step": step_table,
+    "prune": prune_table,
+    "integer": integer_table,
+    "distill": distill_table,
+}
+
+
+def tables(results: pathlib.Path = RESULTS) -> tuple[dict[str, str], dict[str, str]]:
+    """Tables by name, and plots by file name."""
     made = {}
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+    for path in sorted(results.glob("*.json")):
+        if path.stem.startswith("peers"):
+            continue
         stored = json.loads(path.read_text())
-        if path.stem.startswith("qat-step"):
-            made[path.stem] = step_table(stored)
-            continue
-        if path.stem.startswith("prune"):
-            made[path.stem] = prune_table(stored)
-            continue
-        if path.stem.startswith("integer"):
-            made[path.stem] = integer_table(stored)
-            continue
-        if path.stem.startswith("distill"):
-            made[path.stem] = distill_table(stored)
+        shape = next((f for name, f in SHAPES.items() if path.stem.startswith(name)), None)
+        if shape is not None:
+            made[path.stem] = shape(stored)
             continue
         made[path.stem] = table(stored, None)
         made[f"{path.stem}-short"] = table(stored, SHORT)
-    return made
+    section, plots = report.section(results)
+    if section:
+        made["peers"] = section
+    return made, plots
 
 
 def filled(text: str, made: dict[str, str]) -> str:
@@ -157,13 +167,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    made, stale = tables(), []
+    (made, plots), stale = tables(), []
     for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
         text = path.read_text()
         new = filled(text, made)
         if new != text:
             stale.append(path.name)
             if not options.check:
+                path.write_text(new)
+    for name, new in plots.items():
+        path = PLOTS / name
+        if not path.exists() or path.read_text() != new:
+            stale.append(f"plots/{name}")
+            if not options.check:
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(new)
     if stale:
         print(f"{'out of date' if options.check else 'written'}: {', '.join(stale)}")

@@ -36,14 +36,14 @@ class Times:
     p80: float
 
 
-def interleave(
+def interleaved_rounds(
     functions: dict[str, Callable[[], object]],
     rounds: int = 21,
     slice_s: float = 2e-3,
     before: dict[str, Callable[[], object]] | None = None,
-) -> dict[str, Times]:
-    """Times of each function, all of them taking turns. A turn lasts about slice_s. before: what a
-    function's turn begins with, not timed."""
+) -> dict[str, list[float]]:
+    """Seconds of a call of each function in each round, all of them taking turns. A turn lasts
+    about slice_s. before: what a function's turn begins with, not timed."""
     repeats = {}
     prepare = before or {}
     for name, f in functions.items():
@@ -62,11 +62,43 @@ def interleave(
                 f()
             _synchronize()
             seconds[name].append((time.perf_counter() - start) / repeats[name])
-    result = {}
-    for name, values in seconds.items():
-        cuts = statistics.quantiles(values, n=5)
-        result[name] = Times(statistics.median(values), cuts[0], cuts[3])
-    return result
+    return seconds
+
+
+def summary(values: list[float]) -> Times:
+    cuts = statistics.quantiles(values, n=5)
+    return Times(statistics.median(values), cuts[0], cuts[3])
+
+
+def ratio(values: list[float], base: list[float]) -> Times:
+    """Of two functions' seconds, round by round: what slows a round down slows both."""
+    return summary([a / b for a, b in zip(values, base, strict=True)])
+
+
+def against(
+    functions: dict[str, Callable[[], object]],
+    base: str,
+    rounds: int = 21,
+    slice_s: float = 2e-3,
+    before: dict[str, Callable[[], object]] | None = None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds of each function, and the ratio to one of them; as JSON has them."""
+    found = interleaved_rounds(functions, rounds, slice_s, before)
+    return {
+        "seconds": {name: vars(summary(values)) for name, values in found.items()},
+        "ratio": {name: vars(ratio(values, found[base])) for name, values in found.items()},
+    }
+
+
+def interleave(
+    functions: dict[str, Callable[[], object]],
+    rounds: int = 21,
+    slice_s: float = 2e-3,
+    before: dict[str, Callable[[], object]] | None = None,
+) -> dict[str, Times]:
+    """Times of each function: see interleaved_rounds."""
+    found = interleaved_rounds(functions, rounds, slice_s, before)
+    return {name: summary(values) for name, values in found.items()}
 
 
 def _synchronize() -> None:

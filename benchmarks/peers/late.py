@@ -1,0 +1,19 @@
+"""What happens once, late in training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def after(optimizer: torch.optim.Optimizer, step: int, act: Callable[[], Any]) -> None:
+    """Calls act when the optimizer has taken so many steps."""
+    taken = 0
+
+    def count(*_: Any) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            act()
+
+    optimizer.register_step_post_hook(count)
