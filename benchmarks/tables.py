@@ -77,7 +77,7 @@ def step_table(stored: dict[str, Any]) -> str:
 
 
 def prune_table(stored: dict[str, Any]) -> str:
-    """Rows of prune.py: each block against its first line."""
+    """Rows of prune.py and linear.py: each block against its first line."""
     lines = [
         *measured_on(stored),
         "| what | how | ms | times the first |",
@@ -131,6 +131,7 @@ def integer_table(stored: dict[str, Any]) -> str:
 SHAPES = {  # of the other results: what makes the table of those whose name begins so
     "qat-step": step_table,
     "prune": prune_table,
+    "linear": prune_table,
     "integer": integer_table,
     "distill": distill_table,
 }

@@ -93,7 +93,7 @@ Packing packing_of(const Tensor& codes, const ConvShape& shape, const std::vecto
 }  // namespace
 
 ConvWeights pack_conv(const Node& node, const Tensors& tensors, int64_t channels,
-                      const at::Device& device) {
+                      const at::Device& device, bool in_rows) {
   Tensor codes = plain(tensors, node, node.weight, at::kChar);
   Tensor multipliers = plain(tensors, node, node.multiplier, at::kFloat);
   ConvShape shape = weight_shape(node, codes, channels);
@@ -154,6 +154,14 @@ ConvWeights pack_conv(const Node& node, const Tensors& tensors, int64_t channels
   made.padding = padding.to(device);
   made.sums = sums.to(device);
   made.offset = offset.to(device);
+  if (in_rows && made.kind == ConvKind::dense && node.groups == 1) {
+    int64_t inputs = channels * taps;
+    made.rows = at::zeros(
+        {math::padded_to(outputs, kRowPadding), math::padded_to(inputs, kRowPadding)}, at::kChar);
+    Tensor by_tap = codes.permute({0, 2, 3, 1}).reshape({outputs, inputs});
+    made.rows.narrow(0, 0, outputs).narrow(1, 0, inputs).copy_(by_tap * (1 << packing.up));
+    made.rows = made.rows.to(device);
+  }
   return made;
 }
 

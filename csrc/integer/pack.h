@@ -23,6 +23,8 @@ struct ConvWeights {
   bool fits = true;  // results stay far within 32 bits
   Tensor weight, bias, multiplier, padding;
   Tensor sums, offset;  // offset: of a grid found at run time
+  Tensor rows;          // of dense ones of one group: [outputs, inputs], tap by tap, padded; else
+                        // undefined
 };
 
 struct LinearWeights {
@@ -37,9 +39,13 @@ const Tensor& tensor_of(const Tensors& tensors, const Node& node, const std::str
                         at::ScalarType type);
 void check_count(const Node& node, const Tensor& tensor, int64_t count);
 
+// Outputs and inputs of weights in rows are padded to this.
+constexpr int64_t kRowPadding = 16;
+
 // channels: of the input. Dense weights of few bits are packed, if sums leave room for it.
+// in_rows: for products by a library, too.
 ConvWeights pack_conv(const Node& node, const Tensors& tensors, int64_t channels,
-                      const at::Device& device);
+                      const at::Device& device, bool in_rows);
 LinearWeights pack_linear(const Node& node, const Tensors& tensors, int64_t channels,
                           const at::Device& device);
 

@@ -71,7 +71,7 @@ void Program::add(const Node& node, const Tensors& tensors) {
   Form made_form = node.kind == Kind::pool ? form(node.inputs[0]) : Form::codes;
   switch (node.kind) {
     case Kind::conv:
-      made.conv = pack_conv(node, tensors, in, device_);
+      made.conv = pack_conv(node, tensors, in, device_, uses_library(device_));
       out = node.groups * made.conv.out_channels;
       made_form = node.to_float ? Form::floats : Form::codes;
       break;

@@ -18,6 +18,10 @@ struct Extent {
 // each run.
 enum class Form { codes, floats, dynamic };
 
+// Whether dense products are a library's (torch's _int_mm): on CUDA, and for tests where
+// BITPARE_INTEGER_PRODUCTS=library is set.
+bool uses_library(const at::Device& device);
+
 // Runs may be concurrent: each takes memory of its own.
 class Program {
  public:

@@ -1,10 +1,14 @@
 // Running a program: the arguments of each kernel.
+#include <cstdlib>
+#include <string_view>
+
 #include "integer/program.h"
 #include "kernels/int_dynamic.h"
 #include "kernels/int_edge.h"
 #include "kernels/int_map.h"
 #include "kernels/int_pair.h"
 #include "kernels/int_pool.h"
+#include "kernels/int_product.h"
 #include "kernels/int_weights.h"
 #include "ops/call.h"
 #include "ops/device.h"
@@ -22,6 +26,9 @@ void on_device(const at::Device& device, const Tensor& any, F f) {
     ops::Cuda::run(any, f);
   }
 }
+
+constexpr int64_t kFewRows = 32;  // with fewer a kernel of ours is used
+constexpr int64_t kPatchBytes = int64_t{1} << 26;
 
 // A grid that was found at run time: one scale and zero point, or one for each row.
 struct FoundGrid {
@@ -43,6 +50,14 @@ auto qparams(const Tensor& low, const Tensor& high, const Node& node) {
 }
 
 }  // namespace
+
+bool uses_library(const at::Device& device) {
+  static const bool wanted = [] {
+    const char* products = std::getenv("BITPARE_INTEGER_PRODUCTS");
+    return products && std::string_view(products) == "library";
+  }();
+  return device.is_cuda() || wanted;
+}
 
 // One run: where its values lie, and the arguments of each kernel.
 struct Program::Run {
@@ -256,7 +271,31 @@ struct Program::Run {
       args.pairing = node.pairing;
       args.sum_range = node.sum_range;
     }
-    int_conv(args, where);
+    if (weights.rows.defined() && pixels(node.output) > kFewRows) {
+      by_library(args, weights.rows, where);
+    } else {
+      int_conv(args, where);
+    }
+  }
+
+  // In parts, so that what the taps see does not take much memory.
+  template <class Where>
+  void by_library(const IntConv& conv, const Tensor& weight, const Where& where) {
+    const ConvShape& s = conv.shape;
+    int64_t rows = s.batch * s.out_height * s.out_width, inputs = weight.size(1);
+    int64_t each = std::max<int64_t>(kPatchBytes / inputs, 2 * kFewRows);
+    Tensor patches = at::empty({std::min(rows, each + kFewRows), inputs}, weight.options());
+    for (int64_t first = 0; first < rows;) {
+      // The last part is not left with few rows, which the library does not take.
+      int64_t here = rows - first <= each + kFewRows ? rows - first : each;
+      IntProduct args = {conv, first, here, inputs, weight.size(0)};
+      args.patches = patches.data_ptr<int8_t>();
+      int_patches(args, where);
+      Tensor sums = at::_int_mm(patches.narrow(0, 0, here), weight.t());
+      args.sums = sums.const_data_ptr<int32_t>();
+      int_finish(args, where);
+      first += here;
+    }
   }
 
   template <class Where>

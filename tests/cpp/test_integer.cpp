@@ -13,6 +13,7 @@
 #include "kernels/int_map.h"
 #include "kernels/int_pair.h"
 #include "kernels/int_pool.h"
+#include "kernels/int_product.h"
 #include "kernels/int_weights.h"
 #include "on_cuda.h"
 
@@ -252,6 +253,55 @@ TEST(IntConv, DoesNotSaturate) {
   float first;
   std::memcpy(&first, found.data(), sizeof first);
   EXPECT_EQ(first, -4096.0f * 255 * 128);
+}
+
+// The same through patches and sums, in two parts.
+template <class Where>
+std::vector<uint8_t> run_by_product(ConvData& data, const Where& where) {
+  const ConvShape& s = data.args.shape;
+  int64_t rows = s.batch * s.out_height * s.out_width, taps = math::taps_of(s);
+  int64_t inputs = math::padded_to(s.in_channels * taps, 16);
+  int64_t n = rows * data.args.output_step;
+  if (data.args.to_float) n *= static_cast<int64_t>(sizeof(float));
+  std::vector<uint8_t> output(static_cast<size_t>(n + 1), 0xA5);
+  data.args.output = output.data();
+  for (auto [first, last] : {std::pair{int64_t{0}, rows / 2}, {rows / 2, rows}}) {
+    int64_t here = last - first;
+    std::vector<int8_t> patches(static_cast<size_t>(here * inputs), 77);
+    std::vector<int32_t> sums(static_cast<size_t>(here * s.out_channels));
+    IntProduct args = {data.args, first, here, inputs, s.out_channels, patches.data(), sums.data()};
+    int_patches(args, where);
+    for (int64_t i = 0; i < here * s.out_channels; ++i) {
+      int64_t row = i / s.out_channels, o = i % s.out_channels;
+      for (int64_t k = 0; k < s.in_channels * taps; ++k) {
+        int64_t tap = k / s.in_channels, c = k % s.in_channels;
+        sums[static_cast<size_t>(i)] +=
+            patches[static_cast<size_t>(row * inputs + k)] *
+            data.plain[static_cast<size_t>((o * s.in_channels + c) * taps + tap)];
+      }
+      for (int64_t k = s.in_channels * taps; k < inputs; ++k) {
+        EXPECT_EQ(patches[static_cast<size_t>(row * inputs + k)], 0);
+      }
+    }
+    int_finish(args, where);
+  }
+  return output;
+}
+
+TEST(IntProduct, IsTheConvolution) {
+  for (const ConvShape& s : conv_shapes()) {
+    if (s.groups > 1) continue;
+    for (auto [to_float, other, bits, dynamic] : {std::tuple{false, false, 8, false},
+                                                  {true, false, 8, false},
+                                                  {false, true, 4, false},
+                                                  {true, false, 2, true}}) {
+      ConvData data({s, to_float, other, bits, dynamic});
+      auto expected = run_conv(data, OnCpu<Baseline>{serial});
+      auto found = expect_same_bytes_everywhere(
+          "product", [&](const auto& where) { return run_by_product(data, where); });
+      expect_same_bits(found, expected, "product " + std::to_string(s.in_channels));
+    }
+  }
 }
 
 // -- pooling

@@ -301,33 +301,40 @@ SAME = """
 import hashlib, sys
 sys.path.insert(0, sys.argv[1])
 import bitpare, torch
-from test_integer import NETWORKS, images, lenet_size, prepared
 found = hashlib.sha256()
-integers = torch.load(sys.argv[2], weights_only=False)
-for name in NETWORKS:
-    found.update(integers[name](images(4, lenet_size(name))).numpy().tobytes())
+for model, x in torch.load(sys.argv[2], weights_only=False):
+    found.update(model(x).numpy().tobytes())
 from bitpare import _C
 print(_C.cpu_capability(), found.hexdigest())
 """
 
 
 def test_same_bits_on_every_instruction_set(tmp_path):
-    """Other machines run what this one converted."""
-    torch.save({name: bp.convert(prepared(name)) for name in NETWORKS}, tmp_path / "models.pt")
+    """Other machines run what this one converted; so does a library for dense products, which CUDA
+    takes."""
+    configs = (QConfig.int8(), QConfig.int4(), QConfig.dynamic())
+    models = [
+        (bp.convert(prepared(name, config)), images(4, lenet_size(name)))
+        for name in NETWORKS
+        for config in configs
+    ]
+    rows = torch.randn(3, 5, 48, generator=torch.Generator().manual_seed(0))
+    for config in (QConfig.weight_only(bits=4, group=16), QConfig.weight_only(bits=1)):
+        linear = bp.prepare(nn.Linear(48, 40).eval(), config, example_inputs=(rows,))
+        models.append((bp.convert(linear), rows))
+    torch.save(models, tmp_path / "models.pt")
     names = ["default", "avx2", "avx512"]
-    best = names.index(_C.machine_cpu_capability())
-    found = {}
-    for name in names[: best + 1]:
+    names = names[: names.index(_C.machine_cpu_capability()) + 1]
+    found = set()
+    for name, products in [*((name, "") for name in names), (names[-1], "library")]:
+        chosen = {"BITPARE_CPU_CAPABILITY": name, "BITPARE_INTEGER_PRODUCTS": products}
         command = [sys.executable, "-c", SAME, os.path.dirname(__file__), tmp_path / "models.pt"]
-        ran = subprocess.run(
-            command, env={**os.environ, "BITPARE_CPU_CAPABILITY": name}, capture_output=True,
-            text=True,
-        )  # fmt: skip
+        ran = subprocess.run(command, env={**os.environ, **chosen}, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         used, digest = ran.stdout.split()
         assert used == name
-        found[name] = digest
-    assert len(set(found.values())) == 1, found
+        found.add(digest)
+    assert len(found) == 1, found
 
 
 def test_errors():

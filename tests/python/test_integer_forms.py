@@ -242,6 +242,13 @@ def test_linear_layers_with_integer_weights_alone(config, rows):
     assert (expected - got).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("kind", ["int8", "dynamic", "weight_only"])
+def test_a_layer_by_itself(kind):
+    x = tokens(5, 12)
+    integer = checked(ready(nn.Linear(12, 7), getattr(QConfig, kind)(), x), x)
+    assert whole(integer) and len(integer.programs[0].spec["nodes"]) >= 1
+
+
 @pytest.mark.parametrize("name", ["8 bits", "4 bits", "1 bit", "groups", "asymmetric groups"])
 def test_networks_with_integer_weights_alone_in_files(name, tmp_path):
     class Two(nn.Module):

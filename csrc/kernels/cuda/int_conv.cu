@@ -1,48 +1,9 @@
 #include "kernels/cuda/blocks.h"
 #include "kernels/cuda/bytes.h"
-#include "kernels/int_conv.h"
+#include "kernels/int_product.h"
 
 namespace bitpare {
 namespace {
-
-// The accumulator of output o of a pixel, before any product: products are of codes less 128.
-__device__ inline int32_t start_of(const IntConv& args, int64_t number) {
-  return static_cast<int32_t>(static_cast<uint32_t>(args.bias[number]) +
-                              128u * static_cast<uint32_t>(args.weight_sums[number]));
-}
-
-__device__ inline void finish_float(const IntConv& args, int64_t row, int64_t o, int64_t number,
-                                    int32_t sum) {
-  float multiplier = args.multiplier[number], value;
-  if (args.scales) {
-    int64_t at = row * args.scale_step;
-    int32_t less_zero = sum - args.zeros[at] * args.weight_sums[number];
-    value = math::dequantized(static_cast<float>(less_zero), args.scales[at], multiplier,
-                              args.offset[number]);
-  } else {
-    value = static_cast<float>(sum) * multiplier;
-  }
-  static_cast<float*>(args.output)[row * args.output_step + o] =
-      math::clamp(value, args.least, args.most);
-}
-
-// From an accumulator to what is stored. number: where the output's numbers stand.
-__device__ inline void finish(const IntConv& args, int64_t row, int64_t o, int64_t number,
-                              int32_t sum) {
-  if (args.to_float) return finish_float(args, row, o, number, sum);
-  float code = math::requantized(static_cast<float>(sum), args.multiplier[number], args.range.low,
-                                 args.range.high);
-  int32_t zero = args.range.zero;
-  if (args.other) {
-    float first = code + static_cast<float>(zero - args.pairing.first_zero);
-    int32_t other = args.other[row * args.other_step + o];
-    float second = static_cast<float>(other - args.pairing.second_zero);
-    code = math::paired(first, second, args.pairing, args.sum_range.low, args.sum_range.high);
-    zero = args.sum_range.zero;
-  }
-  static_cast<uint8_t*>(args.output)[row * args.output_step + o] =
-      static_cast<uint8_t>(static_cast<int32_t>(code) + zero);
-}
 
 // -- dense: a block takes a panel of 16 outputs of 64 pixels, a thread an output of 4 of them.
 // Threads of one pixel read the same four codes, those of one output the same weights.
@@ -71,7 +32,7 @@ __global__ void __launch_bounds__(kThreads) dense_kernel(IntConv args, int64_t r
   for (int j = 0; j < kPixelsOfThread; ++j) {
     int64_t row = first + j * kPixelThreads;
     pixels[j] = math::pixel_at(s, row < rows ? row : 0);
-    sums[j] = start_of(args, number);
+    sums[j] = math::start_of(args, number);
   }
   int64_t blocks = math::blocks_of(s, args.bits);
   int each = 8 / args.bits;
@@ -95,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) dense_kernel(IntConv args, int64_t r
   if (of_group >= s.out_channels) return;
   for (int j = 0; j < kPixelsOfThread; ++j) {
     int64_t row = first + j * kPixelThreads;
-    if (row < rows) finish(args, row, group * s.out_channels + of_group, number, sums[j]);
+    if (row < rows) math::finish(args, row, group * s.out_channels + of_group, number, sums[j]);
   }
 }
 
@@ -112,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(IntConv args, int64
   int32_t sums[kPixelsOfThread][kQuad];
   for (int j = 0; j < kPixelsOfThread; ++j) {
     pixels[j] = math::pixel_at(s, first + j < rows ? first + j : 0);
-    for (int c = 0; c < kQuad; ++c) sums[j][c] = start_of(args, channel + c);
+    for (int c = 0; c < kQuad; ++c) sums[j][c] = math::start_of(args, channel + c);
   }
   for (int64_t tap = 0; tap < taps; tap += kQuad) {
     uint32_t weights[kQuad] = {}, codes[kQuad] = {};
@@ -133,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(IntConv args, int64
   }
   for (int j = 0; j < kPixelsOfThread && first + j < rows; ++j) {
     for (int c = 0; c < kQuad && channel + c < s.groups; ++c) {
-      finish(args, first + j, channel + c, channel + c, sums[j][c]);
+      math::finish(args, first + j, channel + c, channel + c, sums[j][c]);
     }
   }
 }

@@ -12,7 +12,7 @@ from bitpare.deploy.integer import IntegerProgram
 from bitpare.deploy.lower import Lowering
 from bitpare.deploy.numbers import Codes
 from bitpare.deploy.refused import Refused
-from bitpare.deploy.traced import Traced
+from bitpare.deploy.traced import Traced, layer_graph
 from bitpare.graph import is_layer
 from bitpare.nn import layers
 from bitpare.nn.attention import QMultiheadAttention
@@ -144,24 +144,7 @@ def integer_layer(layer: Any, shape: tuple[int, ...], known: Codes | None = None
     the grid that its input is on already."""
     from bitpare.deploy.convert import assemble
 
-    root = nn.Module()
-    root.layer = copy.copy(layer)  # the same weights
-    root.layer._modules = {**layer._modules, "bp_input": None}
-    graph = fx.Graph()
-    value = given = graph.placeholder("x")
-    if layer.bp_input is not None:
-        root.enter = layer.bp_input
-        value = graph.call_module("enter", (value,))
-    result = graph.call_module("layer", (value,))
-    graph.output(result)
-    outputs = getattr(layer, "out_features", getattr(layer, "out_channels", 0))
-    for node in (given, value):
-        node.meta.update(shape=shape, float=True)
-    if isinstance(layer, nn.Linear):
-        result.meta.update(shape=(*shape[:-1], outputs), float=True)
-    else:
-        result.meta.update(shape=(shape[0], outputs, *shape[2:]), float=True)
-    graph.bitpare_constants = {}  # type: ignore[attr-defined]
+    root, graph, value = layer_graph(layer, shape)
     lowering = Lowering(root, graph, {} if known is None else {value: known})
     if lowering.floating:
         raise Refused(lowering.floating[0][1])

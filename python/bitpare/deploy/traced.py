@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,6 +30,10 @@ class Traced:
         with torch.no_grad():
             if "" in islands:
                 self._as_one_call()
+            elif isinstance(root, layers.WEIGHTED):
+                shape = tuple(next(iter(self.arguments.values())).shape)
+                self.root, self.graph, _ = layer_graph(root, shape)
+                self.calls = {}
             else:
                 results = {root.get_submodule(n): c[0].result for n, c in calls.items() if c}
                 opaque = {root.get_submodule(name) for name in islands}
@@ -86,3 +91,25 @@ def prepared_trace(model: nn.Module, caller: str) -> Traced:
             module.bp_tail = None  # each node computes what it says
     calls = g.record_calls(root, call, False)
     return Traced(root, call, set(hub.islands), calls)
+
+
+def layer_graph(layer: Any, shape: tuple[int, ...]) -> tuple[nn.Module, fx.Graph, fx.Node]:
+    """A layer, and the quantizer of its input before it, as a graph; and the layer's input there.
+    shape: of the input."""
+    root, graph = nn.Module(), fx.Graph()
+    root.layer = copy.copy(layer)  # the same weights
+    root.layer._modules = {**layer._modules, "bp_input": None}
+    value = given = graph.placeholder("x")
+    if layer.bp_input is not None:
+        root.enter = layer.bp_input
+        value = graph.call_module("enter", (value,))
+    result = graph.call_module("layer", (value,))
+    graph.output(result)
+    outputs = getattr(layer, "out_features", getattr(layer, "out_channels", 0))
+    made = (
+        (*shape[:-1], outputs) if isinstance(layer, nn.Linear) else (shape[0], outputs, *shape[2:])
+    )
+    for node, size in ((given, shape), (value, shape), (result, made)):
+        node.meta.update(shape=size, float=True, tensor=True)
+    graph.bitpare_constants = {}  # type: ignore[attr-defined]
+    return root, graph, value

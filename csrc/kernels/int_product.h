@@ -1,0 +1,81 @@
+// A dense convolution as a product of matrices that somebody else computes: what goes into it, and
+// what becomes of its sums.
+#pragma once
+#include "kernels/backend.h"
+#include "kernels/int_conv.h"
+
+namespace bitpare {
+
+// Output pixels first .. first + rows - 1 of a convolution of one group. patches: [rows, inputs],
+// for each the codes that its taps see, less 128, tap by tap; 0 past them. sums: [rows, sums_step],
+// the products of the patches and the weights of each output.
+struct IntProduct {
+  IntConv conv;
+  int64_t first, rows, inputs, sums_step;
+  int8_t* patches;
+  const int32_t* sums;
+};
+
+template <class Isa>
+void int_patches(const IntProduct& args, const OnCpu<Isa>& cpu);
+void int_patches(const IntProduct& args, const OnCuda& cuda);
+
+// From sums to what the convolution stores.
+template <class Isa>
+void int_finish(const IntProduct& args, const OnCpu<Isa>& cpu);
+void int_finish(const IntProduct& args, const OnCuda& cuda);
+
+namespace math {
+
+// A patch's value at k.
+BITPARE_INLINE int8_t patch_value(const IntProduct& args, const ConvPixel& pixel, int64_t k) {
+  const ConvShape& s = args.conv.shape;
+  int64_t tap = k / s.in_channels, c = k % s.in_channels;
+  if (tap >= taps_of(s)) return 0;
+  const uint8_t* at = tap_of(args.conv, pixel, tap / s.kernel_width, tap % s.kernel_width);
+  return static_cast<int8_t>((at ? at : args.conv.padding)[c] ^ 0x80);
+}
+
+// The accumulator of an output before any product with codes less 128.
+BITPARE_INLINE int32_t start_of(const IntConv& args, int64_t number) {
+  return static_cast<int32_t>(static_cast<uint32_t>(args.bias[number]) +
+                              128u * static_cast<uint32_t>(args.weight_sums[number]));
+}
+
+BITPARE_INLINE float float_result(const IntConv& args, int64_t row, int64_t number, int32_t sum) {
+  float multiplier = args.multiplier[number], value;
+  if (args.scales) {
+    int64_t at = row * args.scale_step;
+    int32_t less_zero = sum - args.zeros[at] * args.weight_sums[number];
+    value = dequantized(static_cast<float>(less_zero), args.scales[at], multiplier,
+                        args.offset[number]);
+  } else {
+    value = static_cast<float>(sum) * multiplier;
+  }
+  return clamp(value, args.least, args.most);
+}
+
+// Stores output o of a pixel. number: where the output's numbers stand.
+BITPARE_INLINE void finish(const IntConv& args, int64_t row, int64_t o, int64_t number,
+                           int32_t sum) {
+  int64_t place = row * args.output_step + o;
+  if (args.to_float) {
+    static_cast<float*>(args.output)[place] = float_result(args, row, number, sum);
+    return;
+  }
+  float code = requantized(static_cast<float>(sum), args.multiplier[number], args.range.low,
+                           args.range.high);
+  int32_t zero = args.range.zero;
+  if (args.other) {
+    float first = code + static_cast<float>(zero - args.pairing.first_zero);
+    int32_t other = args.other[row * args.other_step + o];
+    float second = static_cast<float>(other - args.pairing.second_zero);
+    code = paired(first, second, args.pairing, args.sum_range.low, args.sum_range.high);
+    zero = args.sum_range.zero;
+  }
+  static_cast<uint8_t*>(args.output)[place] =
+      static_cast<uint8_t>(static_cast<int32_t>(code) + zero);
+}
+
+}  // namespace math
+}  // namespace bitpare
