@@ -4,7 +4,7 @@ python benchmarks/integer.py [--rounds 15] [--save]
 
 ONNX Runtime takes part where it is installed (pip install onnxruntime onnx): a network that it
 quantized itself, per channel, with bytes of activations. It spins for a while after each call,
-which slows what comes next: each turn begins with a pause.
+which slows what comes next: each turn begins with a pause, and with calls that are not counted.
 """
 
 import argparse
@@ -80,6 +80,19 @@ def of_onnx_runtime(model: Any, threads: int) -> Any:
     return lambda array: session.run(None, {"x": array})
 
 
+def settled(f: Any) -> Any:
+    """What a turn begins with: the threads of the one before may still spin, and those of this one
+    lie on one core until the system has spread them."""
+
+    def begin() -> None:
+        time.sleep(0.3)
+        until = time.perf_counter() + 0.2
+        while time.perf_counter() < until:
+            f()
+
+    return begin
+
+
 def size_of(model: Any) -> int:
     import bitpare as bp
 
@@ -111,9 +124,6 @@ def main() -> None:
         }
         if runtime is not None:
             functions["onnxruntime"] = lambda f=runtime, x=array: f(x)
-
-        def settled(f: Any) -> Any:
-            return lambda: (time.sleep(0.3), f(), f())
 
         with torch.inference_mode():
             times = timing.interleave(

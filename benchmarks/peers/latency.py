@@ -2,7 +2,6 @@
 
 import pathlib
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -86,11 +85,6 @@ def error_of(found: Any, expected: Tensor) -> float:
     return float((result - expected).norm() / expected.norm())
 
 
-def settled(name: str, f: Callable[[], Any]) -> Callable[[], Any]:
-    """What a turn begins with: the threads of the one before may still spin."""
-    return lambda: (time.sleep(0.3), f(), f())
-
-
 def measure(batch: int, rounds: int, slice_s: float) -> dict[str, Any]:
     x = torch.randn(batch, 3, integer.SIZE, integer.SIZE)
     model = network()
@@ -109,7 +103,7 @@ def measure(batch: int, rounds: int, slice_s: float) -> dict[str, Any]:
             functions[name] = lambda f=f, x=given: f(x)
         except Exception as error:  # what a tool cannot do is a result
             failed[name] = reason(error)
-    before = {name: settled(name, f) for name, f in functions.items()}
+    before = {name: integer.settled(f) for name, f in functions.items()}
     with torch.no_grad():
         found = timing.against(functions, "bitpare", rounds, slice_s, before)
     return {**found, "error": errors, "failed": failed}
