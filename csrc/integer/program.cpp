@@ -23,6 +23,7 @@ Int slides(const Int& n, const Window& w, size_t d) {
 Program::Program(Spec spec, const Tensors& tensors) : spec_(std::move(spec)) {
   channels_.resize(static_cast<size_t>(spec_.values));
   forms_.resize(static_cast<size_t>(spec_.values), Form::codes);
+  per_row_.resize(static_cast<size_t>(spec_.values));
   origins_.resize(static_cast<size_t>(spec_.values));
   if (!tensors.empty()) device_ = tensors.begin()->second.device();
   for (const auto& [name, tensor] : tensors) {
@@ -62,6 +63,11 @@ void Program::check_forms(const Node& node) const {
                 got == Form::floats    ? "floats"
                 : got == Form::dynamic ? "codes of a grid found at run time"
                                        : "codes of a fixed grid");
+    const Window& w = node.window;
+    bool single = node.kind == Kind::conv && w.kernel == Pair{1, 1} && w.stride == Pair{1, 1} &&
+                  w.padding == std::array<int64_t, 4>{};
+    TORCH_CHECK(single || !per_row_[static_cast<size_t>(value)], kOp, ": ", node.name, ": value ",
+                value, " has a grid for each row, which linear layers alone can read");
   }
 }
 
@@ -116,6 +122,7 @@ void Program::add(const Node& node, const Tensors& tensors) {
   auto output = static_cast<size_t>(node.output);
   channels_[output] = out;
   forms_[output] = made_form;
+  per_row_[output] = node.kind == Kind::dynamic && node.per_row;
   origins_[output] = origins_[static_cast<size_t>(node.inputs[0])];
   constants_.push_back(std::move(made));
 }

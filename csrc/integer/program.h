@@ -74,6 +74,7 @@ class Program {
   // Of each value.
   std::vector<int64_t> channels_;
   std::vector<Form> forms_;
+  std::vector<bool> per_row_;         // of dynamic ones: whether each row has a grid
   std::vector<size_t> origins_;       // the input that its rows come from
   std::vector<Constants> constants_;  // of each node
   std::mutex mutex_;

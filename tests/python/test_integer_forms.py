@@ -337,3 +337,11 @@ def test_a_model_for_a_device_that_is_not_there():
     with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda|nvidia"):
         integer.to("cuda")
     assert integer(images(1, 16)).shape == (1, 10), "it is as it was"
+
+
+def test_a_grid_for_each_row_is_for_linear_layers():
+    program = bp.convert(prepared("lenet", QConfig.dynamic())).programs[0]
+    spec = copy.deepcopy(program.spec)
+    next(n for n in spec["nodes"] if n["op"] == "dynamic")["per_row"] = True
+    with pytest.raises(RuntimeError, match="has a grid for each row"):
+        bp.deploy.IntegerProgram(spec, dict(program.named_buffers()))

@@ -34,6 +34,7 @@ def integer_model(traced: Traced) -> IntegerModel:
     with torch.no_grad():
         body = _Assembly(traced.root, traced.graph, traced.lowering).build()
         floating = traced.lowering.floating + convert_calls(body, traced)
+        floating = [(name.removeprefix(traced.prefix), why) for name, why in floating]
         body.requires_grad_(False)
     leaves, form = _pytree.tree_flatten(traced.arguments)
     constants = [torch.empty(0) if isinstance(v, Tensor) else v for v in leaves]

@@ -35,10 +35,11 @@ from bitpare.deploy.numbers import (
     codes_of,
     conv_numbers,
     no_codes,
+    no_integers,
     weight_codes,
 )
 from bitpare.deploy.refused import Refused
-from bitpare.deploy.run_time import dynamic_fields, dynamic_numbers, linear_numbers, no_found_grid
+from bitpare.deploy.run_time import dynamic_fields, dynamic_numbers, linear_numbers
 from bitpare.nn import layers
 from bitpare.nn.learned import DynamicQuantizer
 from bitpare.nn.quantizer import Quantizer
@@ -221,7 +222,7 @@ class Lowering:
     def _dynamic(self, node: fx.Node, q: Quantizer) -> None:
         """A grid that is found for each batch, of a convolution's result, of a value in float, or
         of whatever the node computes."""
-        reason = no_found_grid(q)
+        reason = no_integers(q)
         if reason is not None:
             self.reasons[node] = reason
             return

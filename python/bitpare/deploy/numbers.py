@@ -56,18 +56,26 @@ class Codes:
         return (torch.arange(256, dtype=torch.float32) - self.zero) * torch.tensor(self.scale)
 
 
-def no_codes(q: Quantizer) -> str | None:
-    """Why a quantizer of activations has no bytes; None where it has."""
+def no_integers(q: Quantizer) -> str | None:
+    """Why a quantizer of activations makes no bytes; None where it does."""
     if q.bypass or not q.quantizing:
         return "its quantizer is switched off"
     if q.spec.is_float:
         return "a floating-point format"
     if q.bits > 8:
         return f"activations of {q.bits} bits"
-    if q.spec.dynamic:
-        return "dynamic ranges"
     if q.spec.rounding != "nearest":
         return f"activations rounded '{q.spec.rounding}'"
+    return None
+
+
+def no_codes(q: Quantizer) -> str | None:
+    """Why a quantizer of activations has no bytes on one fixed grid; None where it has."""
+    reason = no_integers(q)
+    if reason is not None:
+        return reason
+    if q.spec.dynamic:
+        return "dynamic ranges"
     if isinstance(q, BinaryQuantizer):
         return "binary activations"
     scale = q.scale

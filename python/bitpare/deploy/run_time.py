@@ -7,29 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from bitpare.deploy.meaning import Activation
-from bitpare.deploy.numbers import LEAST_SCALE, integer_quantizer, no_codes, norm_of, weight_codes
+from bitpare.deploy.numbers import (
+    LEAST_SCALE,
+    integer_quantizer,
+    no_codes,
+    no_integers,
+    norm_of,
+    weight_codes,
+)
 from bitpare.deploy.refused import Refused
 from bitpare.nn.learned import DynamicQuantizer, LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer
 
 
-def no_found_grid(q: Quantizer) -> str | None:
-    """Why a dynamic quantizer has no bytes; None where it has."""
-    if q.bypass or not q.quantizing:
-        return "its quantizer is switched off"
-    if q.spec.is_float:
-        return "a floating-point format"
-    if q.bits > 8:
-        return f"activations of {q.bits} bits"
-    if q.spec.rounding != "nearest":
-        return f"activations rounded '{q.spec.rounding}'"
-    return None
-
-
 def no_form(q: Quantizer) -> str | None:
     """Why a quantizer of activations has no integer form; None where it has."""
-    return no_found_grid(q) if isinstance(q, DynamicQuantizer) else no_codes(q)
+    return no_integers(q) if isinstance(q, DynamicQuantizer) else no_codes(q)
 
 
 def dynamic_fields(q: Quantizer, activation: Activation) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Traced:
         self, root: nn.Module, call: g.Call, islands: set[str], calls: dict[str, list[g.Call]]
     ) -> None:
         self.root, self.call, self.islands, self.calls = root, call, islands, calls
+        self.prefix = ""  # of names in the graph, before those in the module
         bound = inspect.signature(type(root).forward).bind(root, *call.args, **call.kwargs)
         self.arguments = dict(list(bound.arguments.items())[1:])
         with torch.no_grad():
@@ -33,7 +34,7 @@ class Traced:
             elif isinstance(root, layers.WEIGHTED):
                 shape = tuple(next(iter(self.arguments.values())).shape)
                 self.root, self.graph, _ = layer_graph(root, shape)
-                self.calls = {}
+                self.calls, self.prefix = {}, "layer"
             else:
                 results = {root.get_submodule(n): c[0].result for n, c in calls.items() if c}
                 opaque = {root.get_submodule(name) for name in islands}
@@ -60,7 +61,7 @@ class Traced:
         result = graph.call_module("model", args, kwargs)
         result.meta.update(shape=None, float=False)
         graph.output(result)
-        self.graph, self.root = graph, held
+        self.graph, self.root, self.prefix = graph, held, "model."
         self.islands = {f"model.{name}".rstrip(".") for name in self.islands}
         self.calls = {f"model.{name}".rstrip("."): found for name, found in self.calls.items()}
 
