@@ -17,7 +17,6 @@ from bitpare.deploy.meaning import (
     CAT,
     CONV,
     FLATTEN,
-    FLOAT,
     MAX_POOL,
     MEAN_POOL,
     MUL,
@@ -26,7 +25,6 @@ from bitpare.deploy.meaning import (
     Activation,
     Meaning,
     conv_window,
-    meaning_of,
 )
 from bitpare.deploy.numbers import (
     SIGNED,
@@ -40,33 +38,21 @@ from bitpare.deploy.numbers import (
 )
 from bitpare.deploy.refused import Refused
 from bitpare.deploy.run_time import dynamic_fields, dynamic_numbers, linear_numbers
+from bitpare.deploy.values import Values, rank_of
 from bitpare.nn import layers
 from bitpare.nn.learned import DynamicQuantizer
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.kinds import SAME, kind_of, same_input
 
 _CONVERSIONS = ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path")
 
 
-class Lowering:
-    """items: what is computed in integers. inside: nodes that are part of such. floating: layers
-    with quantized weights that stay in float, with the reason."""
+class Lowering(Values):
+    """floating: layers with quantized weights that stay in float, with the reason."""
 
     def __init__(
         self, root: nn.Module, graph: fx.Graph, known: dict[fx.Node, Codes] | None = None
     ) -> None:
-        """known: grids of values that come from elsewhere."""
-        self.root, self.graph, self.known = root, graph, known or {}
-        self.meanings: dict[fx.Node, Meaning] = {n: meaning_of(root, n) for n in graph.nodes}
-        self.varies: set[fx.Node] = set()  # what depends on the model's inputs
-        for node in graph.nodes:
-            if node.op == "placeholder" or any(n in self.varies for n in node.all_input_nodes):
-                self.varies.add(node)
-        self.order = {n: i for i, n in enumerate(graph.nodes)}
-        self.items: dict[fx.Node, Item] = {}
-        self.layouts: dict[fx.Node, Layout] = {}
-        self.inside: set[fx.Node] = set()
-        self.reasons: dict[fx.Node, str] = {}
+        super().__init__(root, graph, known)
         for node in graph.nodes:
             self._quantized(node)
         for node in graph.nodes:
@@ -83,91 +69,6 @@ class Lowering:
             if weighted and in_float and node not in self.inside:
                 found.append((str(node.target), self.reasons.get(node, "it has no integer form")))
         return found
-
-    def reads(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes whose values a node, or what it became, is made of."""
-        item = self.items.get(node)
-        if item is None or item.raw:
-            return list(node.all_input_nodes)
-        return [item.source] if item.source is not None else item.inputs
-
-    # -- how values lie
-
-    def layout(self, node: fx.Node) -> Layout:
-        if node not in self.layouts:
-            self.layouts[node] = Layout(None if _rank(node) == 4 else True)
-        return self.layouts[node]
-
-    def rows(self, node: fx.Node) -> bool:
-        """Whether a value's channels are its last dimension."""
-        return bool(self.layout(node).rows)
-
-    def _require(self, node: fx.Node, rows: bool) -> None:
-        if not rows and _rank(node) != 4:
-            raise Refused(f"a value of shape {node.meta.get('shape')}")
-        self.layout(node).join(Layout(rows))
-
-    def _alike(self, first: fx.Node, *others: fx.Node) -> None:
-        for other in others:
-            self.layout(first).join(self.layout(other))
-
-    # -- what is on a grid
-
-    def grid(self, node: fx.Node) -> Codes | None:
-        """The codes of a node's value."""
-        if node in self.known:
-            return self.known[node]
-        if node in self.items:
-            return self.items[node].codes
-        meaning = self.meanings[node]
-        if meaning.after is not None:
-            return codes_of(meaning.after)
-        moved = meaning.core in (FLATTEN, MAX_POOL) or (
-            meaning.core == VALUE and meaning.activation is None
-        )
-        if moved:
-            return self.grid(meaning.inputs[0])
-        before = same_input(node) if self._moves(node) else None
-        return self.grid(before) if before is not None else None
-
-    def found(self, node: fx.Node) -> Quantizer | None:
-        """The quantizer that finds a value's grid at run time."""
-        return self.items[node].found if node in self.items else None
-
-    def _moves(self, node: fx.Node) -> bool:
-        """Whether a node in float hands on values of one tensor, as they are."""
-        floats = [n for n in node.all_input_nodes if n.meta.get("float")]
-        name = str(getattr(node.target, "__name__", node.target))
-        moves = kind_of(self.root, node).kind == SAME and name not in _CONVERSIONS
-        return moves and len(floats) <= 1 and not name.startswith(("dropout", "stochastic"))
-
-    def _open(self, node: fx.Node) -> Expression | None:
-        """The expression of a value that nothing else reads and that is on no grid."""
-        meaning = self.meanings[node]
-        if len(node.users) != 1 or meaning.core == FLOAT or self.grid(node) is not None:
-            return None
-        if meaning.after is not None:
-            return None
-        found = self._expression(node)
-        found.inside.append(node)
-        return found
-
-    def _expression(self, node: fx.Node) -> Expression:
-        meaning = self.meanings[node]
-        if meaning.core not in (VALUE, NORM):
-            return Expression(node, activation=meaning.activation)
-        source = meaning.inputs[0]
-        found = self._open(source)
-        if found is not None:
-            if meaning.core == VALUE and (meaning.activation is None or found.activation is None):
-                found.activation = meaning.activation or found.activation
-                return found
-            core = found.core and self.meanings[found.core].core
-            if core == CONV and found.norm is None and found.activation is None:
-                found.norm = meaning.module
-                return found
-        norm = meaning.module if meaning.core == NORM else None
-        return Expression(None, source, norm, meaning.activation)
 
     # -- values that are quantized
 
@@ -187,7 +88,7 @@ class Lowering:
             self.reasons[node] = reason or ""
             return
         try:
-            self._make(node, self._expression(node), codes)
+            self._make(node, self.expression(node), codes)
         except Refused as refused:
             self.reasons[node] = str(refused)
 
@@ -203,16 +104,16 @@ class Lowering:
         shape = before.meta["shape"]
         try:
             if meaning.core == VALUE:
-                self._alike(node, before)
+                self.alike(node, before)
             elif item.found is not None and item.found.spec.granularity == "token":
                 return
             elif meaning.core == MAX_POOL:
-                self._require(before, False)
+                self.require(before, False)
                 least = item.codes.low if item.codes is not None else _least(item.found)
                 made.fields = {"op": "pool", "maximum": True, "least": least, **meaning.window}
-                self._require(node, False)
+                self.require(node, False)
             elif len(shape) == 4:
-                self._require(before, False)
+                self.require(before, False)
                 made.flattened = tuple(shape[1:])
         except Refused as refused:
             self.reasons[node] = str(refused)
@@ -226,7 +127,7 @@ class Lowering:
         if reason is not None:
             self.reasons[node] = reason
             return
-        found = self._expression(node)
+        found = self.expression(node)
         activation = found.activation or NOTHING
         item = Item(node.name, [node], None, dynamic_fields(q, activation), found=q)
         core = found.core and self.meanings[found.core].core
@@ -237,10 +138,10 @@ class Lowering:
                 assert found.core is not None
                 item.before = self._conv(found.core, found.norm, None, None)
                 item.inputs = item.before.inputs
-                self._alike(node, found.core)
+                self.alike(node, found.core)
             elif found.core is None and found.norm is None and found.source is not None:
                 item.inputs = [found.source]
-                self._alike(node, found.source)
+                self.alike(node, found.source)
             else:
                 raise Refused("it is computed in float")
             self.inside.update(found.inside)
@@ -273,14 +174,14 @@ class Lowering:
         if entering is None:
             if found.norm is not None or activation.table is not None:
                 raise Refused("its input is not quantized")
-            self._alike(node, source)
+            self.alike(node, source)
             self.items[node] = Item(node.name, [], clamped, source=source)
             return
         self._check_whole(source)
         if found.norm is not None:
             if activation.table is not None:
                 raise Refused("its activation is not of a quantized value")
-            self._require(source, _rank(source) == 2)
+            self.require(source, rank_of(source) == 2)
             fields: dict[str, Any] = {"op": "map", "tables": [], "zero": entering.zero}
             fields["range"] = clamped.range
             factor, shift = affine_of(found.norm)
@@ -289,13 +190,13 @@ class Lowering:
                 "offset": (shift / codes.scale).float(),
             }
         elif activation == NOTHING and entering == codes:
-            self._alike(node, source)
+            self.alike(node, source)
             self.items[node] = Item(node.name, [source], codes)
             return
         else:
             table = table_codes(entering, clamped, activation)
             fields, tensors = {"op": "map"}, {"tables": [table]}
-        self._alike(node, source)
+        self.alike(node, source)
         self.items[node] = Item(node.name, [source], clamped, fields, tensors)
 
     def _of_core(self, node: fx.Node, found: Expression, codes: Codes, clamped: Codes) -> None:
@@ -304,7 +205,7 @@ class Lowering:
         meaning = self.meanings[core]
         if meaning.core == CONV:
             self.items[node] = self._quantized_conv(node, found, codes, clamped)
-            self._alike(node, core)
+            self.alike(node, core)
             return
         if found.norm is not None:
             raise Refused("its BatchNorm follows no convolution")
@@ -366,8 +267,8 @@ class Lowering:
         fields: dict[str, Any] = {"linear": linear, "bounds": [activation.low, activation.high]}
         entering, found = self.grid(source), self.found(source)
         if linear and codes is None and norm is None and not self._multiplies_codes(layer, source):
-            self._require(source, True)
-            self._require(core, True)
+            self.require(source, True)
+            self.require(core, True)
             numbers = linear_numbers(layer)
             fields |= {"op": "weights", "group": numbers.pop("group")}
             return Item(str(core.target), [source], None, fields, numbers)
@@ -389,8 +290,8 @@ class Lowering:
             channels, *size = flattened or (layer.in_features, 1, 1)
             tensors["weight"] = tensors["weight"].view(layer.out_features, channels, *size)
             window = {**window, "kernel": size}
-        self._require(source, linear)
-        self._require(core, linear)
+        self.require(source, linear)
+        self.require(core, linear)
         fields |= {"op": "conv", "groups": getattr(layer, "groups", 1), "float": codes is None}
         fields |= window
         if clamped is not None:
@@ -419,10 +320,10 @@ class Lowering:
             self._check_whole(n)
         per_channel = len(shapes[0]) == 4 and shapes[1] == (*shapes[0][:2], 1, 1)
         if shapes[0] == shapes[1]:
-            self._alike(node, *inputs)
+            self.alike(node, *inputs)
         elif per_channel:
             for n in (node, *inputs):
-                self._require(n, False)
+                self.require(n, False)
         else:
             raise Refused(f"values of shapes {shapes[0]} and {shapes[1]}")
         product = meaning.core == MUL
@@ -437,7 +338,7 @@ class Lowering:
     def _pool(self, node: fx.Node, meaning: Meaning, codes: Codes, clamped: Codes) -> Item:
         source = meaning.inputs[0]
         entering = self._entering(source)
-        self._require(source, False)
+        self.require(source, False)
         if meaning.core == MAX_POOL:
             raise Refused("its result has a quantizer of its own")
         window = dict(meaning.window)
@@ -454,7 +355,7 @@ class Lowering:
             **window,
         }
         if not drops:
-            self._require(node, False)
+            self.require(node, False)
         flattened = (source.meta["shape"][1], 1, 1) if drops else None
         return Item(node.name, [source], clamped, fields, flattened=flattened)
 
@@ -464,11 +365,11 @@ class Lowering:
         tables: list[Tensor | None] = []
         self._check_batch(meaning.inputs)
         for value in (node, *meaning.inputs):
-            self._require(value, meaning.window["rows"])
+            self.require(value, meaning.window["rows"])
         for part in meaning.inputs:
             entering = self.grid(part)
             if entering is None:
-                found = self._open(part)
+                found = self.open(part)
                 plain = found is not None and (found.activation or NOTHING).table is None
                 core = found.core if found is not None else None
                 if not plain or core is None or self.meanings[core].core != CONV:
@@ -516,7 +417,7 @@ class Lowering:
             if norm is not None and (made.fields or {})["op"] == "weights":
                 chain, norm = [node], None  # the rest stays as it is
                 made = self._conv(node, None, None, None)
-            self._alike(node, chain[-1])
+            self.alike(node, chain[-1])
         except Refused as refused:
             self.reasons[node] = str(refused)
             return
@@ -556,10 +457,6 @@ class Lowering:
             self.items[node] = made
             del self.items[last]
             self.inside.add(last)
-
-
-def _rank(node: fx.Node) -> int:
-    return len(node.meta.get("shape") or ())
 
 
 def _least(q: Quantizer | None) -> int:

@@ -1,0 +1,122 @@
+"""What is known of the values of a traced model: how they lie, which grids they are on."""
+
+from torch import fx, nn
+
+from bitpare.deploy.items import Expression, Item, Layout
+from bitpare.deploy.meaning import CONV, FLATTEN, FLOAT, MAX_POOL, NORM, VALUE, Meaning, meaning_of
+from bitpare.deploy.numbers import Codes, codes_of
+from bitpare.deploy.refused import Refused
+from bitpare.nn.quantizer import Quantizer
+from bitpare.quant.kinds import SAME, kind_of, same_input
+
+_CONVERSIONS = ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path")
+
+
+def rank_of(node: fx.Node) -> int:
+    return len(node.meta.get("shape") or ())
+
+
+class Values:
+    """items: what is computed in integers. inside: nodes that are part of such. reasons: why nodes
+    stay in float."""
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, known: dict[fx.Node, Codes] | None = None
+    ) -> None:
+        """known: grids of values that come from elsewhere."""
+        self.root, self.graph, self.known = root, graph, known or {}
+        self.meanings: dict[fx.Node, Meaning] = {n: meaning_of(root, n) for n in graph.nodes}
+        self.varies: set[fx.Node] = set()  # what depends on the model's inputs
+        for node in graph.nodes:
+            if node.op == "placeholder" or any(n in self.varies for n in node.all_input_nodes):
+                self.varies.add(node)
+        self.order = {n: i for i, n in enumerate(graph.nodes)}
+        self.items: dict[fx.Node, Item] = {}
+        self.layouts: dict[fx.Node, Layout] = {}
+        self.inside: set[fx.Node] = set()
+        self.reasons: dict[fx.Node, str] = {}
+
+    def reads(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values a node, or what it became, is made of."""
+        item = self.items.get(node)
+        if item is None or item.raw:
+            return list(node.all_input_nodes)
+        return [item.source] if item.source is not None else item.inputs
+
+    # -- how values lie
+
+    def layout(self, node: fx.Node) -> Layout:
+        if node not in self.layouts:
+            self.layouts[node] = Layout(None if rank_of(node) == 4 else True)
+        return self.layouts[node]
+
+    def rows(self, node: fx.Node) -> bool:
+        """Whether a value's channels are its last dimension."""
+        return bool(self.layout(node).rows)
+
+    def require(self, node: fx.Node, rows: bool) -> None:
+        if not rows and rank_of(node) != 4:
+            raise Refused(f"a value of shape {node.meta.get('shape')}")
+        self.layout(node).join(Layout(rows))
+
+    def alike(self, first: fx.Node, *others: fx.Node) -> None:
+        for other in others:
+            self.layout(first).join(self.layout(other))
+
+    # -- what is on a grid
+
+    def grid(self, node: fx.Node) -> Codes | None:
+        """The codes of a node's value."""
+        if node in self.known:
+            return self.known[node]
+        if node in self.items:
+            return self.items[node].codes
+        meaning = self.meanings[node]
+        if meaning.after is not None:
+            return codes_of(meaning.after)
+        moved = meaning.core in (FLATTEN, MAX_POOL) or (
+            meaning.core == VALUE and meaning.activation is None
+        )
+        if moved:
+            return self.grid(meaning.inputs[0])
+        before = same_input(node) if self._moves(node) else None
+        return self.grid(before) if before is not None else None
+
+    def found(self, node: fx.Node) -> Quantizer | None:
+        """The quantizer that finds a value's grid at run time."""
+        return self.items[node].found if node in self.items else None
+
+    def _moves(self, node: fx.Node) -> bool:
+        """Whether a node in float hands on values of one tensor, as they are."""
+        floats = [n for n in node.all_input_nodes if n.meta.get("float")]
+        name = str(getattr(node.target, "__name__", node.target))
+        moves = kind_of(self.root, node).kind == SAME and name not in _CONVERSIONS
+        return moves and len(floats) <= 1 and not name.startswith(("dropout", "stochastic"))
+
+    def open(self, node: fx.Node) -> Expression | None:
+        """The expression of a value that nothing else reads and that is on no grid."""
+        meaning = self.meanings[node]
+        if len(node.users) != 1 or meaning.core == FLOAT or self.grid(node) is not None:
+            return None
+        if meaning.after is not None:
+            return None
+        found = self.expression(node)
+        found.inside.append(node)
+        return found
+
+    def expression(self, node: fx.Node) -> Expression:
+        meaning = self.meanings[node]
+        if meaning.core not in (VALUE, NORM):
+            return Expression(node, activation=meaning.activation)
+        source = meaning.inputs[0]
+        found = self.open(source)
+        if found is not None:
+            if meaning.core == VALUE and (meaning.activation is None or found.activation is None):
+                found.activation = meaning.activation or found.activation
+                return found
+            core = found.core and self.meanings[found.core].core
+            if core == CONV and found.norm is None and found.activation is None:
+                found.norm = meaning.module
+                return found
+        norm = meaning.module if meaning.core == NORM else None
+        return Expression(None, source, norm, meaning.activation)
