@@ -2,10 +2,9 @@
 
 Static ranges of activations are found once, from calibration images; the network then runs in
 integers from end to end. Dynamic ranges are found anew for each batch, or for each token (here: a
-column of pixels): a pass over the values more, and the layers compute in float, with weights and
-activations on integer grids. What that buys shows where the data at hand differ from those of the
-calibration: the test images are given again at other brightnesses, which the float model hardly
-minds.
+column of pixels): a pass over the values more, and floats between the layers. What that buys shows
+where the data at hand differ from those of the calibration: the test images are given again at
+other brightnesses, which the float model hardly minds.
 """
 
 import argparse
@@ -46,6 +45,7 @@ def variants(model: nn.Module, x: Tensor, options: argparse.Namespace) -> dict[s
         if not activation.dynamic:
             bp.calibrate(found[name], x[: options.calibrate].split(64), progress=False)
     found["static, in integers"] = bp.convert(found["static"])
+    found["dynamic, in integers"] = bp.convert(found["dynamic, per batch"])
     return found
 
 
@@ -71,8 +71,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     head = ["accuracy at brightness", *(f"x {f:g}" for f in options.brightness), "64 images"]
     print(f"\n{options.bits} bits, calibrated at brightness 1\n")
     print(command.table(head, rows))
-    layer, reason = bp.convert(models["dynamic, per batch"]).floating[0]
-    print(f"\nWith dynamic ranges bp.convert leaves layers in float ({layer}: {reason}).")
     return {name: {"accuracy": percents[name], "seconds": seconds[name]} for name in models}
 
 

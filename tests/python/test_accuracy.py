@@ -250,7 +250,7 @@ def resnet(scenes):
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=10).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    train(model, *scenes[1][:2], optimizer, 4)
+    train(model, *scenes[1][:2], optimizer, 8)
     assert accuracy(model, *scenes[1][2:]) > 80
     return model
 

@@ -154,6 +154,8 @@ def test_static_vs_dynamic(tmp_path):
     assert exact[1] > 85 and abs(static[1] - exact[1]) < 2 and abs(integer[1] - static[1]) < 1
     assert dynamic[3] > exact[3] - 2  # brighter than calibration: dynamic ranges follow
     assert static[3] < dynamic[3] - 2
+    converted = found["dynamic, in integers"]["accuracy"]
+    assert max(abs(a - b) for a, b in zip(converted, dynamic, strict=True)) < 1
     assert found["static, in integers"]["seconds"] < found["float"]["seconds"]
 
 
