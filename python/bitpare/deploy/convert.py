@@ -103,8 +103,7 @@ class _Assembly:
         stage, made = self.stages[source], self.items.get(source)
         if made is None:
             return stage + 1
-        floats = made.codes is None and made.found is None
-        same = item.source is None and floats == item.reads_floats
+        same = item.source is None and made.gives_floats == item.reads_floats
         return stage if same else stage + 2
 
     # -- programs
@@ -140,9 +139,8 @@ class _Assembly:
             item = self.items[node]
             if item.source is not None:
                 continue
-            made_floats = item.codes is None and item.found is None
             if item.fields is None:
-                numbers[node, made_floats] = numbers[item.inputs[0], made_floats]
+                numbers[node, item.gives_floats] = numbers[item.inputs[0], item.gives_floats]
                 continue
             given = [numbers[s, item.reads_floats] for s in item.inputs]
             for step in (item.before, item):
@@ -151,7 +149,7 @@ class _Assembly:
                 fields = self._fields(node, step, tensors)
                 nodes.append({**fields, "inputs": given, "output": count})
                 given, count = [count], count + 1
-            numbers[node, made_floats] = count - 1
+            numbers[node, item.gives_floats] = count - 1
         spec = {
             "version": VERSION,
             "values": count,
@@ -161,8 +159,8 @@ class _Assembly:
             ],
             "nodes": nodes,
             "outputs": [
-                output_entry(self.items[n], self._number(numbers, n), self.lowering.rows(n))
-                for n in part.results
+                output_entry(item, numbers[n, item.gives_floats], self.lowering.rows(n))
+                for n, item in ((n, self.items[n]) for n in part.results)
             ],
         }
         return IntegerProgram(spec, tensors)
@@ -179,9 +177,6 @@ class _Assembly:
             codes = None if item.reads_floats else self.lowering.grid(source)
             number = part.entries.setdefault((source, codes), len(part.entries))
             numbers[source, item.reads_floats] = number
-
-    def _number(self, numbers: dict[tuple[fx.Node, bool], int], node: fx.Node) -> int:
-        return numbers[node, self.items[node].codes is None and self.items[node].found is None]
 
     def _fields(self, node: fx.Node, item: Item, tensors: dict[str, Tensor]) -> dict[str, Any]:
         assert item.fields is not None
@@ -299,8 +294,7 @@ def input_entry(source: fx.Node, codes: Codes | None, value: int, rows: bool) ->
 
 def output_entry(item: Item, value: int, rows: bool) -> dict[str, Any]:
     """Of a spec: codes that become floats, or floats as they are."""
-    floats = item.codes is None and item.found is None
-    made: dict[str, Any] = {"value": value, "rows": rows, "floats": floats}
+    made: dict[str, Any] = {"value": value, "rows": rows, "floats": item.gives_floats}
     if item.codes is not None:
         made |= {"scale": item.codes.scale, "zero": item.codes.zero}
     return made

@@ -64,6 +64,10 @@ class Item:
     raw: bool = False
 
     @property
+    def gives_floats(self) -> bool:
+        return self.codes is None and self.found is None
+
+    @property
     def reads_floats(self) -> bool:
         first = self.before or self
         return (first.fields or {}).get("op") in ("dynamic", "quantize", "weights")

@@ -98,7 +98,7 @@ class Lowering(Values):
             return
         before = meaning.inputs[0]
         item = self.items.get(before)
-        if item is None or (item.codes is None and item.found is None):
+        if item is None or item.gives_floats:
             return
         made = Item(node.name, [before], item.codes, flattened=item.flattened, found=item.found)
         shape = before.meta["shape"]
