@@ -4,6 +4,7 @@ python tools/api_reference.py build/docs
 """
 
 import dataclasses
+import functools
 import inspect
 import pathlib
 import re
@@ -33,6 +34,12 @@ def public_names(module: types.ModuleType) -> list[str]:
     """What a module exports besides other modules and the version."""
     names = [n for n in module.__all__ if not n.startswith("__")]
     return [n for n in names if not isinstance(getattr(module, n), types.ModuleType)]
+
+
+@functools.cache
+def _public() -> set[Any]:
+    found = (getattr(m, name) for m in modules().values() for name in public_names(m))
+    return {value for value in found if inspect.isclass(value)}
 
 
 def signature_of(name: str, value: Any) -> str:
@@ -97,8 +104,13 @@ def text_of(docstring: str | None) -> list[str]:
 
 
 def methods_of(kind: type) -> Iterator[tuple[str, Any, bool]]:
-    """Name, function and whether it is a property, of what a class says of itself."""
-    for name, value in vars(kind).items():
+    """Name, function and whether it is a property, of what a class says of itself, and of what it
+    has from classes that are not public."""
+    said: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if base is kind or (base.__module__.startswith("bitpare.") and base not in _public()):
+            said |= vars(base)
+    for name, value in said.items():
         skipped = name in _OF_MODULES and issubclass(kind, nn.Module)
         if name.startswith("_") or skipped:
             continue

@@ -28,12 +28,17 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
-        help="an integer model of bp.deploy.save; or of torch.save: a prepared model, a checkpoint "
-        "with one under the key 'model', or a state dict",
+        help="an integer model of bp.deploy.save; or of torch.save: a model, its state dict, or a "
+        "checkpoint of a training script that holds one",
     )
     parser.add_argument("--html", metavar="FILE", help="where to write the page")
     parser.add_argument("--json", metavar="FILE", help="where to write its numbers")
     parser.add_argument("--title", help="of the page")
+    parser.add_argument(
+        "--key",
+        help="which of a checkpoint's models, as stages/qat/model; by default the last one under "
+        "model, state_dict or model_state_dict, or the last",
+    )
     parser.add_argument(
         "--trust",
         action="store_true",

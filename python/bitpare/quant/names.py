@@ -18,12 +18,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def find_hub(model: nn.Module, caller: str) -> Hub:
+def hub_of(model: nn.Module) -> Hub | None:
     """The hub of a prepared model, or of the one prepared part of a larger one."""
-    found = [
-        m.bp_hub for m in unwrapped(model).modules() if isinstance(getattr(m, "bp_hub", None), Hub)
-    ]
-    if not found:
+    held = (getattr(m, "bp_hub", None) for m in unwrapped(model).modules())
+    return next((hub for hub in held if isinstance(hub, Hub)), None)
+
+
+def find_hub(model: nn.Module, caller: str) -> Hub:
+    """The same, where the model must be prepared."""
+    hub = hub_of(model)
+    if hub is None:
         raise ValueError(f"{caller}: the model is not prepared; call bp.prepare first")
-    hub: Hub = found[0]
     return hub

@@ -1,10 +1,11 @@
 """What bitpare did to a model, to be read and looked at."""
 
+from bitpare.report.collect import html
 from bitpare.report.effects import EffectRow, Effects, effects
+from bitpare.report.history import Record
 from bitpare.report.layers import LayerRow, Layers, layers
-from bitpare.report.page import html
 from bitpare.report.placement import Placement, placement
-from bitpare.report.recorder import Record, Recorder
+from bitpare.report.recorder import Recorder
 from bitpare.report.summary import Summary, SummaryRow, summary
 from bitpare.report.tensorboard import TensorBoard
 from bitpare.report.values import Values, values

@@ -7,36 +7,39 @@ import os
 import pathlib
 import pickle
 import sys
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitpare.deploy.files import load, whole_program
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
 from bitpare.errors import Uncalibrated, Unsupported
-from bitpare.nn.quantizer import Quantizer
+from bitpare.report.collect import drawn, page_of, page_of_floats, page_of_tensors
+from bitpare.report.contents import FLOAT_STATE, INTEGER, MODEL, STATE, Item, contents_of
 from bitpare.report.graphs import of_program
 from bitpare.report.grids import Ruler
 from bitpare.report.layers import LayerRow
-from bitpare.report.page import Page, page_of, write
+from bitpare.report.page import Page, write
 from bitpare.report.state import rows_of_state
-from bitpare.report.summary import Summary, SummaryRow, summary
+from bitpare.report.summary import Summary, row_of_file, summary
 from bitpare.report.tally import BARS, Histogram
 
 EXPECTED = (
-    "expected an integer model that bp.deploy.save wrote, or a prepared model, a checkpoint with "
-    "one under the key 'model', or its state dict, that torch.save wrote"
+    "expected an integer model that bp.deploy.save wrote, or a model, its state dict, or a "
+    "checkpoint that holds one, that torch.save wrote"
 )
-_NESTED = ("model", "state_dict", "model_state_dict")
 _NO_DATA = {
     "batches": "A file holds no data: bp.report.html(model, path, batches=...) shows activations, "
     "clip rates, and the layer that loses accuracy.",
     "summary": "bp.report.html(model, path, float_model=..., integer=...) compares the forms of a "
     "model.",
     "graph": "A state dict does not say how the layers are connected; a saved model does.",
+}
+_NO_RECORD = {
+    "history": "Scales, oscillation and sparsity over time are shown where the checkpoint holds "
+    "the state of a bp.report.Recorder."
 }
 
 
@@ -49,10 +52,12 @@ def page_of_file(
     *,
     trust: bool = False,
     shape: tuple[int, ...] | None = None,
+    key: str | None = None,
     title: str | None = None,
 ) -> Page:
     """What can be known of a file. trust: it may be unpickled, which runs code that is in it.
-    shape: of the input that an integer model is timed with."""
+    shape: of the input that an integer model is timed with. key: where in a checkpoint the model
+    is."""
     file = pathlib.Path(path)
     try:
         written = file.read_bytes()
@@ -66,23 +71,42 @@ def page_of_file(
                 f"{file}: {_reason(error).removeprefix(f'{file}: ')}; {EXPECTED}"
             ) from error
         return _of_integer(model, file, written, shape, title)
-    held = _unpickled(file, trust)
-    if isinstance(held, Mapping):
-        held = next((held[k] for k in _NESTED if isinstance(held.get(k), nn.Module | dict)), held)
-    if isinstance(held, IntegerModel):
+    found = contents_of(_unpickled(file, trust), key)
+    if not found.items:
+        where = "weights" if key is None else f"weights under the key {key!r}"
+        raise BadFile(f"{file}: no {where}; {EXPECTED}")
+    item = found.chosen()
+    try:
+        page = _of_item(item, file, written, shape, title)
+    except (Uncalibrated, Unsupported) as error:
+        raise BadFile(f"{file}: {_reason(error)}") from error
+    page.history = found.history_of(item)
+    if page.history is not None:
+        page.missing.pop("history", None)
+    if item.place:
+        others = [i.key for i in found.items if i is not item]
+        also = f" (--key takes another: {', '.join(others)})" if others else ""
+        page.facts.append(f"under the key {item.key}{also}")
+    return page
+
+
+def _of_item(
+    item: Item, file: pathlib.Path, written: bytes, shape: tuple[int, ...] | None, title: str | None
+) -> Page:
+    held = item.value
+    if item.kind == INTEGER:
         return _of_integer(held, file, written, shape, title)
-    if isinstance(held, nn.Module):
-        if not any(isinstance(m, Quantizer) for m in held.modules()):
-            raise BadFile(f"{file}: a float {type(held).__name__}; {EXPECTED}")
-        try:
-            page = page_of(held, title=title or f"{file.name}: {type(held).__name__}")
-        except (Uncalibrated, Unsupported) as error:
-            raise BadFile(f"{file}: {_reason(error)}") from error
-        page.missing |= _NO_DATA
-        return page
-    if isinstance(held, Mapping) and held and all(isinstance(k, str) for k in held):
+    if item.kind == STATE:
         return _of_state(held, file, written, title)
-    raise BadFile(f"{file}: a {type(held).__name__}; {EXPECTED}")
+    if item.kind == FLOAT_STATE:
+        page = page_of_tensors(held, written, title or f"{file.name}: state dict", [])
+    elif item.kind == MODEL:
+        page = page_of(held, title=title or f"{file.name}: {type(held).__name__}")
+        page.missing |= _NO_DATA
+    else:
+        page = page_of_floats(held, title=title or f"{file.name}: {type(held).__name__}")
+    page.missing |= _NO_RECORD
+    return page
 
 
 def _by_torch(written: bytes) -> bool:
@@ -181,24 +205,7 @@ def _uncalled(program: IntegerProgram, written: bytes) -> Any:
     weights = [weight for _, weight in program.weighted()]
     macs = sum(weight.numel() * int(node["positions"]) for node, weight in program.weighted())
     parameters = sum(b.numel() for b in program.buffers())
-    return Summary([_row("integer", "integer", parameters, weights, macs, written)])
-
-
-def _row(
-    name: str, kind: str, parameters: int, weights: list[Tensor], macs: int, written: bytes
-) -> SummaryRow:
-    return SummaryRow(
-        name=name,
-        kind=kind,
-        parameters=parameters,
-        weights=sum(w.numel() for w in weights),
-        nonzeros=sum(int((w != 0).sum()) for w in weights),
-        macs=macs,
-        bytes=len(written),
-        compressed=len(zlib.compress(written)),
-        p50=0.0,
-        p95=0.0,
-    )
+    return Summary([row_of_file("integer", "integer", parameters, weights, macs, written)])
 
 
 def _of_codes(name: str, weight: Tensor) -> tuple[LayerRow, Histogram | None]:
@@ -243,18 +250,14 @@ def _of_state(
     state: Mapping[str, Any], file: pathlib.Path, written: bytes, title: str | None
 ) -> Page:
     found = rows_of_state(state)
-    if not found:
-        raise BadFile(f"{file}: no state of a quantizer (names that end in .control); {EXPECTED}")
     weights = [m.tally.sample[0] for m in found if m.tally is not None and m.tally.sample]
     parameters = sum(t.numel() for t in state.values() if isinstance(t, Tensor))
-    layers = [
-        (m.row(), m.tally.bars() if m.tally is not None and m.tally.count else None) for m in found
-    ]
-    row = _row("checkpoint", "prepared", parameters, weights, 0, written)
+    layers = drawn(found)
+    row = row_of_file("checkpoint", "prepared", parameters, weights, 0, written)
     counts = {role: sum(r.role == role for r, _ in layers) for role in ("weight", "activation")}
     facts = [f"{n} quantizers of {role}s" for role, n in counts.items()]
     page = Page(title or f"{file.name}: state dict", facts, Summary([row]), layers)
-    page.missing = dict(_NO_DATA)
+    page.missing = _NO_DATA | _NO_RECORD
     return page
 
 
@@ -271,6 +274,7 @@ def main(arguments: argparse.Namespace) -> int:
             arguments.checkpoint,
             trust=arguments.trust,
             shape=arguments.input,
+            key=arguments.key,
             title=arguments.title,
         )
     except BadFile as error:

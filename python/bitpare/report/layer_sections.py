@@ -80,9 +80,9 @@ def distributions(page: "Page", role: str) -> str:
         return missing(page, "batches") if role == "activation" else ""
     shown.sort(key=lambda pair: pair[0].sqnr if pair[0].sqnr is not None else math.inf)
     cards = [_small(r, h) for r, h in shown]
-    legend = legend_of(
-        [(role, f"{role}s"), ("levels", "levels of the grid"), ("clipped", "clipped")]
-    )
+    grid = [("levels", "levels of the grid"), ("clipped", "clipped")]
+    on_grid = any(h.ruler is not None for _, h in shown)
+    legend = legend_of([(role, f"{role}s"), *(grid if on_grid else [])])
     known = any(r.sqnr is not None for r, _ in shown)
     order = "the lowest SQNR first" if known else "in the order of the layers"
     if role == "activation":
@@ -139,8 +139,7 @@ def sparsity(page: "Page") -> str:
     rounded = any(r.zeros is not None for r in rows)
     more = f", <strong>{percent(after)}</strong> are once they are rounded (pale)"
     intro = say(
-        f"<strong>{percent(pruned)}</strong> of {count:,} quantized weights are 0"
-        f"{more if rounded else ''}."
+        f"<strong>{percent(pruned)}</strong> of {count:,} weights are 0{more if rounded else ''}."
     )
     if pruned == 0 and after == 0:
         return intro
@@ -155,11 +154,11 @@ def sparsity(page: "Page") -> str:
     )
 
 
-def all_quantizers(page: "Page") -> str:
+def in_numbers(page: "Page") -> str:
     if not page.layers:
         return ""
     rows = [r for r, _ in page.layers]
-    head = ["quantizer of", "role", "form", "scales", "scale", "clipped", "SQNR", "gain", "levels",
+    head = ["name", "role", "form", "scales", "scale", "clipped", "SQNR", "gain", "levels",
             "0 before", "0 after", "min", "max", "mean", "std"]  # fmt: skip
 
     def text(r: LayerRow) -> list[str]:
@@ -177,6 +176,6 @@ def all_quantizers(page: "Page") -> str:
 
     made = table(head, [text(r) for r in rows], sortable=True, keys=[keys(r) for r in rows])
     return (
-        f"<details><summary>{len(rows)} quantizers; a click on a head sorts</summary>"
+        f"<details><summary>{len(rows)} rows; a click on a head sorts</summary>"
         f"{card(made)}</details>"
     )

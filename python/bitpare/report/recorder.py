@@ -1,7 +1,6 @@
 """What happens to a model in the course of its training, noted every few steps."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,8 @@ from bitpare.quant.names import unwrapped
 from bitpare.quant.oscillation import Oscillations
 from bitpare.quant.schedule import QatSchedule
 from bitpare.report.grids import place, power
-from bitpare.report.layers import on_weight, plain
+from bitpare.report.history import History, Record, records_of
+from bitpare.report.layers import on_weight
 from bitpare.steps import StepCounter
 
 KINDS = ("scale", "clipped", "sqnr", "sparsity", "oscillating", "frozen", "scalars")
@@ -40,15 +40,7 @@ class EveryFew(StepCounter):
         self._applied = step - step % self.every
 
 
-@dataclasses.dataclass
-class Record:
-    """found: kind -> name -> value; see `Recorder`."""
-
-    step: int
-    found: dict[str, dict[str, float]]
-
-
-class Recorder:
+class Recorder(History):
     """Notes a model's state every few applied steps: for plots of it over time.
 
     Of each quantizer the (mean) scale; of each weight the share that is clipped, its SQNR in dB and
@@ -77,6 +69,7 @@ class Recorder:
         *,
         oscillations: Oscillations | QatSchedule | None = None,
     ) -> None:
+        super().__init__()
         if every < 1:
             raise ValueError(f"Recorder: every must be 1 or more, got {every}")
         if isinstance(oscillations, QatSchedule):
@@ -88,7 +81,6 @@ class Recorder:
             self._targets = find_targets(self.model, ())
         except (ValueError, Unsupported):  # none, or they are sharded
             self._targets = []
-        self.records: list[Record] = []
         self.counter = EveryFew(every, self._record)
         self._pending: dict[str, tuple[Any, int]] = {}
         self.listeners: list[Callable[[Record], None]] = []
@@ -169,16 +161,6 @@ class Recorder:
             ratio = (signal + _STEADY**2) / noise.clamp(min=_STEADY**2)
             found["noise"][weight.name] = 10 * torch.log10(ratio)
 
-    def names(self, kind: str) -> list[str]:
-        """Of what there is a series: kind is one of scale, clipped, sqnr, sparsity, oscillating,
-        frozen, scalars."""
-        return list(dict.fromkeys(n for r in self.records for n in r.found.get(kind, {})))
-
-    def series(self, kind: str, name: str) -> list[tuple[int, float]]:
-        """(step, value) of the records that have it."""
-        held = ((r.step, r.found.get(kind, {}).get(name)) for r in self.records)
-        return [(step, value) for step, value in held if value is not None]
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.counter.count(),
@@ -189,12 +171,9 @@ class Recorder:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from where the state was saved."""
-        self.records = [Record(int(r["step"]), r["found"]) for r in state["records"]]
+        self.records = records_of(state)
         self._pending = {n: (total, count) for n, (total, count) in state["pending"].items()}
         self.counter.reset(int(state["step"]))
-
-    def to_json(self) -> str:
-        return json.dumps(plain([dataclasses.asdict(r) for r in self.records]), indent=1)
 
 
 def _sparsity(target: Target) -> Tensor:

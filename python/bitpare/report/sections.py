@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from bitpare.report import charts, graphs
 from bitpare.report.charts import Bar, Line
 from bitpare.report.layer_sections import (
-    all_quantizers,
     distributions,
+    in_numbers,
     lost_accuracy,
     overview,
     sparsity,
@@ -35,7 +35,7 @@ def all_of(page: "Page") -> list[tuple[str, str]]:
         ("Sensitivity to pruning", _sensitivity(page)),
         ("Over time", _history(page)),
         ("Placement", _placement(page)),
-        ("All quantizers", all_quantizers(page)),
+        ("In numbers", in_numbers(page)),
     ]
 
 

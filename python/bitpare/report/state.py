@@ -1,4 +1,4 @@
-"""The quantizers of a state dict, without the classes of its model."""
+"""The weights and quantizers of a state dict, without the classes of its model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bitpare.nn.ranges import RangeQuantizer
+from bitpare.nn.weights import is_sharded
 from bitpare.quant.grid import Grid
 from bitpare.quant.spec import QSpec
 from bitpare.report.layers import Measured
@@ -38,6 +39,46 @@ def rows_of_state(state: Mapping[str, Any]) -> list[Measured]:
         learned = f"{place}.statistics" in tensors
         weights.append(Measured(q.name, q, tally, len(weights), learned))
     return [*weights, *others]
+
+
+class Unquantized:
+    """Stands where a quantizer would be: of a weight that is in float."""
+
+    spec = QSpec()
+    role = "weight"
+    calibrated = False
+
+    def __init__(self, name: str, value: Tensor) -> None:
+        self.name, self.bits = name, 8 * value.element_size()
+        self._form = str(value.dtype).removeprefix("torch.")
+
+    def integer_form(self) -> str:
+        return self._form
+
+
+def is_prepared(state: Mapping[Any, Any]) -> bool:
+    """Whether it holds quantizers."""
+    return any(
+        isinstance(key, str) and key.endswith(_CONTROL) and isinstance(value, Tensor)
+        for key, value in state.items()
+    )
+
+
+def rows_of_floats(tensors: Mapping[str, Any]) -> list[Measured]:
+    """The matrices and kernels of a model without quantizers."""
+    found: list[Measured] = []
+    for key, value in tensors.items():
+        if is_weight(value):
+            q = Unquantized(key.removesuffix(".weight"), value)
+            tally = Tally(q, value.device)
+            tally.add(value)
+            found.append(Measured(q.name, q, tally, len(found)))
+    return found
+
+
+def is_weight(value: Any) -> bool:
+    floats = isinstance(value, Tensor) and value.is_floating_point() and not is_sharded(value)
+    return floats and value.dim() >= 2 and value.numel() > 0
 
 
 def weight_of(place: str) -> str | None:

@@ -199,6 +199,24 @@ def _weights(model: nn.Module, call: Any) -> tuple[list[Tensor], int]:
     return list(found.values()), macs
 
 
+def row_of_file(
+    name: str, kind: str, parameters: int, weights: list[Tensor], macs: int, written: bytes
+) -> SummaryRow:
+    """Of a model that is not called."""
+    return SummaryRow(
+        name=name,
+        kind=kind,
+        parameters=parameters,
+        weights=sum(w.numel() for w in weights),
+        nonzeros=sum(int((w != 0).sum()) for w in weights),
+        macs=macs,
+        bytes=len(written),
+        compressed=len(zlib.compress(written)),
+        p50=0.0,
+        p95=0.0,
+    )
+
+
 def _bytes(model: nn.Module) -> tuple[int, int]:
     """Of the model's file: what `deploy.save` writes where it can, else its state."""
     try:

@@ -12,9 +12,10 @@ from bitpare.nn.weights import quantized_weights
 from bitpare.quant.oscillation import Oscillations
 from bitpare.quant.schedule import QatSchedule
 from bitpare.report.grids import place
+from bitpare.report.history import Record
 from bitpare.report.layers import measured, on_weight
 from bitpare.report.placement import placement
-from bitpare.report.recorder import Record, Recorder
+from bitpare.report.recorder import Recorder
 
 
 class TensorBoard:

@@ -1,0 +1,228 @@
+"""What is put into the page about a model."""
+
+import copy
+import io
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitpare.deploy.integer import IntegerModel
+from bitpare.errors import Uncalibrated, Unsupported
+from bitpare.prune.sensitivity import Sensitivity
+from bitpare.quant.batches import first_of
+from bitpare.quant.names import find_hub, hub_of, unwrapped
+from bitpare.report.effects import Effects, effects
+from bitpare.report.graphs import graph_of
+from bitpare.report.history import History
+from bitpare.report.layers import LayerRow, Measured, measured
+from bitpare.report.page import Page, write
+from bitpare.report.state import rows_of_floats
+from bitpare.report.summary import Summary, row_of_file, summary
+from bitpare.report.tally import Histogram
+
+_FEW = 8  # samples that each quantizer is tried on alone
+_ROUNDS = 5  # of timing: three calls each
+_IN_FLOAT = "Nothing is quantized: bp.prepare puts quantizers into a model."
+
+
+def html(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    float_model: nn.Module | None = None,
+    integer: nn.Module | None = None,
+    batches: Iterable[Any] | None = None,
+    history: History | None = None,
+    sensitivity: Sensitivity | None = None,
+    title: str | None = None,
+) -> None:
+    """Writes a page about a model to ``path``: one file that needs no other.
+
+    model: a prepared one; or one in float, such as is pruned without being quantized, of which the
+    page shows weights, sparsity and what is given. float_model, integer: the model before `prepare`
+    and after `convert`, for sizes and latency. batches: as for `calibrate`, a few: for histograms
+    of activations, clip rates, and the layer that loses accuracy (the first 8 samples). history: a
+    `Recorder`. sensitivity: what `bp.prune.sensitivity` found. Sections whose input is missing say
+    in a line what to give. The model is not changed.
+    """
+    inner = unwrapped(model)
+    if isinstance(inner, IntegerModel):
+        raise TypeError(
+            "report.html: model must be what was trained, got an IntegerModel; give that as "
+            "integer="
+        )
+    if hub_of(inner) is not None:
+        page = page_of(
+            inner,
+            float_model=float_model,
+            integer=integer,
+            batches=batches,
+            history=history,
+            sensitivity=sensitivity,
+            title=title,
+        )
+    else:
+        others = {"float_model": float_model, "integer": integer, "batches": batches}
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"report.html: {given[0]}= is compared with a prepared model, and this "
+                f"{type(inner).__name__} is not; call bp.prepare first"
+            )
+        page = page_of_floats(inner, history=history, sensitivity=sensitivity, title=title)
+    write(page.html(), path)
+
+
+def page_of(
+    model: nn.Module,
+    *,
+    float_model: nn.Module | None = None,
+    integer: nn.Module | None = None,
+    batches: Iterable[Any] | None = None,
+    history: History | None = None,
+    sensitivity: Sensitivity | None = None,
+    title: str | None = None,
+) -> Page:
+    """Everything that can be known about a prepared model."""
+    hub = find_hub(model, "report.html")
+    few: list[Any] = []
+    found = measured(model, None if batches is None else _first_of(batches, few), "report.html")
+    missing = _missing(float_model, integer, batches) | _missing_records(history, sensitivity)
+    return Page(
+        title or f"{type(model).__name__}: quantization report",
+        _facts(model, [m.row() for m in found]),
+        _compared(missing, float_model, model, integer),
+        drawn(found),
+        _tried(missing, model, few),
+        graph_of(model),
+        history if history is not None and history.records else None,
+        sensitivity,
+        [(name, reason) for name, reason, quantized in hub.notes if not quantized],
+        missing,
+    )
+
+
+def page_of_floats(
+    model: nn.Module,
+    *,
+    history: History | None = None,
+    sensitivity: Sensitivity | None = None,
+    title: str | None = None,
+) -> Page:
+    """What can be known about a model without quantizers."""
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    page = page_of_tensors(
+        dict(model.named_parameters()),
+        file.getvalue(),
+        title or f"{type(model).__name__}: report",
+        [type(model).__name__],
+    )
+    page.history = history if history is not None and history.records else None
+    page.sensitivity = sensitivity
+    page.missing |= _missing_records(history, sensitivity)
+    return page
+
+
+def page_of_tensors(
+    tensors: Mapping[str, Any], written: bytes, title: str, facts: list[str]
+) -> Page:
+    """Of weights in float, and of a file with them."""
+    found = rows_of_floats(tensors)
+    weights = [m.tally.sample[0] for m in found if m.tally is not None]
+    count = sum(t.numel() for t in tensors.values() if isinstance(t, Tensor))
+    row = row_of_file("float", "float", count, weights, 0, written)
+    told = [*facts, f"{count:,} parameters", f"{len(found)} weights in float"]
+    return Page(title, told, Summary([row]), drawn(found), missing={"graph": _IN_FLOAT})
+
+
+def drawn(found: list[Measured]) -> list[tuple[LayerRow, Histogram | None]]:
+    """A row and a histogram of each."""
+    return [
+        (m.row(), m.tally.bars() if m.tally is not None and m.tally.count else None) for m in found
+    ]
+
+
+def _compared(
+    missing: dict[str, str], float_model: Any, model: nn.Module, integer: Any
+) -> Summary | None:
+    """Sizes and times; an eval forward moves scales of weights, so it is a copy's."""
+    compared = {"float": float_model, "fake-quantized": copy.deepcopy(model), "integer": integer}
+    given = {name: m for name, m in compared.items() if m is not None}
+    try:
+        return summary(*given.values(), names=list(given), rounds=_ROUNDS)
+    except Uncalibrated as error:
+        missing["summary"] = f"The model does not run yet: {error}."
+        return None
+
+
+def _tried(missing: dict[str, str], model: nn.Module, few: list[Any]) -> Effects | None:
+    if not few:
+        return None
+    try:
+        return effects(model, few, progress=False)
+    except Unsupported as error:
+        missing["batches"] = f"{error}."
+        return None
+
+
+def _missing(float_model: Any, integer: Any, batches: Any) -> dict[str, str]:
+    """For each section what to give to `html` for it."""
+    found = {}
+    if float_model is None or integer is None:
+        other = [n for n, m in (("float_model=", float_model), ("integer=", integer)) if m is None]
+        found["summary"] = f"To compare with other forms of the model, give {' and '.join(other)}."
+    if batches is None:
+        found["batches"] = (
+            "Give batches=, a few batches as for calibrate: for histograms and clip rates of the "
+            "activations, and for the layer that loses accuracy."
+        )
+    return found
+
+
+def _missing_records(history: Any, sensitivity: Any) -> dict[str, str]:
+    """Likewise of what is made in the course of training."""
+    found = {}
+    if history is None:
+        found["history"] = (
+            "Give history=, a bp.report.Recorder that was attached to the optimizer, for scales, "
+            "oscillation and sparsity over time."
+        )
+    elif not history.records:
+        found["history"] = "The recorder given as history= has no record yet."
+    if sensitivity is None:
+        found["sensitivity"] = (
+            "Give sensitivity=, the result of bp.prune.sensitivity, for what each layer loses when "
+            "it is pruned."
+        )
+    return found
+
+
+def _facts(model: nn.Module, rows: list[LayerRow]) -> list[str]:
+    count = sum(p.numel() for p in model.parameters())
+    weights = [r for r in rows if r.role == "weight"]
+    activations = [r for r in rows if r.role == "activation"]
+    facts = [type(model).__name__, f"{count:,} parameters"]
+    for name, some in (("weights", weights), ("activations", activations)):
+        forms = list(dict.fromkeys(r.form for r in some))
+        if forms:
+            facts.append(f"{len(some)} quantizers of {name} ({', '.join(forms)})")
+    return facts
+
+
+def _first_of(batches: Iterable[Any], few: list[Any]) -> Iterable[Any]:
+    """The batches, of the first of which some samples are put into ``few``."""
+    if isinstance(batches, Tensor):
+        return batches  # an error, which says so
+
+    def passing() -> Iterable[Any]:
+        for i, batch in enumerate(batches):
+            if i == 0:
+                value = first_of(batch)
+                few.append([value[:_FEW] if isinstance(value, Tensor) else value])
+            yield batch
+
+    return passing()

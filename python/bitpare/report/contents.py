@@ -1,0 +1,101 @@
+"""What there is in a checkpoint: training scripts keep their models under keys of their own."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from bitpare.deploy.integer import IntegerModel
+from bitpare.quant.names import hub_of
+from bitpare.report.history import History, is_state, records_of
+from bitpare.report.state import is_prepared, is_weight
+
+# From what a report is best made to what it is made for want of better.
+INTEGER, MODEL, STATE, FLOAT_MODEL, FLOAT_STATE = range(5)
+_KEYS = ("model", "state_dict", "model_state_dict")
+_DEPTH = 8
+
+Place = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """Something that a report can be made of, and the keys that lead to it."""
+
+    kind: int
+    place: Place
+    value: Any
+
+    @property
+    def key(self) -> str:
+        return "/".join(self.place)
+
+
+@dataclasses.dataclass
+class Contents:
+    """items: of the best kind that there is; histories: what recorders noted."""
+
+    items: list[Item]
+    histories: list[tuple[Place, Mapping[str, Any]]]
+
+    def chosen(self) -> Item:
+        """Those under a usual key before others, then the last: stages of training are kept in
+        their order."""
+        usual = [i for i in self.items if i.place and i.place[-1] in _KEYS]
+        return (usual or self.items)[-1]
+
+    def history_of(self, item: Item) -> History | None:
+        """That which lies nearest to the item."""
+
+        def shared(place: Place) -> int:
+            pairs = zip(place, item.place, strict=False)
+            return next((n for n, (a, b) in enumerate(pairs) if a != b), len(place))
+
+        if not self.histories:
+            return None
+        nearest = max(shared(place) for place, _ in self.histories)
+        state = [state for place, state in self.histories if shared(place) == nearest][-1]
+        history = History(records_of(state))
+        return history if history.records else None
+
+
+def contents_of(held: Any, key: str | None = None) -> Contents:
+    """All of what was unpickled; with ``key``, of what lies there ("stages/qat/model")."""
+    items: list[Item] = []
+    histories: list[tuple[Place, Mapping[str, Any]]] = []
+    for place, value in _walk(held, ()):
+        if is_state(value):
+            histories.append((place, value))
+        elif (kind := _kind(value)) is not None:
+            items.append(Item(kind, place, value))
+    if key is not None:
+        items = [i for i in items if i.key == key]
+    best = min((i.kind for i in items), default=None)
+    return Contents([i for i in items if i.kind == best], histories)
+
+
+def _walk(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
+    """A value and what it holds, but not what a model, a state or an optimizer holds."""
+    yield place, value
+    if _kind(value) is not None or is_state(value) or len(place) >= _DEPTH:
+        return
+    if isinstance(value, Mapping) and "param_groups" not in value:
+        for key, inner in value.items():
+            yield from _walk(inner, (*place, str(key)))
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for number, inner in enumerate(value):
+            if isinstance(inner, Mapping | nn.Module):
+                yield from _walk(inner, (*place, str(number)))
+
+
+def _kind(value: Any) -> int | None:
+    if isinstance(value, IntegerModel):
+        return INTEGER
+    if isinstance(value, nn.Module):
+        return FLOAT_MODEL if hub_of(value) is None else MODEL
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        return None
+    if is_prepared(value):
+        return STATE
+    return FLOAT_STATE if any(is_weight(v) for v in value.values()) else None
