@@ -3,7 +3,6 @@
 python benchmarks/distill.py [--rounds 31] [--save]
 """
 
-import argparse
 import json
 import pathlib
 from typing import Any
@@ -97,11 +96,7 @@ def build(kind: str, name: str, *shapes: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
-    options = parser.parse_args()
-    timing.keep_freed_memory()
+    options = timing.options(__doc__, RESULTS, 31)
     rows = []
     for name, *shapes in WORK:
         inputs = problem(name, *map(list, shapes))
@@ -119,7 +114,7 @@ def main() -> None:
             extra = f", {memory[kind]:.2f} gradients of memory" if kind in memory else ""
             print(f"  {kind:22s} {t.median * 1e3:8.3f} ms, {t.median / ours:5.2f}{extra}")
     if options.save:
-        RESULTS.write_text(json.dumps({"machine": timing.machine(), "rows": rows}, indent=1) + "\n")
+        timing.save(RESULTS, rows)
 
 
 if __name__ == "__main__":

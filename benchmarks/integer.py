@@ -7,8 +7,6 @@ quantized itself, per channel, with bytes of activations. It spins for a while a
 which slows what comes next: each turn begins with a pause, and with calls that are not counted.
 """
 
-import argparse
-import json
 import pathlib
 import tempfile
 import time
@@ -103,11 +101,7 @@ def size_of(model: Any) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
-    options = parser.parse_args()
-    timing.keep_freed_memory()
+    options = timing.options(__doc__, RESULTS)
     import torch
 
     rows, held = [], {}
@@ -140,7 +134,7 @@ def main() -> None:
         for kind, t in times.items():
             print(f"  {kind:14s} {t.median * 1e3:8.2f} ms, {t.median / median:5.2f}")
     if options.save:
-        RESULTS.write_text(json.dumps({"machine": timing.machine(), "rows": rows}, indent=1) + "\n")
+        timing.save(RESULTS, rows)
 
 
 if __name__ == "__main__":

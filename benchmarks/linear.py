@@ -3,8 +3,6 @@
 python benchmarks/linear.py [--rounds 15] [--save]
 """
 
-import argparse
-import json
 import pathlib
 from typing import Any
 
@@ -40,11 +38,7 @@ def layers() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
-    options = parser.parse_args()
-    timing.keep_freed_memory()
+    options = timing.options(__doc__, RESULTS)
     import torch
 
     rows, held = [], layers()
@@ -63,7 +57,7 @@ def main() -> None:
             ratio = t.median / times["float"].median
             print(f"  {kind:28s} {t.median * 1e3:8.2f} ms, {ratio:5.2f}")
     if options.save:
-        RESULTS.write_text(json.dumps({"machine": timing.machine(), "rows": rows}, indent=1) + "\n")
+        timing.save(RESULTS, rows)
 
 
 if __name__ == "__main__":

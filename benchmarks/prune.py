@@ -6,9 +6,7 @@ inference of shrunk models.
 All variants of a row take turns in one process.
 """
 
-import argparse
 import copy
-import json
 import pathlib
 import sys
 
@@ -128,11 +126,7 @@ def smaller(name: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
-    options = parser.parse_args()
-    timing.keep_freed_memory()
+    options = timing.options(__doc__, RESULTS)
     rows = []
     selecting, n = selections()
     for name, (functions, before) in (
@@ -150,7 +144,7 @@ def main() -> None:
         for kind, t in times.items():
             print(f"  {kind:48s} {t.median * 1e3:8.3f} ms")
     if options.save:
-        RESULTS.write_text(json.dumps({"machine": timing.machine(), "rows": rows}, indent=1) + "\n")
+        timing.save(RESULTS, rows)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ that of the faster layout of each. The quantized model is bp.prepare of the unmo
 model, in training with observers on. A step is forward, loss, backward and SGD with momentum.
 """
 
-import argparse
-import json
 import pathlib
 
 import timing
@@ -77,12 +75,7 @@ def measure(name: str, rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
-    options = parser.parse_args()
-    timing.keep_freed_memory()
+    options = timing.options(__doc__, RESULTS, models={"nargs": "+", "default": MODELS})
     rows = []
     print("time of", ", ".join(KINDS), "and the ratio of the faster ones")
     for name in options.models:
@@ -95,7 +88,7 @@ def main() -> None:
             flush=True,
         )
     if options.save:
-        RESULTS.write_text(json.dumps({"machine": timing.machine(), "rows": rows}, indent=1) + "\n")
+        timing.save(RESULTS, rows)
 
 
 if __name__ == "__main__":

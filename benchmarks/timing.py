@@ -1,6 +1,8 @@
 """Times functions against each other: interleaved, in one process, medians."""
 
+import argparse
 import dataclasses
+import json
 import os
 import pathlib
 import platform
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -25,6 +28,25 @@ def keep_freed_memory() -> None:
     """Starts the program again with an allocator that keeps what is freed."""
     if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+
+
+def options(
+    about: str | None, results: pathlib.Path, rounds: int = 15, **more: dict[str, Any]
+) -> argparse.Namespace:
+    """What a benchmark was called with, once its process keeps its memory. more: arguments of its
+    own, as add_argument takes them."""
+    parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
+    for name, settings in more.items():
+        parser.add_argument(f"--{name}", **settings)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--save", action="store_true", help=f"write {results.name}")
+    found = parser.parse_args()
+    keep_freed_memory()
+    return found
+
+
+def save(results: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    results.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 @dataclasses.dataclass

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import plots
@@ -30,6 +31,20 @@ def shown(work: str) -> str:
     return f"{name}, {size} px, batch {batch}"
 
 
+def filled(
+    lines: list[str],
+    rows: list[dict[str, Any]],
+    head: Callable[[dict[str, Any]], str],
+    cells: Callable[[dict[str, Any]], list[str]],
+    unknown: str,
+) -> list[str]:
+    """A table: its rows, or why one could not be measured, where ``unknown`` has a place for it."""
+    for row in rows:
+        found = [unknown.format(row["reason"])] if "reason" in row else cells(row)
+        lines += [f"| {head(row)} | {line} |" for line in found]
+    return lines
+
+
 def steps(stored: Stored) -> list[str]:
     lines = [
         "A step is forward, loss, backward and SGD with momentum; the ratio is that of the faster "
@@ -42,20 +57,19 @@ def steps(stored: Stored) -> list[str]:
         "| model | tool | quantizers | ms | of float's time | layout | peak MiB | of float's |",
         "|---|---|---:|---:|---:|---|---:|---:|",
     ]
-    for row in stored["rows"]:
-        head = f"| {shown(row['work'])} | {row['tool']} "
-        if "reason" in row:
-            lines.append(f"{head}| — | — | — | {row['reason']} | — | — |")
-            continue
+
+    def cells(row: dict[str, Any]) -> list[str]:
         ms = row["seconds"][f"{row['tool']} {row['layout']}"]["median"] * 1e3
         memory = "— | —"
         if "peak_mib" in row:
             memory = f"{row['peak_mib']:.1f} | {row['peak_mib'] / row['float_mib']:.2f}"
-        lines.append(
-            f"{head}| {row['quantizers']} | {ms:.1f} | {spread(row['ratio'])} | {row['layout']} "
-            f"| {memory} |"
-        )
-    return lines
+        measured = (row["quantizers"], f"{ms:.1f}", spread(row["ratio"]), row["layout"], memory)
+        return [" | ".join(map(str, measured))]
+
+    def head(row: dict[str, Any]) -> str:
+        return f"{shown(row['work'])} | {row['tool']}"
+
+    return filled(lines, stored["rows"], head, cells, "— | — | — | {} | — | —")
 
 
 def accuracy(stored: Stored) -> list[str]:
@@ -72,26 +86,25 @@ def accuracy(stored: Stored) -> list[str]:
         "| data | bits | tool | epochs | before, in float | after | converted to integers |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
-    for row in stored["rows"]:
-        head = f"| {row['name']} | {row['bits']} | {row['tool']} "
-        if "reason" in row:
-            lines.append(f"{head}| — | — | — | {row['reason']} |")
-            continue
+
+    def cells(row: dict[str, Any]) -> list[str]:
         found = " | ".join(percent(row[k]) for k in ("float", "after", "converted"))
-        lines.append(f"{head}| {row['epochs']} | {found} |")
-    return lines
+        return [f"{row['epochs']} | {found}"]
+
+    def head(row: dict[str, Any]) -> str:
+        return f"{row['name']} | {row['bits']} | {row['tool']}"
+
+    return filled(lines, stored["rows"], head, cells, "— | — | — | {}")
 
 
-def compared(
-    names: list[str], head: str, row: dict[str, Any], base: str, digits: int = 2
-) -> list[str]:
-    """Lines of seconds and ratios, then of what could not be measured."""
+def compared(row: dict[str, Any], base: str, digits: int = 2) -> list[str]:
+    """Seconds and ratios, then what could not be measured."""
     lines = [
-        f"{head}| {name} | {row['seconds'][name]['median'] * 1e3:.{digits}f} "
-        f"| {'1' if name == base else spread(row['ratio'][name])} |"
-        for name in names
+        f"{name} | {t['median'] * 1e3:.{digits}f} "
+        f"| {'1' if name == base else spread(row['ratio'][name])}"
+        for name, t in row["seconds"].items()
     ]
-    return lines + [f"{head}| {name} | — | {why} |" for name, why in row["failed"].items()]
+    return lines + [f"{name} | — | {why}" for name, why in row["failed"].items()]
 
 
 def latency(stored: Stored) -> list[str]:
@@ -103,13 +116,11 @@ def latency(stored: Stored) -> list[str]:
         "| model | images | computed by | ms | of bitpare's time |",
         "|---|---:|---|---:|---:|",
     ]
-    for row in stored["rows"]:
-        head = f"| {row['model']} | {row['batch']} "
-        if "reason" in row:
-            lines.append(f"{head}| — | — | {row['reason']} |")
-        else:
-            lines += compared(list(row["seconds"]), head, row, "bitpare")
-    return lines
+
+    def head(row: dict[str, Any]) -> str:
+        return f"{row['model']} | {row['batch']}"
+
+    return filled(lines, stored["rows"], head, lambda row: compared(row, "bitpare"), "— | — | {}")
 
 
 def pruning(stored: Stored) -> list[str]:
@@ -128,26 +139,22 @@ def pruning(stored: Stored) -> list[str]:
         "| model | masks by | ms | of float's time |",
         "|---|---|---:|---:|",
     ]
-    for row in stored["rows"]:
-        name = row.get("channels") or shown(row["masks"])
-        if "reason" in row:
-            into = removed if "channels" in row else masked
-            into.append(
-                f"| {name} | — | {row['reason']} |" + " — |" * (4 if into is removed else 1)
+
+    def by_tool(row: dict[str, Any]) -> list[str]:
+        whole = row["forward"]["whole"]["median"] * 1e3
+        found = []
+        for tool, left in row["left"].items():
+            ms = [row[k][tool]["median"] * 1e3 for k in ("pruning", "forward")]
+            found.append(
+                f"{tool} | {ms[0]:.0f} | {left['macs']:.2f} | {left['parameters']:.2f} "
+                f"| {whole:.2f} | {ms[1]:.2f}"
             )
-        elif "channels" in row:
-            whole = row["forward"]["whole"]["median"] * 1e3
-            for tool, left in row["left"].items():
-                ms = [row[k][tool]["median"] * 1e3 for k in ("pruning", "forward")]
-                removed.append(
-                    f"| {name} | {tool} | {ms[0]:.0f} | {left['macs']:.2f} "
-                    f"| {left['parameters']:.2f} | {whole:.2f} | {ms[1]:.2f} |"
-                )
-            removed += [
-                f"| {name} | {k} | — | {why} | — | — | — |" for k, why in row["failed"].items()
-            ]
-        else:
-            masked += compared(list(row["seconds"]), f"| {name} ", row, "float", 1)
+        return found + [f"{k} | — | {why} | — | — | —" for k, why in row["failed"].items()]
+
+    rows = [[r for r in stored["rows"] if key in r] for key in ("channels", "masks")]
+    filled(removed, rows[0], lambda r: r["channels"], by_tool, "— | {} | — | — | — | —")
+    filled(masked, rows[1], lambda r: shown(r["masks"]), lambda r: compared(r, "float", 1),
+           "— | {} | —")  # fmt: skip
     return removed + masked
 
 
@@ -159,13 +166,13 @@ def kernels(stored: Stored) -> list[str]:
         "| shape | computed by | ms | of bitpare's time |",
         "|---|---|---:|---:|",
     ]
-    for row in stored["rows"]:
-        head = f"| {row['shape']} "
-        if "reason" in row:
-            lines.append(f"{head}| — | — | {row['reason']} |")
-        else:
-            lines += compared(list(row["seconds"]), head, row, "bitpare")
-    return lines
+    return filled(
+        lines,
+        stored["rows"],
+        lambda row: str(row["shape"]),
+        lambda row: compared(row, "bitpare"),
+        "— | — | {}",
+    )
 
 
 def step_plots(stored: Stored) -> dict[str, str]:

@@ -1,5 +1,7 @@
 #include "integer/program.h"
 
+#include "integer/library.h"
+
 namespace bitpare::integer {
 namespace {
 

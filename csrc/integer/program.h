@@ -18,10 +18,6 @@ struct Extent {
 // each run.
 enum class Form { codes, floats, dynamic };
 
-// Whether dense products are a library's (torch's _int_mm): on CUDA, and for tests where
-// BITPARE_INTEGER_PRODUCTS=library is set.
-bool uses_library(const at::Device& device);
-
 // Runs may be concurrent: each takes memory of its own.
 class Program {
  public:
@@ -48,6 +44,7 @@ class Program {
     std::vector<Place> places;
     int64_t bytes = 0;
   };
+  struct Values;
   struct Run;
 
   void add(const Node& node, const Tensors& tensors);

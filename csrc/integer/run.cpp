@@ -1,14 +1,11 @@
 // Running a program: the arguments of each kernel.
-#include <cstdlib>
-#include <string_view>
-
-#include "integer/program.h"
+#include "integer/library.h"
+#include "integer/values.h"
 #include "kernels/int_dynamic.h"
 #include "kernels/int_edge.h"
 #include "kernels/int_map.h"
 #include "kernels/int_pair.h"
 #include "kernels/int_pool.h"
-#include "kernels/int_product.h"
 #include "kernels/int_weights.h"
 #include "ops/call.h"
 #include "ops/device.h"
@@ -27,15 +24,6 @@ void on_device(const at::Device& device, const Tensor& any, F f) {
   }
 }
 
-constexpr int64_t kFewRows = 32;  // with fewer a kernel of ours is used
-constexpr int64_t kPatchBytes = int64_t{1} << 26;
-
-// A grid that was found at run time: one scale and zero point, or one for each row.
-struct FoundGrid {
-  Tensor scale, zero;
-  const Node* node = nullptr;
-};
-
 // Ops of the core, as they are called.
 auto minmax(const Tensor& x, std::optional<int64_t> axis) {
   static auto op = ops::find_op<std::tuple<Tensor, Tensor>(const Tensor&, std::optional<int64_t>)>(
@@ -51,72 +39,9 @@ auto qparams(const Tensor& low, const Tensor& high, const Node& node) {
 
 }  // namespace
 
-bool uses_library(const at::Device& device) {
-  static const bool wanted = [] {
-    const char* products = std::getenv("BITPARE_INTEGER_PRODUCTS");
-    return products && std::string_view(products) == "library";
-  }();
-  return device.is_cuda() || wanted;
-}
-
-// One run: where its values lie, and the arguments of each kernel.
-struct Program::Run {
-  const Program& program;
-  const Plan& plan;
-  uint8_t* arena;
-  std::vector<Tensor> floats;  // by value: pixels, their channels innermost
-  std::vector<FoundGrid> grids;
+// Running each node: the arguments of its kernel.
+struct Program::Run : Values {
   bool nan = false;
-
-  const Extent<int64_t>& extent(int64_t value) const {
-    return plan.extents[static_cast<size_t>(value)];
-  }
-  uint8_t* codes(int64_t value) const {
-    return arena + plan.places[static_cast<size_t>(value)].offset;
-  }
-  int64_t pixels(int64_t value) const {
-    const Extent<int64_t>& e = extent(value);
-    return e.batch * e.height * e.width;
-  }
-
-  ConvShape shape_of(const Node& node, int64_t groups) const {
-    const Extent<int64_t>&in = extent(node.inputs[0]), &out = extent(node.output);
-    const Window& w = node.window;
-    return {in.batch,
-            in.height,
-            in.width,
-            out.height,
-            out.width,
-            groups,
-            1,
-            1,
-            w.kernel[0],
-            w.kernel[1],
-            w.stride[0],
-            w.stride[1],
-            w.padding[0],
-            w.padding[1],
-            w.dilation[0],
-            w.dilation[1]};
-  }
-
-  IntEdge edge(int64_t value, const Extent<int64_t>& e, float scale) const {
-    int64_t channels = program.channels(value);
-    IntEdge args = {};
-    args.codes = codes(value);
-    args.images = e.batch;
-    args.pixels = e.height * e.width;
-    args.channels = channels;
-    args.image_step = args.pixels * channels;
-    args.pixel_step = 1;
-    args.channel_step = args.pixels;
-    args.step = program.step(value);
-    args.scale = scale;
-    return args;
-  }
-
-  Tensor& floats_of(int64_t value) { return floats[static_cast<size_t>(value)]; }
-  FoundGrid& grid_of(int64_t value) { return grids[static_cast<size_t>(value)]; }
 
   template <class Where>
   void enter(const Input& input, const Tensor& given, const Where& where) {
@@ -138,33 +63,6 @@ struct Program::Run {
     args.nan = &nan;
     int_edge(args, where);
   }
-
-  // New floats for a value.
-  float* new_floats(int64_t value) {
-    const Extent<int64_t>& e = extent(value);
-    Tensor made = at::empty({e.batch, e.height, e.width, program.channels(value)},
-                            at::TensorOptions(program.device_).dtype(at::kFloat));
-    floats_of(value) = made;
-    return made.data_ptr<float>();
-  }
-
-  IntDynamic on_found_grid(int64_t value) {
-    const FoundGrid& grid = grid_of(value);
-    IntDynamic args = {};
-    args.codes = codes(value);
-    args.rows = pixels(value);
-    args.channels = program.channels(value);
-    args.step = program.step(value);
-    args.scales = grid.scale.const_data_ptr<float>();
-    args.zeros = grid.zero.const_data_ptr<int32_t>();
-    args.scale_step = grid.node->per_row ? 1 : 0;
-    args.quant_min = static_cast<float>(grid.node->quant_min);
-    args.quant_max = static_cast<float>(grid.node->quant_max);
-    args.up = up_of(*grid.node);
-    return args;
-  }
-
-  static int32_t up_of(const Node& node) { return node.quant_min < 0 ? 128 : 0; }
 
   // Finds the range of what is given, and its codes on the grid that goes with it.
   template <class Where>
@@ -278,26 +176,6 @@ struct Program::Run {
     }
   }
 
-  // In parts, so that what the taps see does not take much memory.
-  template <class Where>
-  void by_library(const IntConv& conv, const Tensor& weight, const Where& where) {
-    const ConvShape& s = conv.shape;
-    int64_t rows = s.batch * s.out_height * s.out_width, inputs = weight.size(1);
-    int64_t each = std::max<int64_t>(kPatchBytes / inputs, 2 * kFewRows);
-    Tensor patches = at::empty({std::min(rows, each + kFewRows), inputs}, weight.options());
-    for (int64_t first = 0; first < rows;) {
-      // The last part is not left with few rows, which the library does not take.
-      int64_t here = rows - first <= each + kFewRows ? rows - first : each;
-      IntProduct args = {conv, first, here, inputs, weight.size(0)};
-      args.patches = patches.data_ptr<int8_t>();
-      int_patches(args, where);
-      Tensor sums = at::_int_mm(patches.narrow(0, 0, here), weight.t());
-      args.sums = sums.const_data_ptr<int32_t>();
-      int_finish(args, where);
-      first += here;
-    }
-  }
-
   template <class Where>
   void pool(const Node& node, const Where& where) {
     IntPool args = {};
@@ -397,8 +275,8 @@ std::vector<Tensor> Program::run(at::TensorList inputs) {
   for (const Tensor& x : inputs) empty |= x.numel() == 0;
   Tensor arena = take_arena(plan->bytes);
   auto values = static_cast<size_t>(spec_.values);
-  Run run = {*this, *plan, arena.data_ptr<uint8_t>(), std::vector<Tensor>(values),
-             std::vector<FoundGrid>(values)};
+  Run run = {{*this, *plan, arena.data_ptr<uint8_t>(), std::vector<Tensor>(values),
+              std::vector<FoundGrid>(values)}};
   std::vector<Tensor> results;
   on_device(device_, arena, [&](const auto& where) {
     for (size_t i = 0; i < inputs.size() && !empty; ++i) {

@@ -155,5 +155,21 @@ BITPARE_INLINE const uint8_t* tap_of(const IntConv& args, const ConvPixel& pixel
   return args.input + ((pixel.image * s.height + y) * s.width + x) * args.input_step;
 }
 
+// The floats that accumulators of an input row stand for. weight_sum, offset: read where the grid
+// was found at run time.
+template <class V, class I>
+BITPARE_INLINE V value_of(const IntConv& args, int64_t row, I sum, V multiplier, I weight_sum,
+                          V offset) {
+  V value;
+  if (args.scales) {
+    int64_t at = row * args.scale_step;
+    I less_zero = sum - args.zeros[at] * weight_sum;
+    value = dequantized(Value<V>::to_float(less_zero), args.scales[at], multiplier, offset);
+  } else {
+    value = Value<V>::to_float(sum) * multiplier;
+  }
+  return clamp(value, splat<V>(args.least), splat<V>(args.most));
+}
+
 }  // namespace math
 }  // namespace bitpare

@@ -42,25 +42,15 @@ BITPARE_INLINE int32_t start_of(const IntConv& args, int64_t number) {
                               128u * static_cast<uint32_t>(args.weight_sums[number]));
 }
 
-BITPARE_INLINE float float_result(const IntConv& args, int64_t row, int64_t number, int32_t sum) {
-  float multiplier = args.multiplier[number], value;
-  if (args.scales) {
-    int64_t at = row * args.scale_step;
-    int32_t less_zero = sum - args.zeros[at] * args.weight_sums[number];
-    value = dequantized(static_cast<float>(less_zero), args.scales[at], multiplier,
-                        args.offset[number]);
-  } else {
-    value = static_cast<float>(sum) * multiplier;
-  }
-  return clamp(value, args.least, args.most);
-}
-
 // Stores output o of a pixel. number: where the output's numbers stand.
 BITPARE_INLINE void finish(const IntConv& args, int64_t row, int64_t o, int64_t number,
                            int32_t sum) {
   int64_t place = row * args.output_step + o;
   if (args.to_float) {
-    static_cast<float*>(args.output)[place] = float_result(args, row, number, sum);
+    int32_t weight_sum = args.scales ? args.weight_sums[number] : 0;
+    float offset = args.scales ? args.offset[number] : 0.0f;
+    static_cast<float*>(args.output)[place] =
+        value_of(args, row, sum, args.multiplier[number], weight_sum, offset);
     return;
   }
   float code = requantized(static_cast<float>(sum), args.multiplier[number], args.range.low,

@@ -55,6 +55,27 @@ def test_masks_grow_and_shrink_removes_them(name):
     train(small.train(), optimizer, range(8, 10))
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_channels_of_zeros_stay_to_make_a_multiple(name):
+    model, optimizer, pruner = a_run(name, scope="local")
+    train(model, optimizer, range(8))
+    expected = model.eval()(X)
+    exact = plan_shrink(model, X, pruner=pruner)
+    whole = plan_shrink(model, X, pruner=pruner, round_to=3)
+    families = zip(pruner.coupled.units, pruner.coupled.masks, strict=True)
+    kept = [int(bp.functional.unpack_mask(m, [len(u)]).sum()) for u, m in families]
+    stay = [min(-(-k // 3) * 3, len(u)) for k, u in zip(kept, pruner.coupled.units, strict=True)]
+    assert sum(stay) > sum(kept)
+    coupled = pruner.coupled
+    gone = coupled.families.limited(coupled.removed(), 3, 1)
+    assert gone < coupled.removed() and [len(set(u) - gone) for u in coupled.units] == stay
+    assert exact.sizes["parameters after"] < whole.sizes["parameters after"]
+    small = shrink(model, X, pruner=pruner, round_to=3, optimizer=optimizer)
+    assert torch.allclose(small(X), expected, atol=1e-5 * max(1, float(expected.abs().max())))
+    assert sum(p.numel() for p in small.parameters()) == whole.sizes["parameters after"]
+    train(small.train(), optimizer, range(8, 10))
+
+
 def test_groups_are_coupled():
     model, optimizer, pruner = a_run("Residual")
     train(model, optimizer, range(6))
@@ -164,6 +185,9 @@ def test_errors():
     pruner = Pruner(model, shot, pattern="channel", example_inputs=X)
     with pytest.raises(ValueError, match="the pruner works on another model"):
         shrink(trained("Plain"), X, pruner=pruner)
+    for name, value in (("macs", 0.5), ("parameters", 0.5), ("ignore", ["*"])):
+        with pytest.raises(ValueError, match=f"its masks say what goes; leave out {name}="):
+            shrink(model, X, pruner=pruner, **{name: value})
     pruner.finalize()
     with pytest.raises(ValueError, match="the pruner has no channel masks"):
         shrink(model, X, pruner=Pruner(model, shot))

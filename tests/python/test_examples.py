@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import types
@@ -203,7 +204,10 @@ def test_mobilenet_in_two_processes(mobilenet, tmp_path):
     """Under torchrun: one of them prints and writes, and --resume finds what it wrote."""
     folder, _ = mobilenet
     example = [EXAMPLES / "mobilenet_cifar10.py", "--quick", "--images", "128", "--epochs", "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with socket.socket() as free:  # not --standalone, which needs a name for this machine
+        free.bind(("127.0.0.1", 0))
+        meet = ["--master-addr=127.0.0.1", f"--master-port={free.getsockname()[1]}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *meet, "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launch, *example, "--output", tmp_path, "--data", folder]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)

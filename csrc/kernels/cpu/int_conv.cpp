@@ -1,9 +1,12 @@
 #include "kernels/int_conv.h"
 
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/int_depthwise.h"
+#include "kernels/cpu/int_finish.h"
 
 namespace bitpare {
 namespace {
+
+// Tiles of output pixels by panels of outputs.
 
 // Vectors of a panel, and how much of a tile the registers hold: rows for 1, 2, 3, 4 panels.
 constexpr int kPanelVectors = kPanel / kWidth;
@@ -14,53 +17,6 @@ constexpr int kMostPanels = 2, kRows[] = {0, 4, 2};
 #else
 constexpr int kMostPanels = 1, kRows[] = {0, 2};
 #endif
-
-BITPARE_INLINE Vec floats(VecInt v) { return math::Value<Vec>::to_float(v); }
-
-BITPARE_INLINE VecInt load_codes(const uint8_t* p, int64_t count) {
-  if (count >= kWidth) return load_int(p);
-  uint8_t whole[kWidth] = {};
-  if (count > 0) __builtin_memcpy(whole, p, static_cast<uint64_t>(count));
-  return load_int(whole);
-}
-
-// From accumulators to codes.
-struct Finish {
-  Vec low, high, sum_low, sum_high, between;
-  VecInt zero, sum_zero;
-  VecInt least, most;  // of the last result, as bytes
-};
-
-BITPARE_INLINE Finish finish_of(const IntConv& args) {
-  const CodeRange& last = args.other ? args.sum_range : args.range;
-  int32_t between = args.range.zero - args.pairing.first_zero;
-  return {math::splat<Vec>(args.range.low),
-          math::splat<Vec>(args.range.high),
-          math::splat<Vec>(args.sum_range.low),
-          math::splat<Vec>(args.sum_range.high),
-          math::splat<Vec>(static_cast<float>(between)),
-          VecInt{} + args.range.zero,
-          VecInt{} + args.sum_range.zero,
-          repeat_byte(static_cast<int32_t>(last.low) + last.zero),
-          repeat_byte(static_cast<int32_t>(last.high) + last.zero)};
-}
-
-// Where everything fits into 32 bits the bounds are left to the bytes: the same codes, rounding
-// being monotonic. other: codes, if the call has some.
-template <bool kAdds>
-BITPARE_INLINE VecInt codes_of(const Finish& f, const IntConv& args, Vec sum, Vec multiplier,
-                               VecInt other) {
-  if constexpr (kAdds) {
-    Vec first = math::requantized(sum, multiplier, f.low, f.high) + f.between;
-    Vec second = floats(other - args.pairing.second_zero);
-    Vec paired = math::paired(first, second, args.pairing, f.sum_low, f.sum_high);
-    return math::Value<Vec>::to_int(paired) + f.sum_zero;
-  }
-  if (args.fits) return nearest_int(sum * multiplier) + f.zero;
-  return math::Value<Vec>::to_int(math::requantized(sum, multiplier, f.low, f.high)) + f.zero;
-}
-
-// -- dense: tiles of output pixels by panels of outputs
 
 struct DenseTile {
   int64_t group, first_panel, first_row;
@@ -187,20 +143,6 @@ BITPARE_INLINE void store_tile(const IntConv& args, const Finish& finish, const 
   }
 }
 
-// The floats that accumulators of input row `row` stand for.
-BITPARE_INLINE Vec value_of(const IntConv& args, int64_t row, VecInt sum, Vec multiplier,
-                            VecInt weight_sum, Vec offset) {
-  Vec value;
-  if (args.scales) {
-    int64_t at = row * args.scale_step;
-    VecInt less_zero = sum - args.zeros[at] * weight_sum;
-    value = math::dequantized(floats(less_zero), args.scales[at], multiplier, offset);
-  } else {
-    value = floats(sum) * multiplier;
-  }
-  return math::clamp(value, math::splat<Vec>(args.least), math::splat<Vec>(args.most));
-}
-
 template <int kTileRows, int kVectors>
 BITPARE_INLINE void store_floats(const IntConv& args, const DenseTile& tile,
                                  const Vec (&multiplier)[kVectors], int64_t number, int64_t channel,
@@ -216,7 +158,7 @@ BITPARE_INLINE void store_floats(const IntConv& args, const DenseTile& tile,
       int64_t row = tile.first_row + i;
       float* out = static_cast<float*>(args.output) + row * args.output_step;
       write(out, channel + v * kWidth, at_most(count - v * kWidth, kWidth),
-            value_of(args, row, sums[i][v], multiplier[v], weight_sum, offset));
+            math::value_of(args, row, sums[i][v], multiplier[v], weight_sum, offset));
     }
   }
 }
@@ -291,152 +233,6 @@ void dense(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
                dense_rows<kBits>(args, finish, tile, here, at_most(tile_rows, rows - first));
              }
            });
-}
-
-// -- depthwise: vectors of channels, four taps at a time
-
-constexpr int64_t kBytes = 4 * kWidth;
-
-struct DepthwiseBlock {
-  int64_t first, count;  // channels
-  VecInt weight[kMostDepthwiseTaps / kQuad][4];
-  VecInt bias[4], weight_sum[4];
-  Vec multiplier[4], added[4];
-  int64_t offset[kMostDepthwiseTaps];  // of each tap from the first, in bytes
-
-  DepthwiseBlock(const IntConv& args, int64_t first_channel) : first(first_channel) {
-    const ConvShape& s = args.shape;
-    int64_t taps = math::taps_of(s), step = math::padded_to(s.groups, kDepthwiseBlock);
-    count = at_most(kBytes, s.groups - first);
-    for (int64_t tap = 0; tap < taps; tap += kQuad) {
-      VecInt t[kQuad] = {};
-      for (int64_t k = 0; k < kQuad && tap + k < taps; ++k) {
-        t[k] = load_bytes(args.weight + (tap + k) * step + first);
-      }
-      spread(t, weight[tap / kQuad]);
-    }
-    for (int j = 0; j < 4; ++j) {
-      for (int l = 0; l < kWidth; ++l) {
-        int64_t channel = first + spread_channel(j, l);
-        bias[j][l] = args.bias[channel];
-        multiplier[j][l] = args.multiplier[channel];
-        weight_sum[j][l] = args.scales ? args.weight_sums[channel] : 0;
-        added[j][l] = args.scales ? args.offset[channel] : 0.0f;
-      }
-    }
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      int64_t row = tap / s.kernel_width, column = tap % s.kernel_width;
-      offset[tap] =
-          (row * s.dilation_height * s.width + column * s.dilation_width) * args.input_step;
-    }
-  }
-};
-
-// at(tap): where a tap's channels lie. kTaps: how many there are, or 0 for `taps`.
-template <int kTaps, class At>
-BITPARE_INLINE void depthwise_sums(const DepthwiseBlock& block, int64_t taps, VecInt* sums, At at) {
-  int64_t n = kTaps > 0 ? kTaps : taps;
-#pragma GCC unroll 8
-  for (int64_t tap = 0; tap < n; tap += kQuad) {
-    VecInt t[kQuad] = {}, quads[4];
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < kQuad; ++k) {
-      if (tap + k < n) t[k] = load_bytes(at(tap + k));
-    }
-    spread(t, quads);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sums[j] = dot4(sums[j], quads[j], block.weight[tap / kQuad][j]);
-  }
-}
-
-void store_depthwise_floats(const IntConv& args, const DepthwiseBlock& block, int64_t index,
-                            const VecInt* sums) {
-  float* out = static_cast<float*>(args.output) + index * args.output_step + block.first;
-  for (int j = 0; j < 4; ++j) {
-    Vec value =
-        value_of(args, index, sums[j], block.multiplier[j], block.weight_sum[j], block.added[j]);
-    for (int l = 0; l < kWidth; ++l) {
-      if (spread_channel(j, l) < block.count) out[spread_channel(j, l)] = value[l];
-    }
-  }
-}
-
-template <bool kAdds>
-BITPARE_INLINE void store_depthwise(const IntConv& args, const Finish& finish,
-                                    const DepthwiseBlock& block, int64_t index, VecInt* sums) {
-  VecInt other[4] = {};
-  if constexpr (kAdds) {
-    uint8_t bytes[kBytes] = {};
-    __builtin_memcpy(bytes, args.other + index * args.other_step + block.first,
-                     static_cast<uint64_t>(block.count));
-    VecInt t[kQuad] = {load_bytes(bytes)};
-    spread(t, other);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    sums[j] = codes_of<kAdds>(finish, args, floats(sums[j]), block.multiplier[j], other[j]);
-  }
-  store_bytes(static_cast<uint8_t*>(args.output) + index * args.output_step + block.first,
-              clamped_bytes(gathered(sums), finish.least, finish.most), block.count);
-}
-
-// Output pixels begin .. end - 1.
-template <int kTaps>
-void depthwise_pixels(const IntConv& args, const Finish& finish, const DepthwiseBlock& block,
-                      int64_t begin, int64_t end) {
-  const ConvShape& s = args.shape;
-  int64_t taps = math::taps_of(s), bottom = (s.kernel_height - 1) * s.dilation_height;
-  int64_t right = (s.kernel_width - 1) * s.dilation_width;
-  math::ConvPixel pixel = math::pixel_at(s, begin);
-  for (int64_t index = begin; index < end; ++index) {
-    VecInt sums[4] = {block.bias[0], block.bias[1], block.bias[2], block.bias[3]};
-    if (pixel.top >= 0 && pixel.left >= 0 && pixel.top + bottom < s.height &&
-        pixel.left + right < s.width) {
-      const uint8_t* at = math::tap_of(args, pixel, 0, 0) + block.first;
-      depthwise_sums<kTaps>(block, taps, sums, [&](int64_t tap) { return at + block.offset[tap]; });
-    } else {
-      const uint8_t* at[kMostDepthwiseTaps];
-      int64_t tap = 0;
-      for (int64_t row = 0; row < s.kernel_height; ++row) {
-        for (int64_t column = 0; column < s.kernel_width; ++column, ++tap) {
-          const uint8_t* found = math::tap_of(args, pixel, row, column);
-          at[tap] = (found ? found : args.padding) + block.first;
-        }
-      }
-      depthwise_sums<0>(block, taps, sums, [&](int64_t t) { return at[t]; });
-    }
-    if (args.to_float) {
-      store_depthwise_floats(args, block, index, sums);
-    } else if (args.other) {
-      store_depthwise<true>(args, finish, block, index, sums);
-    } else {
-      store_depthwise<false>(args, finish, block, index, sums);
-    }
-    math::advance(s, &pixel);
-  }
-}
-
-void depthwise(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
-  const ConvShape& s = args.shape;
-  int64_t pixels = s.batch * s.out_height * s.out_width, taps = math::taps_of(s);
-  int64_t blocks = (s.groups + kBytes - 1) / kBytes;
-  int64_t grain = 1 + (1 << 18) / (kBytes * taps);
-  Finish finish = finish_of(args);
-  parallel(cpu.parallel_for, blocks * pixels, grain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      int64_t number = begin / pixels, first = begin - number * pixels;
-      int64_t last = at_most(end - number * pixels, pixels);
-      DepthwiseBlock block(args, number * kBytes);
-      if (taps == 9) {
-        depthwise_pixels<9>(args, finish, block, first, last);
-      } else if (taps == 25) {
-        depthwise_pixels<25>(args, finish, block, first, last);
-      } else {
-        depthwise_pixels<0>(args, finish, block, first, last);
-      }
-      begin += last - first;
-    }
-  });
 }
 
 }  // namespace

@@ -20,25 +20,22 @@ from bitpare.deploy.meaning import (
     MAX_POOL,
     MEAN_POOL,
     MUL,
-    NORM,
     VALUE,
     Activation,
     Meaning,
-    conv_window,
 )
 from bitpare.deploy.numbers import (
     SIGNED,
     Codes,
     affine_of,
     codes_of,
-    conv_numbers,
     no_codes,
     no_integers,
-    weight_codes,
 )
+from bitpare.deploy.products import Products
 from bitpare.deploy.refused import Refused
-from bitpare.deploy.run_time import dynamic_fields, dynamic_numbers, linear_numbers
-from bitpare.deploy.values import Values, rank_of
+from bitpare.deploy.run_time import dynamic_fields
+from bitpare.deploy.values import rank_of
 from bitpare.nn import layers
 from bitpare.nn.learned import DynamicQuantizer
 from bitpare.nn.quantizer import Quantizer
@@ -46,7 +43,7 @@ from bitpare.nn.quantizer import Quantizer
 _CONVERSIONS = ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path")
 
 
-class Lowering(Values):
+class Lowering(Products):
     """floating: layers with quantized weights that stay in float, with the reason."""
 
     def __init__(
@@ -218,96 +215,6 @@ class Lowering(Values):
         else:
             raise Refused("it has no integer form")
 
-    def _quantized_conv(
-        self, node: fx.Node, found: Expression, codes: Codes, clamped: Codes
-    ) -> Item:
-        """In integers from end to end, or where that is refused as floats that get codes."""
-        assert found.core is not None
-        try:
-            return self._conv(found.core, found.norm, codes, clamped)
-        except Refused as refused:
-            try:
-                before = self._conv(found.core, found.norm, None, None)
-            except Refused:
-                raise refused from None
-        fields = {"op": "quantize", "scale": codes.scale, "range": clamped.range}
-        return Item(node.name, before.inputs, clamped, fields, before=before)
-
-    def _entering(self, node: fx.Node) -> Codes:
-        codes = self.grid(node)
-        if codes is None:
-            raise Refused("its input is not quantized")
-        return codes
-
-    def _check_whole(self, node: fx.Node) -> None:
-        """Flattened images are read by linear layers alone."""
-        flattened = self._flattened(node)
-        if flattened is not None and flattened[1:] != (1, 1):
-            raise Refused("it reads a flattened image")
-
-    def _flattened(self, node: fx.Node) -> tuple[int, int, int] | None:
-        item = self.items.get(node)
-        return None if item is None else item.flattened
-
-    def _conv(
-        self,
-        core: fx.Node,
-        norm: Any,
-        codes: Codes | None,
-        clamped: Codes | None,
-        activation: Activation = NOTHING,
-    ) -> Item:
-        """A convolution or linear layer. codes: of the result, clamped by its activation; None for
-        floats, which ``activation`` clamps."""
-        meaning, layer = self.meanings[core], self.meanings[core].module
-        source = meaning.inputs[0]
-        linear = isinstance(layer, nn.Linear)
-        if meaning.before is not None:
-            raise Refused("it quantizes its input itself")
-        fields: dict[str, Any] = {"linear": linear, "bounds": [activation.low, activation.high]}
-        entering, found = self.grid(source), self.found(source)
-        if linear and codes is None and norm is None and not self._multiplies_codes(layer, source):
-            self.require(source, True)
-            self.require(core, True)
-            numbers = linear_numbers(layer)
-            fields |= {"op": "weights", "group": numbers.pop("group")}
-            return Item(str(core.target), [source], None, fields, numbers)
-        window = conv_window(layer)
-        if window is None:
-            raise Refused(f"padding of mode '{layer.padding_mode}'")
-        if found is not None:
-            if codes is not None:
-                raise Refused("its input has dynamic ranges, its result has not")
-            tensors = dynamic_numbers(layer, norm)
-            fields["dynamic"] = True
-        elif entering is not None:
-            tensors = conv_numbers(layer, norm, entering, codes)
-            fields["zero"] = entering.zero
-        else:
-            raise Refused("its input is not quantized")
-        flattened = self._flattened(source)
-        if linear:
-            channels, *size = flattened or (layer.in_features, 1, 1)
-            tensors["weight"] = tensors["weight"].view(layer.out_features, channels, *size)
-            window = {**window, "kernel": size}
-        self.require(source, linear)
-        self.require(core, linear)
-        fields |= {"op": "conv", "groups": getattr(layer, "groups", 1), "float": codes is None}
-        fields |= window
-        if clamped is not None:
-            fields["range"] = clamped.range
-        return Item(str(core.target), [source], clamped, fields, tensors)
-
-    def _multiplies_codes(self, layer: Any, source: fx.Node) -> bool:
-        """Whether a linear layer's input and weight have codes that can be multiplied."""
-        if self.grid(source) is None and self.found(source) is None:
-            return False
-        try:
-            weight_codes(layer)
-        except Refused:
-            return False
-        return True
-
     def _pair(self, node: fx.Node, meaning: Meaning, clamped: Codes) -> Item:
         inputs = list(meaning.inputs)
         shapes = [tuple(n.meta["shape"]) for n in inputs]
@@ -391,45 +298,6 @@ class Lowering(Values):
         self.items[node] = Item(
             node.name, list(meaning.inputs), clamped, fields, {"tables": tables}
         )
-
-    # -- values that stay in float
-
-    def _to_floats(self, node: fx.Node) -> None:
-        """A convolution or linear layer whose result is not quantized, with its BatchNorm and
-        clamp."""
-        meaning = self.meanings[node]
-        done = node in self.items or node in self.inside
-        if meaning.core != CONV or meaning.after is not None or done:
-            return
-        chain, norm, activation = [node], None, NOTHING
-        after = self._only_reader(node)
-        if after is not None and self.meanings[after].core == NORM:
-            norm = self.meanings[after].module
-            chain.append(after)
-            after = self._only_reader(after)
-        if after is not None and self.meanings[after].core == VALUE:
-            bounds = self.meanings[after].activation
-            if bounds is not None and bounds.table is None:
-                activation = bounds
-                chain.append(after)
-        try:
-            made = self._conv(node, norm, None, None, activation)
-            if norm is not None and (made.fields or {})["op"] == "weights":
-                chain, norm = [node], None  # the rest stays as it is
-                made = self._conv(node, None, None, None)
-            self.alike(node, chain[-1])
-        except Refused as refused:
-            self.reasons[node] = str(refused)
-            return
-        self.items[chain[-1]] = made
-        self.inside.update(chain[:-1])
-
-    def _only_reader(self, node: fx.Node) -> fx.Node | None:
-        """What alone reads a value, unless that quantizes it or is done."""
-        users = list(node.users)
-        if len(users) != 1 or self.meanings[users[0]].after is not None or users[0] in self.items:
-            return None
-        return users[0] if users[0] not in self.inside else None
 
     # -- additions within convolutions
 

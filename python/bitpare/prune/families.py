@@ -125,14 +125,22 @@ class Families:
             counts = {f: int(wanted[f] * len(r) + 1e-6) for f, r in self.members.items()}
         removed: set[int] = set()
         for family, roots in self.members.items():
-            stay = len(roots) - counts[family]
-            stay = max(math.ceil(stay / round_to) * round_to, least, 1)
+            stay = _whole(len(roots) - counts[family], round_to, least)
             if keep == "first":
                 removed |= set(sorted(roots)[stay:])
                 continue
             order = sorted((self.importance[r], r) for r in roots)
             removed |= {r for _, r in order[: max(len(roots) - stay, 0)]}
         return removed
+
+    def limited(self, removed: set[int], round_to: int, least: int) -> set[int]:
+        """Of what shall go, so many fewer that each family keeps a multiple of ``round_to``."""
+        found: set[int] = set()
+        for roots in self.members.values():
+            gone = [r for r in roots if r in removed]
+            stay = _whole(len(roots) - len(gone), round_to, least)
+            found |= set(gone[: max(len(roots) - stay, 0)])
+        return found
 
     def matched(self, family: int, ratios: Mapping[str, float]) -> float:
         """What the last glob says that matches one of a family's layers, else 0."""
@@ -145,6 +153,10 @@ class Families:
         if not 0 <= value < 1:
             raise ValueError(f"shrink: ratio must be in [0, 1), got {value}")
         return float(value)
+
+
+def _whole(stay: int, round_to: int, least: int) -> int:
+    return max(math.ceil(stay / round_to) * round_to, least, 1)
 
 
 def is_parameter(channels: Channels, name: str) -> bool:

@@ -3,7 +3,6 @@
 import fnmatch
 import warnings
 import weakref
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,18 +14,12 @@ from bitpare import functional as bpf
 from bitpare import graph as g
 from bitpare.distributed import world_size
 from bitpare.prune.coupled import Coupled
-from bitpare.prune.criteria import (
-    CRITERIA,
-    FROM_GRADIENTS,
-    OF_CHANNELS,
-    Criterion,
-    active_share,
-    added_by_step,
-    scores_of,
-)
+from bitpare.prune.criteria import Criterion
 from bitpare.prune.hold import hold_mask, masked_weights, release_mask
+from bitpare.prune.options import check_options
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
+from bitpare.prune.scoring import Scoring, shared
 from bitpare.prune.targets import Target, find_targets, fits
 from bitpare.quant.names import unwrapped
 from bitpare.steps import StepCounter
@@ -85,7 +78,7 @@ class Pruner:
         self.model = unwrapped(model)
         self.schedule, self.criterion, self.pattern = schedule, criterion, pattern
         self.mode, self.min_keep, self.regrow, self.seed = mode, min_keep, regrow, seed
-        self._check_options(example_inputs)
+        check_options(schedule, criterion, pattern, mode, regrow, example_inputs)
         if self.model in _held:
             raise ValueError("Pruner: the model has a pruner already; finalize or restore that one")
         self.coupled: Coupled | None = None
@@ -102,7 +95,7 @@ class Pruner:
                 raise ValueError(f"Pruner: pattern {pattern!r} fits no weight of the model")
         self.scope, self._ratios = self._scope(scope)
         self.masks = {t.name: _all_kept(t.value) for t in self.targets}
-        self._sums: dict[str, Tensor] = {}
+        self.scoring = Scoring(criterion, seed, self.targets, self.coupled)
         self._rewound: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._noting = False
@@ -114,9 +107,7 @@ class Pruner:
             weights, masks = [t.value for t in self.targets], list(self.masks.values())
             self._weights: Any = masked_weights(weights, masks, self.mode)
             self._hooks.append(self._weights)
-            if self.criterion == "apoz" and self.coupled is not None:
-                for name in self.coupled.activated:
-                    self._watch(name, self.model.get_submodule(name))
+            self._hooks += self.scoring.watch(self.model)
             if schedule is None:
                 self._set_masks([bpf.pack_mask(t.value.detach() != 0) for t in self.targets])
             elif schedule.sparsity_at(0) > 0 or schedule.rewind == 0:
@@ -125,47 +116,6 @@ class Pruner:
         except Exception:
             self._release()
             raise
-
-    def _check_options(self, example_inputs: Any) -> None:
-        if not callable(self.criterion) and self.criterion not in CRITERIA:
-            raise ValueError(
-                f"Pruner: criterion must be one of {', '.join(CRITERIA)} or a function, got "
-                f"{self.criterion!r}"
-            )
-        if self.mode not in ("hard", "ste"):
-            raise ValueError(f"Pruner: mode must be hard or ste, got {self.mode!r}")
-        if self.criterion == "movement" and self.mode != "ste":
-            raise ValueError("Pruner: criterion 'movement' needs mode='ste', where weights live on")
-        if self.criterion == "fpgm" and self.pattern != "filter":
-            raise ValueError("Pruner: criterion 'fpgm' compares filters; use pattern='filter'")
-        if self.schedule is not None and not isinstance(self.schedule, Schedule):
-            raise TypeError(
-                f"Pruner: schedule must be a bp.prune.Schedule, got {type(self.schedule).__name__}"
-            )
-        if self._from_gradients() and self.schedule and self.schedule.sparsity_at(0) > 0:
-            raise ValueError(
-                f"Pruner: criterion {self.criterion!r} has seen no gradient before the first step; "
-                "let the schedule begin later"
-            )
-        if self.regrow is not None and self.pattern != "element":
-            raise ValueError("Pruner: regrowth goes with pattern='element'")
-        if self.criterion in OF_CHANNELS and self.pattern != "channel":
-            raise ValueError(
-                f"Pruner: criterion {self.criterion!r} compares channels; use pattern='channel'"
-            )
-        if self.pattern != "channel":
-            return
-        if example_inputs is None:
-            raise ValueError(
-                "Pruner: pattern 'channel' needs example_inputs=, to see which channels go together"
-            )
-        if self.mode != "hard" or self.schedule is None or self.schedule.rewind is not None:
-            raise ValueError(
-                "Pruner: pattern 'channel' goes with mode='hard' and a schedule without rewinding"
-            )
-
-    def _from_gradients(self) -> bool:
-        return self.criterion in FROM_GRADIENTS
 
     def _scope(self, scope: str | Mapping[str, float]) -> tuple[str, list[float] | None]:
         if isinstance(scope, str):
@@ -223,7 +173,7 @@ class Pruner:
             torch.zeros_like(t.value) if gradient is None else gradient
             for t, gradient in zip(self.targets, found, strict=True)
         ]
-        return dict(zip((t.name for t in self.targets), _shared(dense), strict=True))
+        return dict(zip((t.name for t in self.targets), shared(dense), strict=True))
 
     def _mask(self, target: Target) -> Tensor:
         """On the device where the weight is now."""
@@ -237,17 +187,6 @@ class Pruner:
         self.masks[target.name] = mask
         hold_mask(target, mask, self.mode)
         self._weights.set(list(self.masks).index(target.name), mask)
-
-    def _sum_up(self) -> None:
-        """Before a step, when gradients are those of all processes."""
-        for target in self.targets:
-            gradient = target.value.grad
-            if gradient is None:
-                continue
-            assert isinstance(self.criterion, str)
-            added = added_by_step(self.criterion, target.value, gradient)
-            held = self._sums.get(target.name)
-            self._sums[target.name] = added if held is None else held.add_(added)
 
     # -- what happens at a step
 
@@ -269,70 +208,22 @@ class Pruner:
             regrown = self.regrow.masks(self.targets, self.masks, dense, step, self.seed)
             self._set_masks(regrown)
 
-    def _scored(self) -> list[Target]:
-        """The weights whose scores decide."""
-        if self.coupled is None:
-            return self.targets
-        if self.criterion == "bn_gamma":
-            norms = nn.modules.batchnorm._NormBase
-            return [
-                t for t in self.targets if isinstance(t.owner, norms) and t.attribute == "weight"
-            ]
-        return [t for t in self.targets if t.value.dim() > 1]
-
-    def _channel_scores(self, step: int) -> dict[str, Tensor]:
-        names = [t.name for t in self._scored()]
-        if self.criterion != "apoz":
-            return dict(zip(names, _shared(self._scores(step)), strict=True))
-        assert self.coupled is not None
-        layers = [name for name in self.coupled.activated if name in self._sums]
-        if not layers:
-            raise RuntimeError("Pruner: criterion 'apoz' has seen no activations before a ReLU yet")
-        return dict(zip(layers, _shared([self._sums[n] for n in layers]), strict=True))
-
-    def _watch(self, name: str, module: nn.Module) -> None:
-        """Sums up how active each channel of a layer's result is, in training."""
-
-        def after(layer: nn.Module, args: Any, result: Tensor) -> None:
-            if layer.training:
-                share = active_share(result)
-                held = self._sums.get(name)
-                self._sums[name] = share if held is None else held.to(share.device).add_(share)
-
-        self._hooks.append(module.register_forward_hook(after))
-
-    def _scores(self, step: int) -> list[Tensor]:
-        if self._from_gradients():
-            missing = [t.name for t in self._scored() if t.name not in self._sums]
-            if missing:
-                raise RuntimeError(
-                    f"Pruner: {missing[0]} got no gradient yet, which criterion "
-                    f"{self.criterion!r} needs; call attach(optimizer), or sum_gradients() before "
-                    "each optimizer step"
-                )
-            return [self._sums[t.name] for t in self._scored()]
-        found = []
-        for target in self._scored():
-            seed = zlib.crc32(f"{self.seed} {step} {target.name}".encode())
-            found.append(scores_of(self.criterion, target, seed))
-        return found
-
     def _prune(self, step: int, sparsity: float) -> None:
         shares: float | list[float] = sparsity
         if self._ratios is not None:
             assert self.schedule is not None
             shares = [r * sparsity / self.schedule.final for r in self._ratios]
         if self.coupled is not None:
-            scores = self._channel_scores(step)
+            scores = self.scoring.of_channels(step)
             self.coupled.select(scores, shares, scope=self.scope, min_keep=self.min_keep)
             found = self.coupled.element_masks()
             self._set_masks([found[t.name] for t in self.targets])
-            self._sums.clear()
+            self.scoring.sums.clear()
             return
         # A mask only grows, but for weights that live on behind it.
         previous = [self._mask(t) for t in self.targets] if self.mode == "hard" else None
         masks = bpf.select_mask(
-            _shared(self._scores(step)),
+            self.scoring.of_weights(step),
             shares,
             scope=self.scope,
             previous=previous,
@@ -340,7 +231,7 @@ class Pruner:
             pattern=self.pattern,
         )
         self._set_masks(masks)
-        self._sums.clear()
+        self.scoring.sums.clear()
         self._warn_if_short(sparsity)
 
     def _warn_if_short(self, sparsity: float) -> None:
@@ -410,8 +301,8 @@ class Pruner:
                 + "; make it of the model's parameters, or ignore= them"
             )
         self._optimizer = optimizer
-        if self._from_gradients():
-            self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._sum_up()))
+        if self.scoring.from_gradients:
+            self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self.scoring.sum_up()))
         self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         self._remask_states()
         return self
@@ -423,8 +314,8 @@ class Pruner:
 
     def sum_gradients(self) -> None:
         """Before an optimizer step, for criteria from gradients; not needed after ``attach``."""
-        if self._from_gradients():
-            self._sum_up()
+        if self.scoring.from_gradients:
+            self.scoring.sum_up()
 
     def step(self) -> None:
         """Says that one optimizer step was applied; not needed after ``attach``."""
@@ -513,7 +404,7 @@ class Pruner:
         state: dict[str, Any] = {
             "step": self.step_count,
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
-            "sums": {name: value.clone() for name, value in self._sums.items()},
+            "sums": {name: value.clone() for name, value in self.scoring.sums.items()},
             "rewound": {name: value.clone() for name, value in self._rewound.items()},
         }
         if self.coupled is not None:
@@ -539,7 +430,7 @@ class Pruner:
         device = {t.name: t.value.device for t in self.targets}
         device |= dict.fromkeys(state["sums"].keys() - device.keys(), torch.device("cpu"))
         self.masks = {n: masks[n].to(device[n]).clone() for n in names}
-        self._sums = {n: v.to(device[n]).clone() for n, v in state["sums"].items()}
+        self.scoring.sums = {n: v.to(device[n]).clone() for n, v in state["sums"].items()}
         self._rewound = {n: v.to(device[n]).clone() for n, v in state["rewound"].items()}
         self.counter.reset(int(state["step"]))
         for target in self.targets:
@@ -550,13 +441,3 @@ class Pruner:
 
 def _all_kept(weight: Tensor) -> Tensor:
     return bpf.pack_mask(torch.ones(weight.shape, dtype=torch.bool, device=weight.device))
-
-
-def _shared(scores: list[Tensor]) -> list[Tensor]:
-    """The same scores on every process: their sum."""
-    if world_size() == 1:
-        return scores
-    found = [s.contiguous().clone() for s in scores]
-    for s in found:
-        torch.distributed.all_reduce(s)
-    return found

@@ -92,18 +92,22 @@ def plan_shrink(
     min_channels: at least so many of each stay. ignore: globs of layers whose channels stay.
     not_understood: "refuse" (`Unsupported`), or "leave" the channels whole that meet an operation
     shrink does not know. keep: the channels that stay are the "largest", or the "first" of each
-    family, whatever their weights. pruner: instead of all these, exactly the channels that its
-    masks prune (pattern "channel").
+    family, whatever their weights. pruner: the channels that its masks prune (pattern "channel"),
+    whatever ratio, scope and keep say; where round_to or min_channels want more, some of those stay
+    and are 0.
     """
     source = unwrapped(model)
     _check_options(scope, round_to, min_channels, macs, parameters, not_understood, keep)
     call = g.call_with("shrink", example_inputs, example_kwargs)
     if pruner is not None:
         coupled = _coupled_of(pruner, source)
+        for name, value in (("ignore", ignore), ("macs", macs), ("parameters", parameters)):
+            if value:
+                raise ValueError(f"shrink: with pruner= its masks say what goes; leave out {name}=")
         made = _plan(
             coupled.channels,
             coupled.families,
-            coupled.removed(),
+            coupled.families.limited(coupled.removed(), round_to, min_channels),
             _Cost(source, call, coupled.channels),
         )
         _verify(source, call, made)
