@@ -291,11 +291,25 @@ def test_source_that_was_not_built():
     assert "bitpare has not been built yet" in ran.stderr and "pip install" in ran.stderr
 
 
-def test_build_backend_without_torch_says_what_to_install(monkeypatch):
+def build_backend():
     backend = pathlib.Path(__file__).parents[2] / "cmake" / "build_backend.py"
     spec = importlib.util.spec_from_file_location("build_backend", backend)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_build_backend_with_an_old_setuptools(monkeypatch, kind):
+    module = build_backend()
+    module.require_setuptools()
+    monkeypatch.setattr(module.setuptools, "__version__", "66.1.1")
+    with pytest.raises(SystemExit, match=r'has 66\.1\.1:\s+pip install "setuptools>=77,<82"'):
+        getattr(module, f"prepare_metadata_for_build_{kind}")("unused")
+
+
+def test_build_backend_without_torch_says_what_to_install(monkeypatch):
+    module = build_backend()
     module.require_torch()  # this environment has one
     monkeypatch.setattr(module.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1))
     with pytest.raises(SystemExit, match=r"pip install torch==[\s\S]*--no-build-isolation \."):
