@@ -53,6 +53,12 @@ def checkpoint_of_a_run(trained: Trained) -> dict:
     return {"epoch": 3, "stages": states, "random": torch.get_rng_state(), "best": [0.5, None]}
 
 
+def spoilt(model: nn.Module, ending: str, value: torch.Tensor) -> dict:
+    """A state dict with another value where the first such name is."""
+    state = dict(model.state_dict())
+    return state | {next(k for k in state if k.endswith(ending)): value}
+
+
 @pytest.fixture(scope="module")
 def files(trained, tmp_path_factory) -> dict[str, pathlib.Path]:
     folder = tmp_path_factory.mktemp("files")
@@ -69,6 +75,9 @@ def files(trained, tmp_path_factory) -> dict[str, pathlib.Path]:
         "list": [1, 2],
         "optimizer": torch.optim.Adam(LeNet().parameters()).state_dict(),
         "run": checkpoint_of_a_run(trained),
+        "no_control": spoilt(trained.model, ".control", torch.full((5,), torch.nan)),
+        "no_scale": spoilt(trained.model, ".bp_weight.scale", torch.zeros(0)),
+        "notes": {"model": LeNet().state_dict(), "records": [], "every": 1, "step": "two"},
     }
     found = {name: folder / f"{name}.pt" for name in held}
     for name, value in held.items():
@@ -173,6 +182,8 @@ class TestCommand:
             ("text", "expected an integer model"),
             ("list", "no weights; expected"),
             ("optimizer", "no weights; expected"),
+            ("no_control", ".bp_weight is no state of a quantizer"),
+            ("no_scale", ".bp_weight is no state of a quantizer"),
             ("missing", "No such file"),
         ],
     )

@@ -49,7 +49,13 @@ def test_ticks_and_numbers():
 def test_odd_series():
     with pytest.raises(ValueError, match="has no value"):
         lines([Line("a", [(0, math.nan)])], "a")
-    for points in ([(3.0, 5.0)], [(0.0, 1.0), (1.0, 1.0)], [(0.0, math.inf), (1.0, -2.0)]):
+    for points in (
+        [(3.0, 5.0)],
+        [(1.0, 1e30)],
+        [(0.0, -1e308), (1.0, 1e308)],
+        [(0.0, 1.0), (1.0, 1.0)],
+        [(0.0, math.inf), (1.0, -2.0)],
+    ):
         check_plot(str(lines([Line("a", points)], "a line", log=True)))
     bars = [Bar(f"layer.{i}", v, "weight", "") for i, v in enumerate([0.0, math.inf, -3.0, 8.0])]
     check_plot(str(columns(bars, "some")))

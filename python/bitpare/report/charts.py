@@ -203,6 +203,11 @@ def rows(bars: Sequence[Bar], title: str, shown: Sequence[str], *, whisker: bool
     return svg
 
 
+def _within(value: float) -> float:
+    """So that the distance of two is finite."""
+    return min(max(value, -1e300), 1e300)
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
     name: str
@@ -214,7 +219,7 @@ def lines(
     share: bool = False, most: int = 6,
 ) -> Svg:  # fmt: skip
     """Lines over time. Of many, those that change most have a colour and a name."""
-    kept = [(s, [p for p in s.points if math.isfinite(p[1])]) for s in series]
+    kept = [(s, [(t, _within(v)) for t, v in s.points if math.isfinite(v)]) for s in series]
     kept = [(s, p) for s, p in kept if p]
     if not kept:
         raise ValueError(f"lines: {title!r} has no value")

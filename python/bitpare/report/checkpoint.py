@@ -249,7 +249,10 @@ def _grouped(counts: list[int], least: int, ruler: Ruler) -> Histogram:
 def _of_state(
     state: Mapping[str, Any], file: pathlib.Path, written: bytes, title: str | None
 ) -> Page:
-    found = rows_of_state(state)
+    try:
+        found = rows_of_state(state)
+    except ValueError as error:
+        raise BadFile(f"{file}: damaged ({error})") from error
     weights = [m.tally.sample[0] for m in found if m.tally is not None and m.tally.sample]
     parameters = sum(t.numel() for t in state.values() if isinstance(t, Tensor))
     layers = drawn(found)

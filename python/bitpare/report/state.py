@@ -17,7 +17,8 @@ _CONTROL = ".control"
 
 
 def rows_of_state(state: Mapping[str, Any]) -> list[Measured]:
-    """Weights with the scales that were saved, and what is known of activations: their scales."""
+    """Weights with the scales that were saved, and what is known of activations: their scales.
+    ValueError names a quantizer whose state is none."""
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
     weights: list[Measured] = []
     others: list[Measured] = []
@@ -26,7 +27,10 @@ def rows_of_state(state: Mapping[str, Any]) -> list[Measured]:
             continue
         place = key.removesuffix(_CONTROL)
         owner = weight_of(place)
-        q = _quantizer(place, owner, tensors, control)
+        try:
+            q = _quantizer(place, owner, tensors, control)
+        except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
+            raise ValueError(f"{place} is no state of a quantizer") from error
         if owner is None:
             others.append(Measured(place, q, None, len(others)))
             continue
@@ -119,7 +123,8 @@ def _quantizer(
     q = RangeQuantizer(QSpec(bits=min(max(grid.bits, 1), 16)), grid, place, role, n).eval()
     q.bits = grid.bits
     q.set_flags(observe=False, quantize=True)
-    q.calibrated = scale is not None and seen and whole and not binary
+    sound = scale is not None and bool((torch.isfinite(scale) & (scale > 0)).all())
+    q.calibrated = sound and seen and whole and not binary
     if scale is not None:
         q.scale.copy_(scale.detach().reshape(-1).float())
     if zero is not None and q.zero_point is not None:

@@ -71,7 +71,8 @@ class Axis:
         self, low: float, high: float, start: float, end: float, *, log: bool = False
     ) -> None:
         if not high > low:
-            low, high = (low / 2, low * 2) if log else (low - 0.5, low + 0.5)
+            half = max(0.5, abs(low) / 16)
+            low, high = (low / 2, low * 2) if log else (low - half, low + half)
         self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
 
     def __call__(self, value: float) -> float:
