@@ -30,6 +30,8 @@ struct DenseRows {
   bool inside;  // no tap of any pixel is in the padding
 };
 
+constexpr int64_t kFewTiles = 8;  // too few to be shared out evenly
+
 BITPARE_INLINE bool of_single_pixels(const ConvShape& s) {
   return math::taps_of(s) == 1 && s.stride_height == 1 && s.stride_width == 1 && s.pad_top == 0 &&
          s.pad_left == 0 && s.out_height == s.height && s.out_width == s.width;
@@ -221,18 +223,38 @@ void dense(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
   // Panels in columns of nearly the same number.
   int64_t columns = (panels + kMostPanels - 1) / kMostPanels;
   int64_t wide = (panels + columns - 1) / columns, tile_rows = kRows[wide];
-  int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+  int64_t tiles = (rows + tile_rows - 1) / tile_rows, outer = s.groups * columns;
   int64_t work = tile_rows * wide * math::panel_bytes(s, 8);
   Finish finish = finish_of(args);
-  parallel(cpu.parallel_for, s.groups * columns * tiles, 1 + (1 << 20) / work,
-           [&](int64_t begin, int64_t end) {
-             for (int64_t t = begin; t < end; ++t) {
-               int64_t column = t / tiles % columns, first = t % tiles * tile_rows;
-               DenseTile tile = {t / tiles / columns, column * wide, first};
-               int64_t here = at_most((column + 1) * wide, panels) - column * wide;
-               dense_rows<kBits>(args, finish, tile, here, at_most(tile_rows, rows - first));
-             }
-           });
+  // Tiles first .. last - 1 of a group's column.
+  auto run = [&](int64_t number, int64_t first, int64_t last) {
+    int64_t group = number / columns, column = number % columns;
+    int64_t here = at_most((column + 1) * wide, panels) - column * wide;
+    for (int64_t tile = first; tile < last; ++tile) {
+      int64_t row = tile * tile_rows;
+      dense_rows<kBits>(args, finish, {group, column * wide, row}, here,
+                        at_most(tile_rows, rows - row));
+    }
+  };
+  // A thread takes pixels where they are more than the weights: what it reads is then mostly what
+  // it wrote the layer before, and no line of the result is another's. Else it takes weights.
+  int64_t pixels =
+      s.batch * (s.height * s.width * s.groups * s.in_channels) + rows * s.groups * s.out_channels;
+  if (tiles >= kFewTiles && pixels > outer * wide * math::panel_bytes(s, kBits)) {
+    parallel(cpu.parallel_for, tiles, 1 + (1 << 20) / (work * outer),
+             [&](int64_t begin, int64_t end) {
+               for (int64_t number = 0; number < outer; ++number) run(number, begin, end);
+             });
+    return;
+  }
+  parallel(cpu.parallel_for, outer * tiles, 1 + (1 << 20) / work, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      int64_t number = begin / tiles, first = begin - number * tiles;
+      int64_t last = at_most(end - number * tiles, tiles);
+      run(number, first, last);
+      begin += last - first;
+    }
+  });
 }
 
 }  // namespace

@@ -132,19 +132,17 @@ void depthwise(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
   int64_t blocks = (s.groups + kBytes - 1) / kBytes;
   int64_t grain = 1 + (1 << 18) / (kBytes * taps);
   Finish finish = finish_of(args);
-  parallel(cpu.parallel_for, blocks * pixels, grain, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      int64_t number = begin / pixels, first = begin - number * pixels;
-      int64_t last = at_most(end - number * pixels, pixels);
+  // A thread takes pixels, all channels of each: see dense().
+  parallel(cpu.parallel_for, pixels, 1 + grain / blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t number = 0; number < blocks; ++number) {
       DepthwiseBlock block(args, number * kBytes);
       if (taps == 9) {
-        depthwise_pixels<9>(args, finish, block, first, last);
+        depthwise_pixels<9>(args, finish, block, begin, end);
       } else if (taps == 25) {
-        depthwise_pixels<25>(args, finish, block, first, last);
+        depthwise_pixels<25>(args, finish, block, begin, end);
       } else {
-        depthwise_pixels<0>(args, finish, block, first, last);
+        depthwise_pixels<0>(args, finish, block, begin, end);
       }
-      begin += last - first;
     }
   });
 }
