@@ -50,7 +50,8 @@ def checkpoint_of_a_run(trained: Trained) -> dict:
         stage: {name: part.state_dict() for name, part in parts.items()}
         for stage, parts in stages.items()
     }
-    return {"epoch": 3, "stages": states, "random": torch.get_rng_state(), "best": [0.5, None]}
+    found = {"epoch": 3, "stages": states, "random": torch.get_rng_state(), "best": [0.5, None]}
+    return found | {"confusion": torch.eye(10)}
 
 
 def spoilt(model: nn.Module, ending: str, value: torch.Tensor) -> dict:
@@ -70,7 +71,7 @@ def files(trained, tmp_path_factory) -> dict[str, pathlib.Path]:
         "nested": {"epoch": 3, "model": trained.model.state_dict()},
         "pickled": model,
         "nested_pickled": {"model": model, "epoch": 3},
-        "float": {"epoch": 3, "net": LeNet().state_dict()},
+        "float": {"model": {"epoch": 3, "net": LeNet().state_dict()}},
         "pickled_float": LeNet(),
         "list": [1, 2],
         "optimizer": torch.optim.Adam(LeNet().parameters()).state_dict(),
@@ -143,7 +144,7 @@ class TestCommand:
             data = json.loads(parsed.data)
             assert {r["form"] for r in data["layers"]} == {"float32"}
             assert data["summary"][0]["bytes"] > 4 * data["summary"][0]["weights"]
-        assert "under the key net" in (tmp_path / "float.html").read_text()
+        assert "under the key model/net" in (tmp_path / "float.html").read_text()
 
     def test_the_checkpoint_of_a_run(self, trained, files, tmp_path):
         page = tmp_path / "out.html"

@@ -76,9 +76,10 @@ def contents_of(held: Any, key: str | None = None) -> Contents:
 
 
 def _walk(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
-    """A value and what it holds, but not what a model, a state or an optimizer holds."""
+    """A value and what it holds, but not what a model, a state or an optimizer holds. What looks
+    like a state in float may be a checkpoint with a matrix of its own."""
     yield place, value
-    if _kind(value) is not None or is_state(value) or len(place) >= _DEPTH:
+    if _kind(value) not in (None, FLOAT_STATE) or is_state(value) or len(place) >= _DEPTH:
         return
     if isinstance(value, Mapping) and "param_groups" not in value:
         for key, inner in value.items():
