@@ -16,7 +16,7 @@ from torch import Tensor
 from bitpare.deploy.files import load, whole_program
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
 from bitpare.errors import Uncalibrated, Unsupported
-from bitpare.report.collect import drawn, page_of, page_of_floats, page_of_tensors
+from bitpare.report.collect import drawn, page_of, page_of_tensors
 from bitpare.report.contents import FLOAT_STATE, INTEGER, MODEL, STATE, Item, contents_of
 from bitpare.report.graphs import of_program
 from bitpare.report.grids import Ruler
@@ -100,11 +100,10 @@ def _of_item(
         return _of_state(held, file, written, title)
     if item.kind == FLOAT_STATE:
         page = page_of_tensors(held, written, title or f"{file.name}: state dict", [])
-    elif item.kind == MODEL:
-        page = page_of(held, title=title or f"{file.name}: {type(held).__name__}")
-        page.missing |= _NO_DATA
     else:
-        page = page_of_floats(held, title=title or f"{file.name}: {type(held).__name__}")
+        page = page_of(held, title=title or f"{file.name}: {type(held).__name__}")
+    if item.kind == MODEL:
+        page.missing |= _NO_DATA
     page.missing |= _NO_RECORD
     return page
 

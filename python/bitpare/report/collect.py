@@ -13,7 +13,7 @@ from bitpare.deploy.integer import IntegerModel
 from bitpare.errors import Uncalibrated, Unsupported
 from bitpare.prune.sensitivity import Sensitivity
 from bitpare.quant.batches import first_of
-from bitpare.quant.names import find_hub, hub_of, unwrapped
+from bitpare.quant.names import hub_of, unwrapped
 from bitpare.report.effects import Effects, effects
 from bitpare.report.graphs import graph_of
 from bitpare.report.history import History
@@ -54,25 +54,15 @@ def html(
             "report.html: model must be what was trained, got an IntegerModel; give that as "
             "integer="
         )
-    if hub_of(inner) is not None:
-        page = page_of(
-            inner,
-            float_model=float_model,
-            integer=integer,
-            batches=batches,
-            history=history,
-            sensitivity=sensitivity,
-            title=title,
-        )
-    else:
-        others = {"float_model": float_model, "integer": integer, "batches": batches}
-        given = [name for name, value in others.items() if value is not None]
-        if given:
-            raise ValueError(
-                f"report.html: {given[0]}= is compared with a prepared model, and this "
-                f"{type(inner).__name__} is not; call bp.prepare first"
-            )
-        page = page_of_floats(inner, history=history, sensitivity=sensitivity, title=title)
+    page = page_of(
+        inner,
+        float_model=float_model,
+        integer=integer,
+        batches=batches,
+        history=history,
+        sensitivity=sensitivity,
+        title=title,
+    )
     write(page.html(), path)
 
 
@@ -86,8 +76,17 @@ def page_of(
     sensitivity: Sensitivity | None = None,
     title: str | None = None,
 ) -> Page:
-    """Everything that can be known about a prepared model."""
-    hub = find_hub(model, "report.html")
+    """Everything that can be known about a model."""
+    hub = hub_of(model)
+    if hub is None:
+        others = {"float_model": float_model, "integer": integer, "batches": batches}
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"report.html: {given[0]}= is compared with a prepared model, and this "
+                f"{type(model).__name__} is not; call bp.prepare first"
+            )
+        return _of_floats(model, history, sensitivity, title)
     few: list[Any] = []
     found = measured(model, None if batches is None else _first_of(batches, few), "report.html")
     missing = _missing(float_model, integer, batches) | _missing_records(history, sensitivity)
@@ -105,14 +104,12 @@ def page_of(
     )
 
 
-def page_of_floats(
+def _of_floats(
     model: nn.Module,
-    *,
-    history: History | None = None,
-    sensitivity: Sensitivity | None = None,
-    title: str | None = None,
+    history: History | None,
+    sensitivity: Sensitivity | None,
+    title: str | None,
 ) -> Page:
-    """What can be known about a model without quantizers."""
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     page = page_of_tensors(

@@ -1,7 +1,7 @@
 """What there is in a checkpoint: training scripts keep their models under keys of their own."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -62,32 +62,33 @@ class Contents:
 
 def contents_of(held: Any, key: str | None = None) -> Contents:
     """All of what was unpickled; with ``key``, of what lies there ("stages/qat/model")."""
-    items: list[Item] = []
-    histories: list[tuple[Place, Mapping[str, Any]]] = []
-    for place, value in _walk(held, ()):
-        if is_state(value):
-            histories.append((place, value))
-        elif (kind := _kind(value)) is not None:
-            items.append(Item(kind, place, value))
+    found = Contents([], [])
+    _look(held, (), found)
+    items = found.items
     if key is not None:
         items = [i for i in items if i.key == key]
     best = min((i.kind for i in items), default=None)
-    return Contents([i for i in items if i.kind == best], histories)
+    return Contents([i for i in items if i.kind == best], found.histories)
 
 
-def _walk(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
-    """A value and what it holds, but not what a model, a state or an optimizer holds. What looks
+def _look(value: Any, place: Place, found: Contents) -> None:
+    """At a value and what it holds, but not what a model, a state or an optimizer holds. What looks
     like a state in float may be a checkpoint with a matrix of its own."""
-    yield place, value
-    if _kind(value) not in (None, FLOAT_STATE) or is_state(value) or len(place) >= _DEPTH:
+    if is_state(value):
+        found.histories.append((place, value))
+        return
+    kind = _kind(value)
+    if kind is not None:
+        found.items.append(Item(kind, place, value))
+    if kind not in (None, FLOAT_STATE) or len(place) >= _DEPTH:
         return
     if isinstance(value, Mapping) and "param_groups" not in value:
         for key, inner in value.items():
-            yield from _walk(inner, (*place, str(key)))
+            _look(inner, (*place, str(key)), found)
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for number, inner in enumerate(value):
             if isinstance(inner, Mapping | nn.Module):
-                yield from _walk(inner, (*place, str(number)))
+                _look(inner, (*place, str(number)), found)
 
 
 def _kind(value: Any) -> int | None:

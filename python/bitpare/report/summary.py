@@ -21,8 +21,7 @@ from bitpare.deploy.integer import IntegerModel
 from bitpare.deploy.onnx import export_onnx
 from bitpare.errors import Unsupported
 from bitpare.graph import call_with
-from bitpare.nn.hub import Hub
-from bitpare.quant.names import unwrapped
+from bitpare.quant.names import hub_of, unwrapped
 from bitpare.report.placement import table
 
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
@@ -140,17 +139,16 @@ def _example(models: tuple[nn.Module, ...], example_inputs: Any) -> Any:
     if example_inputs is not None:
         return call_with("summary", example_inputs, None)
     for model in models:
-        for module in unwrapped(model).modules():
-            hub = getattr(module, "bp_hub", None)
-            if isinstance(hub, Hub):
-                return hub.example_call(model)
+        hub = hub_of(model)
+        if hub is not None:
+            return hub.example_call(model)
     raise ValueError("summary: no model is prepared, so example_inputs are wanted")
 
 
 def _kind(model: nn.Module) -> str:
     if isinstance(model, IntegerModel):
         return "integer"
-    return "prepared" if any(hasattr(m, "bp_hub") for m in model.modules()) else "float"
+    return "float" if hub_of(model) is None else "prepared"
 
 
 def _counts(model: nn.Module, call: Any) -> dict[str, int]:
