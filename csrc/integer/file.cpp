@@ -1,14 +1,12 @@
 #include "integer/file.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <new>
 #include <stdexcept>
 
 namespace bitpare::integer {
@@ -17,6 +15,8 @@ namespace {
 constexpr const char* kFormat = "bitpare-integer";
 constexpr int64_t kFileVersion = 1;
 constexpr uint64_t kMostHeader = uint64_t{1} << 28;
+constexpr int64_t kMostBytes = int64_t{1} << 48;
+constexpr size_t kMostDims = 64;
 
 [[noreturn]] void fail(const std::string& path, const std::string& why) {
   throw std::runtime_error(path + ": " + why);
@@ -138,17 +138,19 @@ std::string encoded(const Codes& codes, const Encoding& how) {
   return made;
 }
 
-Tensor decoded(std::string_view bytes, const Encoding& how, const std::string& name) {
-  int64_t count = 1;
-  for (int64_t size : how.shape) count *= size;
-  Tensor made = at::zeros(how.shape, at::kChar);
-  auto* out = made.data_ptr<int8_t>();
+// count: of the shape. Nothing is allocated before the bytes for it were seen to be there.
+Tensor decoded(std::string_view bytes, const Encoding& how, int64_t count) {
   auto byte = [&](int64_t i) { return static_cast<unsigned char>(bytes[static_cast<size_t>(i)]); };
   auto size = static_cast<int64_t>(bytes.size());
-  auto wrong = [&] { throw std::runtime_error("tensor " + name + " has too few or many bytes"); };
+  auto wrong = [] {
+    throw std::runtime_error("data_offsets: too few or many bytes for its shape");
+  };
+  int64_t each = 8 / how.bits;
+  if (how.sparse ? size < (count + 7) / 8 : size != (count + each - 1) / each) wrong();
+  Tensor made = at::zeros(how.shape, at::kChar);
+  auto* out = made.data_ptr<int8_t>();
   if (how.sparse) {
     int64_t next = (count + 7) / 8;
-    if (size < next) wrong();
     for (int64_t i = 0; i < count; ++i) {
       if (!(byte(i / 8) >> (i % 8) & 1)) continue;
       if (next >= size) wrong();
@@ -157,8 +159,6 @@ Tensor decoded(std::string_view bytes, const Encoding& how, const std::string& n
     if (next != size) wrong();
     return made;
   }
-  int64_t each = 8 / how.bits;
-  if (size != (count + each - 1) / each) wrong();
   unsigned mask = (1u << how.bits) - 1;
   for (int64_t i = 0; i < count; ++i) {
     unsigned field = byte(i / each) >> (i % each * how.bits) & mask;
@@ -190,35 +190,9 @@ at::ScalarType type_of(const std::string& name) {
   throw std::runtime_error("dtype " + name + " is not known");
 }
 
-void write_all(int file, std::string_view bytes, const std::string& path) {
-  while (!bytes.empty()) {
-    ssize_t written = ::write(file, bytes.data(), bytes.size());
-    if (written < 0) fail(path, std::string("cannot be written: ") + std::strerror(errno));
-    bytes.remove_prefix(static_cast<size_t>(written));
-  }
-}
-
-void write_atomically(const std::string& path, std::initializer_list<std::string_view> parts) {
-  std::string beside = path + ".part";
-  int file = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (file < 0) fail(beside, std::string("cannot be opened: ") + std::strerror(errno));
-  try {
-    for (std::string_view part : parts) write_all(file, part, beside);
-    if (::fsync(file) != 0) fail(beside, std::string("cannot be synced: ") + std::strerror(errno));
-  } catch (...) {
-    ::close(file);
-    ::unlink(beside.c_str());
-    throw;
-  }
-  ::close(file);
-  if (std::rename(beside.c_str(), path.c_str()) != 0) {
-    fail(path, std::string("cannot be replaced: ") + std::strerror(errno));
-  }
-}
-
 }  // namespace
 
-void save(const std::string& path, const Saved& model) {
+std::string encode(const Saved& model) {
   std::string data, entries, encodings;
   for (const auto& [name, given] : model.tensors) {
     Tensor tensor = given.cpu().contiguous();
@@ -256,24 +230,43 @@ void save(const std::string& path, const Saved& model) {
   header.append((8 - header.size() % 8) % 8, ' ');
   std::array<char, 8> length{};
   for (size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i) & 0xff);
-  write_atomically(path, {std::string_view(length.data(), 8), header, data});
+  std::string content(length.data(), length.size());
+  content.append(header).append(data);
+  return content;
 }
 
 namespace {
 
+// The product of sizes; throws where one is negative or the product is not of this machine.
+int64_t count_of(const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (int64_t n : shape) {
+    if (n < 0 || __builtin_mul_overflow(count, n, &count) || count > kMostBytes) {
+      throw std::runtime_error("shape must be sizes of 0 or more, of at most " +
+                               std::to_string(kMostBytes) + " elements");
+    }
+  }
+  return count;
+}
+
+std::vector<int64_t> shape_from(const Json& json) {
+  std::vector<int64_t> shape = json.at("shape").wholes("shape");
+  if (shape.size() > kMostDims) throw std::runtime_error("shape has too many dimensions");
+  return shape;
+}
+
 Encoding encoding_from(const Json& json) {
   Encoding how;
-  how.bits = json.at("bits").whole("bits");
-  how.shift = json.at("shift").whole("shift");
+  how.bits = json.at("bits").whole("bits", 1, 8);
+  how.shift = json.at("shift").whole("shift", 0, 7);
   how.sparse = json.at("sparse").boolean("sparse");
-  how.shape = json.at("shape").wholes("shape");
-  bool known = how.bits == 1 || how.bits == 2 || how.bits == 4 || how.sparse;
-  if (!known || how.shift < 0 || how.shift > 7) throw std::runtime_error("bits is not known");
+  how.shape = shape_from(json);
+  bool packed = how.bits == 1 || how.bits == 2 || how.bits == 4;
+  if (!packed && !(how.sparse && how.bits == 8)) throw std::runtime_error("bits is not known");
   return how;
 }
 
-Tensor tensor_from(const std::string& name, const Json& entry, std::string_view data,
-                   const Json& encodings) {
+Tensor tensor_from(const Json& entry, std::string_view data, const Json& encoding) {
   std::vector<int64_t> offsets = entry.at("data_offsets").wholes("data_offsets");
   auto size = static_cast<int64_t>(data.size());
   if (offsets.size() != 2 || offsets[0] < 0 || offsets[0] > offsets[1] || offsets[1] > size) {
@@ -282,25 +275,23 @@ Tensor tensor_from(const std::string& name, const Json& entry, std::string_view 
   std::string_view bytes =
       data.substr(static_cast<size_t>(offsets[0]), static_cast<size_t>(offsets[1] - offsets[0]));
   at::ScalarType type = type_of(entry.at("dtype").text("dtype"));
-  std::vector<int64_t> shape = entry.at("shape").wholes("shape");
-  int64_t count = 1;
-  const Json& encoding = encodings.get(name);
-  Encoding how;
-  if (!encoding.is_null()) how = encoding_from(encoding);
-  for (int64_t n : encoding.is_null() ? shape : how.shape) {
-    if (n < 0 || n > (int64_t{1} << 32) || count > (int64_t{1} << 32)) {
-      throw std::runtime_error("shape is not credible");
-    }
-    count *= n;
+  std::vector<int64_t> shape = shape_from(entry);
+  int64_t count = count_of(shape);
+  if (!encoding.is_null()) {
+    Encoding how = encoding_from(encoding);
+    return decoded(bytes, how, count_of(how.shape));
   }
-  if (!encoding.is_null()) return decoded(bytes, how, name);
+  if (count * static_cast<int64_t>(c10::elementSize(type)) != static_cast<int64_t>(bytes.size())) {
+    throw std::runtime_error("shape does not fit data_offsets");
+  }
   Tensor made = at::empty(shape, type);
-  if (made.nbytes() != bytes.size()) throw std::runtime_error("shape does not fit data_offsets");
-  std::memcpy(made.data_ptr(), bytes.data(), bytes.size());
+  if (!bytes.empty()) std::memcpy(made.data_ptr(), bytes.data(), bytes.size());
   return made;
 }
 
-Saved read(std::string_view file) {
+}  // namespace
+
+Saved decode(std::string_view file) {
   if (file.size() < 8) throw std::runtime_error("the file is cut off: it has no header");
   uint64_t length = 0;
   for (size_t i = 0; i < 8; ++i) {
@@ -344,7 +335,7 @@ Saved read(std::string_view file) {
   for (const auto& [name, entry] : header.object("header")) {
     if (name == "__metadata__") continue;
     try {
-      made.tensors[name] = tensor_from(name, entry, data, known);
+      made.tensors[name] = tensor_from(entry, data, known.get(name));
     } catch (const std::runtime_error& error) {
       throw std::runtime_error("tensor " + name + ": " + error.what());
     }
@@ -352,15 +343,20 @@ Saved read(std::string_view file) {
   return made;
 }
 
-}  // namespace
-
 Saved load(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) fail(path, std::string("cannot be opened: ") + std::strerror(errno));
-  std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   try {
-    return read(bytes);
-  } catch (const std::runtime_error& error) {
+    std::string bytes;
+    std::array<char, 1 << 16> part{};
+    while (file.read(part.data(), part.size()), file.gcount() > 0) {
+      bytes.append(part.data(), static_cast<size_t>(file.gcount()));
+    }
+    if (file.bad()) fail(path, std::string("cannot be read: ") + std::strerror(errno));
+    return decode(bytes);
+  } catch (const std::bad_alloc&) {
+    fail(path, "not enough memory to read it");
+  } catch (const std::exception& error) {
     fail(path, error.what());
   }
 }

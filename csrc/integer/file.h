@@ -11,12 +11,16 @@ struct Saved {
   Tensors tensors;
 };
 
-// Written beside the path and renamed, so that there is never half a file. Weights are stored in as
-// few bits as hold them, or as a bitmap and those that are not 0.
-void save(const std::string& path, const Saved& model);
+// The content of a file. Weights are stored in as few bits as hold them, or as a bitmap and those
+// that are not 0.
+std::string encode(const Saved& model);
 
-// Throws std::runtime_error that names the file and the field: for a file that is cut off, damaged,
-// of another kind or of a newer version.
+// The model of such a content. Throws std::runtime_error that names the field where it is cut off,
+// damaged, of another kind or of a newer version. Memory is taken for what is there, not for what
+// it claims.
+Saved decode(std::string_view file);
+
+// decode() of a file, which errors name.
 Saved load(const std::string& path);
 
 }  // namespace bitpare::integer

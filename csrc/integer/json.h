@@ -1,5 +1,5 @@
-// A reader of JSON, as far as specs of integer models need it: numbers are doubles, text is taken
-// byte for byte, \u escapes below 128 alone.
+// A reader of JSON (RFC 8259). Numbers are doubles, text is UTF-8; at most kMostValues values, so
+// that a file cannot ask for much more memory than it has bytes.
 #pragma once
 #include <map>
 #include <memory>
@@ -8,6 +8,8 @@
 #include <vector>
 
 namespace bitpare::integer {
+
+constexpr int64_t kMostValues = int64_t{1} << 21;
 
 class Json {
  public:
@@ -23,6 +25,7 @@ class Json {
   bool boolean(const char* what) const;
   double number(const char* what) const;
   int64_t whole(const char* what) const;
+  int64_t whole(const char* what, int64_t least, int64_t most) const;
   const std::string& text(const char* what) const;
   const std::vector<Json>& list(const char* what) const;
   const std::map<std::string, Json>& object(const char* what) const;

@@ -9,16 +9,23 @@
 namespace bitpare::integer {
 namespace {
 
+// Programs by their number. The number of a program that is replaced stays: calls that run finish
+// with the one they began with.
 class Programs {
  public:
-  int64_t add(std::shared_ptr<Program> program) {
+  int64_t put(int64_t number, std::shared_ptr<Program> program) {
     std::lock_guard<std::mutex> lock(mutex_);
-    programs_[++newest_] = std::move(program);
-    return newest_;
+    if (number == 0) number = ++newest_;
+    std::swap(programs_[number], program);  // the old one goes after the lock
+    return number;
   }
   void remove(int64_t number) {
+    std::shared_ptr<Program> gone;
     std::lock_guard<std::mutex> lock(mutex_);
-    programs_.erase(number);
+    auto found = programs_.find(number);
+    if (found == programs_.end()) return;
+    std::swap(found->second, gone);
+    programs_.erase(found);
   }
   std::shared_ptr<Program> at(int64_t number) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -59,24 +66,30 @@ auto checked(F f) {
 }
 
 int64_t new_program(c10::string_view spec, at::TensorList tensors,
-                    const std::vector<std::string>& names) {
+                    const std::vector<std::string>& names, int64_t number) {
   return checked([&] {
     Spec read = Spec::parse(Json::parse({spec.data(), spec.size()}));
-    return programs().add(std::make_shared<Program>(std::move(read), named(tensors, names)));
+    auto program = std::make_shared<Program>(std::move(read), named(tensors, names));
+    return programs().put(number, std::move(program));
   });
 }
 
-void save_file(c10::string_view path, c10::string_view spec, at::TensorList tensors,
-               const std::vector<std::string>& names) {
-  checked([&] {
-    save({path.data(), path.size()}, {{spec.data(), spec.size()}, named(tensors, names)});
-    return 0;
-  });
+Tensor encode_file(c10::string_view spec, at::TensorList tensors,
+                   const std::vector<std::string>& names) {
+  std::string content =
+      checked([&] { return encode({{spec.data(), spec.size()}, named(tensors, names)}); });
+  Tensor made = at::empty({static_cast<int64_t>(content.size())}, at::kByte);
+  std::copy(content.begin(), content.end(), made.data_ptr<uint8_t>());
+  return made;
 }
 
-std::tuple<std::string, std::vector<Tensor>, std::vector<std::string>> load_file(
-    c10::string_view path) {
-  Saved saved = checked([&] { return load({path.data(), path.size()}); });
+std::tuple<std::string, std::vector<Tensor>, std::vector<std::string>> decode_file(
+    const Tensor& content) {
+  TORCH_CHECK_VALUE(content.scalar_type() == at::kByte && content.is_cpu() && content.dim() == 1,
+                    "integer model: content must be uint8 of one dimension on the CPU");
+  Tensor bytes = content.contiguous();
+  const char* begin = reinterpret_cast<const char*>(bytes.const_data_ptr<uint8_t>());
+  Saved saved = checked([&] { return decode({begin, static_cast<size_t>(bytes.numel())}); });
   std::vector<Tensor> tensors;
   std::vector<std::string> names;
   for (const auto& [name, tensor] : saved.tensors) {
@@ -99,17 +112,13 @@ std::vector<Tensor> meta(at::TensorList inputs, int64_t number) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
-  m.def("_new_program(str spec, Tensor[] tensors, str[] names) -> int", new_program);
+  m.def("_new_program(str spec, Tensor[] tensors, str[] names, int number=0) -> int", new_program);
   m.def("_release_program(int program) -> ()", release);
-  m.def("_save_integer(str path, str spec, Tensor[] tensors, str[] names) -> ()", save_file);
-  m.def("_load_integer(str path) -> (str, Tensor[], str[])", load_file);
+  m.def("_encode_integer(str spec, Tensor[] tensors, str[] names) -> Tensor", encode_file);
+  m.def("_decode_integer(Tensor content) -> (str, Tensor[], str[])", decode_file);
   m.def("run_program(Tensor[] inputs, int program) -> Tensor[]", ops::tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("run_program", run); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("run_program", run); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("run_program", meta); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("run_program", torch::autograd::autogradNotImplementedFallback());
+  ops::kernels(m, "run_program", run, run, meta);
+  ops::no_derivative(m, "run_program");
 }
 
 }  // namespace bitpare::integer

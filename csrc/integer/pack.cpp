@@ -13,9 +13,14 @@ const Tensor& tensor_of(const Tensors& tensors, const Node& node, const std::str
   return found->second;
 }
 
-void check_count(const Node& node, const Tensor& tensor, int64_t count) {
-  TORCH_CHECK(tensor.numel() == count, kOp, ": ", node.name, ": a tensor of ", count,
-              " elements is wanted, got ", tensor.sizes());
+void check_count(const Node& node, const std::string& name, const Tensor& tensor, int64_t count) {
+  TORCH_CHECK(tensor.numel() == count, kOp, ": ", node.name, ": tensor ", name, " must have ",
+              count, " elements, got ", tensor.sizes());
+}
+
+void check_finite(const Node& node, const std::string& name, const Tensor& tensor) {
+  TORCH_CHECK(tensor.isfinite().all().item<bool>(), kOp, ": ", node.name, ": tensor ", name,
+              " holds NaN or infinity");
 }
 
 namespace {
@@ -101,12 +106,13 @@ ConvWeights pack_conv(const Node& node, const Tensors& tensors, int64_t channels
   Tensor biases, offsets;
   if (node.dynamic) {
     offsets = plain(tensors, node, node.offset, at::kFloat);
-    check_count(node, offsets, outputs);
+    check_count(node, node.offset, offsets, outputs);
   } else {
     biases = plain(tensors, node, node.bias, at::kInt);
-    check_count(node, biases, outputs);
+    check_count(node, node.bias, biases, outputs);
   }
-  check_count(node, multipliers, outputs);
+  check_count(node, node.multiplier, multipliers, outputs);
+  if (!node.to_float) check_finite(node, node.multiplier, multipliers);
   ConvWeights made;
   made.kind = math::is_depthwise(shape) ? ConvKind::depthwise : ConvKind::dense;
   made.in_channels = shape.in_channels;
@@ -221,13 +227,13 @@ LinearWeights pack_linear(const Node& node, const Tensors& tensors, int64_t chan
   made.scale = in_panels(scale).to(device);
   if (!node.zeros.empty()) {
     Tensor zeros = plain(tensors, node, node.zeros, at::kChar);
-    check_count(node, zeros, outputs * groups);
+    check_count(node, node.zeros, zeros, outputs * groups);
     made.zero = in_panels(zeros.view({outputs, groups}).to(at::kFloat)).to(device);
   }
   Tensor offset = at::zeros({math::padded_to(outputs, kPanel)}, at::kFloat);
   if (!node.offset.empty()) {
     Tensor given = plain(tensors, node, node.offset, at::kFloat);
-    check_count(node, given, outputs);
+    check_count(node, node.offset, given, outputs);
     offset.narrow(0, 0, outputs).copy_(given);
   }
   made.offset = offset.to(device);

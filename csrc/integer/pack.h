@@ -37,7 +37,9 @@ struct LinearWeights {
 // The tensor that a node names. Throws where it is missing or of another type.
 const Tensor& tensor_of(const Tensors& tensors, const Node& node, const std::string& name,
                         at::ScalarType type);
-void check_count(const Node& node, const Tensor& tensor, int64_t count);
+void check_count(const Node& node, const std::string& name, const Tensor& tensor, int64_t count);
+// Of what codes are multiplied by or moved by: no integer stands for NaN.
+void check_finite(const Node& node, const std::string& name, const Tensor& tensor);
 
 // Outputs and inputs of weights in rows are padded to this.
 constexpr int64_t kRowPadding = 16;

@@ -10,15 +10,31 @@ constexpr size_t kMostPlans = 64;
 auto sizes_of = [](const Tensor& x) { return x.sizes(); };
 auto sym_sizes_of = [](const Tensor& x) { return x.sym_sizes(); };
 
-// Outputs of a window that slides over n elements, as torch counts them.
+// The most elements of a value: what is counted from it stays far within 64 bits.
+constexpr int64_t kMostElements = int64_t{1} << 48;
+
+// Sizes of a user's tensor may have any product where one of them is 0.
+int64_t times(int64_t a, int64_t b) {
+  int64_t made = 0;
+  TORCH_CHECK(!__builtin_mul_overflow(a, b, &made) && made <= kMostElements, kOp,
+              ": a value of more than ", kMostElements, " elements");
+  return made;
+}
+c10::SymInt times(const c10::SymInt& a, const c10::SymInt& b) { return a * b; }
+
+// Outputs of a window that slides over n elements, as torch counts them; 0 where it does not fit.
 template <class Int>
 Int slides(const Int& n, const Window& w, size_t d) {
   int64_t before = w.padding[d], after = w.padding[d + 2], stride = w.stride[d];
   Int room = n + before + after - w.dilation[d] * (w.kernel[d] - 1) - 1;
-  if (!w.ceil) return room / stride + 1;
-  Int made = (room + stride - 1) / stride + 1;
-  return (made - 1) * stride >= n + before ? made - 1 : made;
+  if (w.ceil) room = room + stride - 1;
+  if (room < 0) return Int(0);
+  Int made = room / stride + 1;
+  return w.ceil && (made - 1) * stride >= n + before ? made - 1 : made;
 }
+
+// A copy that later writes to the tensor do not reach.
+Tensor own(const Tensor& tensor) { return tensor.clone(at::MemoryFormat::Contiguous); }
 
 }  // namespace
 
@@ -100,21 +116,26 @@ void Program::add(const Node& node, const Tensors& tensors) {
       for (const std::string& name : node.tables) {
         Tensor table;
         if (!name.empty()) {
-          table = tensor_of(tensors, node, name, at::kByte).contiguous();
-          check_count(node, table, 256);
+          table = own(tensor_of(tensors, node, name, at::kByte));
+          check_count(node, name, table, 256);
         }
         made.tables.push_back(table);
       }
       if (node.kind == Kind::concat) {
         out = 0;
         for (int64_t value : node.inputs) out += channels(value);
+        TORCH_CHECK(out <= kMostChannels, kOp, ": ", node.name, ": more than ", kMostChannels,
+                    " channels");
       } else if (!node.multiplier.empty()) {
-        made.multiplier = tensor_of(tensors, node, node.multiplier, at::kFloat).contiguous();
-        made.offset = tensor_of(tensors, node, node.offset, at::kFloat).contiguous();
-        check_count(node, made.multiplier, in);
-        check_count(node, made.offset, in);
+        made.multiplier = own(tensor_of(tensors, node, node.multiplier, at::kFloat));
+        made.offset = own(tensor_of(tensors, node, node.offset, at::kFloat));
+        for (const auto& [name, tensor] :
+             {std::pair(node.multiplier, made.multiplier), std::pair(node.offset, made.offset)}) {
+          check_count(node, name, tensor, in);
+          check_finite(node, name, tensor);
+        }
       } else {
-        TORCH_CHECK(made.tables.size() == 1, kOp, ": ", node.name, ": one table is wanted");
+        TORCH_CHECK(made.tables.size() == 1, kOp, ": ", node.name, ": tables must name one");
       }
       break;
     case Kind::pool:
@@ -157,6 +178,9 @@ Extent<Int> Program::extent_of(const Node& node, const std::vector<Extent<Int>>&
   };
   Extent<Int> in = of(0), made = in;
   bool slid = node.kind == Kind::conv || (node.kind == Kind::pool && !node.adaptive);
+  // As torch has it: a pool's batch may be empty, its images not.
+  TORCH_CHECK(node.kind != Kind::pool || (in.height > 0 && in.width > 0), kOp, ": ", node.name,
+              ": an image of ", in.height, " x ", in.width, " has nothing to pool");
   if (slid) {
     made.height = slides(in.height, node.window, 0);
     made.width = slides(in.width, node.window, 1);
@@ -189,7 +213,7 @@ std::vector<Extent<Int>> Program::extents(at::TensorList inputs, Sizes sizes) co
     auto s = sizes(inputs[i]);
     Extent<Int> extent = {1, 1, 1};
     if (spec_.inputs[i].rows) {
-      for (size_t d = 0; d + 1 < s.size(); ++d) extent.batch = extent.batch * s[d];
+      for (size_t d = 0; d + 1 < s.size(); ++d) extent.batch = times(extent.batch, s[d]);
     } else {
       extent = {s[0], s[2], s[3]};
     }
@@ -258,11 +282,12 @@ std::shared_ptr<const Program::Plan> Program::plan_for(at::TensorList inputs) {
   }
   std::vector<size_t> held;  // values with a place, by offset
   auto hold = [&](size_t value) {
-    if (forms_[value] == Form::floats) return;
     const Extent<int64_t>& e = plan->extents[value];
+    int64_t elements =
+        times(times(times(e.batch, e.height), e.width), step(static_cast<int64_t>(value)));
+    if (forms_[value] == Form::floats) return;
     Place& place = plan->places[value];
-    int64_t bytes = e.batch * e.height * e.width * step(static_cast<int64_t>(value));
-    place.bytes = math::padded_to(bytes + kSlackBytes, 64);
+    place.bytes = math::padded_to(elements + kSlackBytes, 64);
     size_t at = 0;
     for (; at < held.size(); ++at) {  // the first gap that is wide enough
       const Place& next = plan->places[held[at]];

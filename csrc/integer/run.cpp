@@ -50,6 +50,7 @@ struct Program::Run : Values {
       floats_of(input.value) = pixels.contiguous();
       return;
     }
+    if (pixels(input.value) == 0) return;
     // Floats are taken as they lie, if pixels or channels are neighbours.
     bool last = !input.rows && given.is_contiguous(at::MemoryFormat::ChannelsLast);
     Tensor x = last ? given : given.contiguous();
@@ -119,6 +120,7 @@ struct Program::Run : Values {
 
   template <class Where>
   void leave(const Output& output, const Tensor& result, const Where& where) {
+    if (pixels(output.value) == 0) return;
     IntEdge args = edge(output.value, extent(output.value), output.scale);
     args.result = result.data_ptr<float>();
     args.range.zero = output.zero;
@@ -242,8 +244,19 @@ struct Program::Run : Values {
     }
   }
 
+  // A value without pixels: no kernel runs. A grid has no range to be found from: any will do.
+  void make_empty(const Node& node) {
+    if (program.form(node.output) == Form::floats) new_floats(node.output);
+    grid_of(node.output) = grid_of(node.inputs[0]);
+    if (node.kind != Kind::dynamic) return;
+    auto options = floats_of(node.inputs[0]).options();
+    Tensor one = at::ones({1}, options), zero = at::full({1}, up_of(node), options.dtype(at::kInt));
+    grid_of(node.output) = {one, zero, &node};
+  }
+
   template <class Where>
   void step(const Node& node, const Constants& constants, const Where& where) {
+    if (pixels(node.output) == 0) return make_empty(node);
     switch (node.kind) {
       case Kind::conv:
         return conv(node, constants.conv, where);
@@ -271,37 +284,38 @@ std::vector<Tensor> Program::run(at::TensorList inputs) {
                 ", the model on ", device_);
   }
   std::shared_ptr<const Plan> plan = plan_for(inputs);
-  bool empty = false;
-  for (const Tensor& x : inputs) empty |= x.numel() == 0;
   Tensor arena = take_arena(plan->bytes);
   auto values = static_cast<size_t>(spec_.values);
   Run run = {{*this, *plan, arena.data_ptr<uint8_t>(), std::vector<Tensor>(values),
               std::vector<FoundGrid>(values)}};
   std::vector<Tensor> results;
   on_device(device_, arena, [&](const auto& where) {
-    for (size_t i = 0; i < inputs.size() && !empty; ++i) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
       run.enter(spec_.inputs[i], inputs[i], where);
       TORCH_CHECK_VALUE(!run.nan, kOp, ": input ", i, " holds NaN, which has no integer");
     }
-    for (size_t n = 0; n < spec_.nodes.size() && !empty; ++n) {
+    for (size_t n = 0; n < spec_.nodes.size(); ++n) {
       run.step(spec_.nodes[n], constants_[n], where);
     }
     TORCH_CHECK_VALUE(!run.nan, kOp, ": a value became NaN, which has no integer");
+    std::vector<bool> given(values);  // results do not share memory, with inputs or each other
+    for (const Input& input : spec_.inputs) given[static_cast<size_t>(input.value)] = true;
     for (const Output& output : spec_.outputs) {
       auto sizes = result_shape(output, *plan, inputs);
-      if (!empty && form(output.value) == Form::dynamic) {
-        IntDynamic args = run.on_found_grid(output.value);
-        args.result = run.new_floats(output.value);
-        int_dynamic(args, where);
-      }
-      Tensor made = run.floats_of(output.value);
-      if (made.defined()) {
-        results.push_back(output.rows ? made.view(sizes) : made.permute({0, 3, 1, 2}));
+      if (form(output.value) == Form::codes) {
+        results.push_back(at::empty(sizes, inputs[0].options().memory_format(std::nullopt)));
+        run.leave(output, results.back(), where);
         continue;
       }
-      Tensor result = at::empty(sizes, inputs[0].options().memory_format(std::nullopt));
-      if (!empty) run.leave(output, result, where);
-      results.push_back(result);
+      if (form(output.value) == Form::dynamic) {
+        IntDynamic args = run.on_found_grid(output.value);
+        args.result = run.new_floats(output.value);
+        if (args.rows > 0) int_dynamic(args, where);
+      }
+      Tensor made = run.floats_of(output.value);
+      if (given[static_cast<size_t>(output.value)]) made = made.clone();
+      given[static_cast<size_t>(output.value)] = true;
+      results.push_back(output.rows ? made.view(sizes) : made.permute({0, 3, 1, 2}));
     }
   });
   give_back(std::move(arena));

@@ -14,6 +14,12 @@ namespace bitpare::integer {
 
 enum class Kind { conv, pool, pair, map, concat, dynamic, quantize, weights };
 
+// Bounds of what a spec may say: of windows, paddings and results of adaptive pools, of channels,
+// and of numbers of values that nothing makes.
+constexpr int64_t kMostSize = int64_t{1} << 20;
+constexpr int64_t kMostChannels = (int64_t{1} << 31) - 1;
+constexpr int64_t kMostUnused = int64_t{1} << 16;
+
 // Pairs are height, width.
 using Pair = std::array<int64_t, 2>;
 

@@ -64,7 +64,7 @@ BITPARE_INLINE Affine<float> affine_of_candidate(const HistogramRange& args, int
 // The range of a row, from its running sums and, but for percentile, the best candidate.
 BITPARE_INLINE Limits chosen_range(const HistogramRange& args, int64_t row, const Choice& best) {
   HistogramRow r = row_of(args, row);
-  if (total_of(r) == 0) return {__builtin_inff(), -__builtin_inff()};
+  if (total_of(r) <= 0) return {__builtin_inff(), -__builtin_inff()};
   bool symmetric = args.rule.symmetric;
   if (args.method == RangeMethod::percentile) {
     return limits_of(percentile_span(r, args.left_out, symmetric), args.limit[row], args.bins);

@@ -47,7 +47,9 @@ BITPARE_INLINE V exponential_below_one(V x) {
   V n = shifted - big;
   V r = (bounded - n * splat<V>(0x1.62ep-1f)) - n * splat<V>(0x1.0bfbe8p-15f);
   V p = exponential_near_zero(r);
-  V result = p * Lane::from_bits((Lane::bits(shifted) << 23) + 0x3f800000);
+  using Uint = typename Lane::Uint;  // of NaN any bits come here: they wrap
+  Uint power = ((Uint)Lane::bits(shifted) << 23) + 0x3f800000u;
+  V result = p * Lane::from_bits((typename Lane::Int)power);
   return x < low ? splat<V>(0.0f) : result;
 }
 

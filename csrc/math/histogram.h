@@ -160,6 +160,7 @@ BITPARE_INLINE int32_t candidates_of(const Span& all) {
 }
 
 BITPARE_INLINE Span shrunk(const Span& all, int32_t k, int32_t n) {
+  if (n < 1) return {0, 0};  // counts that are no counts
   int32_t most = (widest_side(all) * k + n - 1) / n;
   return {all.down < most ? all.down : most, all.up < most ? all.up : most};
 }

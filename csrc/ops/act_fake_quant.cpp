@@ -25,12 +25,33 @@ struct Arguments {
   Activation activation;
 };
 
+void check_other(const Tensor& x, const Tensor& other, Activation activation) {
+  TORCH_CHECK(other.scalar_type() == x.scalar_type(), kOp, ": other must be ", x.scalar_type(),
+              " like x, got ", other.scalar_type());
+  TORCH_CHECK(other.sym_sizes() == x.sym_sizes(), kOp, ": other must have shape ", x.sym_sizes(),
+              " like x (it is not broadcast), got ", other.sym_sizes());
+  TORCH_CHECK(is_mask(activation), kOp,
+              ": other goes with activation 'none', 'relu' and 'relu6' only, whose gradient needs "
+              "no x; add before the call");
+}
+
+void check(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
+           const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
+           int64_t activation, at::MemoryFormat format) {
+  check_input(kOp, x);
+  check_choice(kOp, "activation", activation, Activation::hardsigmoid);
+  check_format(kOp, x, format, {});
+  if (other) check_other(x, *other, static_cast<Activation>(activation));
+  check_state(kOp, x, scale, zero_point, control, pending);
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
                                    const Tensor& scale, const OptionalTensor& zero_point,
                                    const Tensor& control, const OptionalTensor& pending,
                                    int64_t activation, bool save_inside, at::MemoryFormat format) {
   Device::require(kOp, x);
+  check(x, other, scale, zero_point, control, pending, activation, format);
   Tensor source = x.contiguous(format), added = other ? other->contiguous(format) : Tensor();
   Tensor y = at::empty_like(source), inside = new_bits(source, save_inside);
   if (x.numel() == 0) return {y, inside};
@@ -56,9 +77,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
   return {y, inside};
 }
 
-std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor&, const Tensor&,
-                                        const OptionalTensor&, const Tensor&, const OptionalTensor&,
-                                        int64_t, bool save_inside, at::MemoryFormat format) {
+std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& other,
+                                        const Tensor& scale, const OptionalTensor& zero_point,
+                                        const Tensor& control, const OptionalTensor& pending,
+                                        int64_t activation, bool save_inside,
+                                        at::MemoryFormat format) {
+  check(x, other, scale, zero_point, control, pending, activation, format);
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
 }
 
@@ -66,11 +90,11 @@ std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor&, 
 template <class Device>
 void write_gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
                     at::MemoryFormat format, const Tensor& dx) {
-  Device::require(kOp, x);
   Tensor source = x.contiguous(format);
+  Array<uint64_t> bits(inside);
   ActFakeQuantGradient args = {dy.const_data_ptr(),
                                source.const_data_ptr(),
-                               static_cast<const uint64_t*>(inside.const_data_ptr()),
+                               bits.data(),
                                dx.data_ptr(),
                                x.numel(),
                                dtype_of(kOp, x),
@@ -78,16 +102,28 @@ void write_gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int
   Device::run(x, [&](const auto& where) { act_fake_quant_gradient(args, where); });
 }
 
+void check_gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
+                    at::MemoryFormat format) {
+  check_input(kOp, x);
+  check_choice(kOp, "activation", activation, Activation::hardsigmoid);
+  check_format(kOp, x, format, {});
+  check_like(kOp, "dy", dy, x);
+  check_bits(kOp, "inside", inside, x.sym_numel());
+}
+
 template <class Device>
 Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
                 at::MemoryFormat format) {
+  Device::require(kOp, x);
+  check_gradient(dy, x, inside, activation, format);
   Tensor source = dy.contiguous(format), dx = at::empty_like(source);
   write_gradient<Device>(source, x, inside, activation, format, dx);
   return dx;
 }
 
-Tensor gradient_meta(const Tensor&, const Tensor& x, const Tensor&, int64_t,
+Tensor gradient_meta(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
                      at::MemoryFormat format) {
+  check_gradient(dy, x, inside, activation, format);
   return at::empty_like(x, x.options(), format);
 }
 
@@ -154,33 +190,19 @@ struct Shaped : torch::autograd::Function<Shaped> {
   }
 };
 
-void check_other(const Tensor& x, const Tensor& other, Activation activation) {
-  TORCH_CHECK(other.scalar_type() == x.scalar_type(), kOp, ": other must be ", x.scalar_type(),
-              " like x, got ", other.scalar_type());
-  TORCH_CHECK(other.sym_sizes() == x.sym_sizes(), kOp, ": other must have shape ", x.sym_sizes(),
-              " like x (it is not broadcast), got ", other.sym_sizes());
-  TORCH_CHECK(other.device() == x.device(), kOp, ": other must be on ", x.device(), " like x, got ",
-              other.device());
-  TORCH_CHECK(is_mask(activation), kOp,
-              ": other goes with activation 'none', 'relu' and 'relu6' only, whose gradient needs "
-              "no x; add before the call");
-}
-
-Arguments checked(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-                  const OptionalTensor& zero_point, const Tensor& control,
-                  const OptionalTensor& pending, c10::string_view activation) {
+Arguments parsed(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
+                 const Tensor& control, const OptionalTensor& pending,
+                 c10::string_view activation) {
   check_input(kOp, x);
-  auto parsed = static_cast<Activation>(parse_name(
+  auto chosen = static_cast<Activation>(parse_name(
       kOp, "activation", activation, {"none", "relu", "relu6", "hardswish", "hardsigmoid"}));
-  if (other) check_other(x, *other, parsed);
-  check_state(kOp, x, scale, zero_point, control, pending);
-  return {scale, zero_point, control, pending, parsed};
+  return {scale, zero_point, control, pending, chosen};
 }
 
 Tensor without_gradient(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
                         const OptionalTensor& zero_point, const Tensor& control,
                         const OptionalTensor& pending, c10::string_view activation) {
-  Arguments a = checked(x, other, scale, zero_point, control, pending, activation);
+  Arguments a = parsed(x, scale, zero_point, control, pending, activation);
   return std::get<0>(call_forward(x, other, a, false, x.suggest_memory_format()));
 }
 
@@ -192,8 +214,9 @@ Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scal
     at::AutoDispatchBelowADInplaceOrView below;
     return without_gradient(x, other, scale, zero_point, control, pending, activation);
   }
-  Arguments a = checked(x, other, scale, zero_point, control, pending, activation);
+  Arguments a = parsed(x, scale, zero_point, control, pending, activation);
   at::MemoryFormat format = x.suggest_memory_format();
+  if (other) check_other(x, *other, a.activation);  // Shaped has no place for it
   return is_mask(a.activation) ? Masked::apply(x, other, a, format) : Shaped::apply(x, a, format);
 }
 
@@ -225,27 +248,12 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "_act_fake_quant_gradient(Tensor dy, Tensor x, Tensor inside, int activation, "
       "MemoryFormat memory_format) -> Tensor",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("_act_fake_quant", forward<Cpu>);
-  m.impl("_act_fake_quant_gradient", gradient<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("_act_fake_quant", forward<Cuda>);
-  m.impl("_act_fake_quant_gradient", gradient<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("_act_fake_quant", forward_meta);
-  m.impl("_act_fake_quant_gradient", gradient_meta);
-}
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("act_fake_quant", without_gradient);
+  composite(m, "act_fake_quant", without_gradient, autograd);
+  kernels(m, "_act_fake_quant", forward<Cpu>, forward<Cuda>, forward_meta);
+  no_derivative(m, "_act_fake_quant");
+  kernels(m, "_act_fake_quant_gradient", gradient<Cpu>, gradient<Cuda>, gradient_meta);
+  no_derivative(m, "_act_fake_quant_gradient");
 }
 TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("_act_fake_quant", written); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("act_fake_quant", autograd);
-  m.impl("_act_fake_quant", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_act_fake_quant_gradient", torch::autograd::autogradNotImplementedFallback());
-}
 
 }  // namespace bitpare::ops

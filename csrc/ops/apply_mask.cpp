@@ -9,15 +9,16 @@ constexpr const char* kOp = "apply_mask";
 
 using Signature = Tensor(const Tensor& x, const Tensor& mask, at::MemoryFormat memory_format);
 
-void check(const Tensor& x, const Tensor& mask) {
+void check(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   check_input(kOp, x);
+  check_format(kOp, x, format, {});
   check_mask(kOp, mask, x.sym_numel(), x.device());
 }
 
 template <class Device>
 Tensor body(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   Device::require(kOp, x);
-  check(x, mask);
+  check(x, mask, format);
   Tensor source = x.contiguous(format), y = at::empty_like(source), words = mask.contiguous();
   if (x.numel() == 0) return y;
   ApplyMask args = {source.const_data_ptr(), y.data_ptr(),
@@ -28,7 +29,7 @@ Tensor body(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
 }
 
 Tensor meta(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
-  check(x, mask);
+  check(x, mask, format);
   return at::empty_like(x, x.options(), format);
 }
 
@@ -63,8 +64,8 @@ Tensor autograd(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
 }
 
 Tensor without_gradient(const Tensor& x, const Tensor& mask, c10::string_view mode) {
+  check_input(kOp, x);
   parse_mask_mode(kOp, mode);
-  check(x, mask);
   return masked(x, mask, x.suggest_memory_format());
 }
 
@@ -74,7 +75,6 @@ Tensor with_gradient(const Tensor& x, const Tensor& mask, c10::string_view mode)
     return without_gradient(x, mask, mode);
   }
   bool passes = parse_mask_mode(kOp, mode) == MaskMode::ste;
-  check(x, mask);
   return Masked::apply(x, mask, passes, x.suggest_memory_format());
 }
 
@@ -83,16 +83,9 @@ Tensor with_gradient(const Tensor& x, const Tensor& mask, c10::string_view mode)
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def("apply_mask(Tensor x, Tensor mask, *, str mode='hard') -> Tensor", tags());
   m.def("_apply_mask(Tensor x, Tensor mask, MemoryFormat memory_format) -> Tensor", tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_apply_mask", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_apply_mask", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_apply_mask", meta); }
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("apply_mask", without_gradient);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("apply_mask", with_gradient);
-  m.impl("_apply_mask", autograd);
+  composite(m, "apply_mask", without_gradient, with_gradient);
+  kernels(m, "_apply_mask", body<Cpu>, body<Cuda>, meta);
+  implement(m, "_apply_mask", c10::DispatchKey::Autograd, autograd);
 }
 
 }  // namespace bitpare::ops

@@ -94,6 +94,54 @@ void check_rng(const char* op, const Tensor& x, Rounding rounding, const Optiona
               rng->device());
 }
 
+void check_choice(const char* op, const char* name, int64_t value, int64_t last) {
+  TORCH_CHECK(value >= 0 && value <= last, op, ": ", name, " must be in [0, ", last, "], got ",
+              value);
+}
+
+void check_format(const char* op, const Tensor& x, at::MemoryFormat format, const Granularity& g) {
+  bool fits = format == at::MemoryFormat::Contiguous ||
+              (format == at::MemoryFormat::ChannelsLast && x.dim() == 4) ||
+              (format == at::MemoryFormat::ChannelsLast3d && x.dim() == 5);
+  TORCH_CHECK(fits && (!g.group || format == at::MemoryFormat::Contiguous), op,
+              ": memory_format must be a dense one of x's ", x.dim(), " dimensions",
+              g.group ? ", contiguous with group" : "", ", got ", format);
+}
+
+void check_like(const char* op, const char* name, const Tensor& value, const Tensor& x) {
+  TORCH_CHECK(value.scalar_type() == x.scalar_type(), op, ": ", name, " must be ", x.scalar_type(),
+              " like x, got ", value.scalar_type());
+  TORCH_CHECK(value.sym_sizes() == x.sym_sizes(), op, ": ", name, " must have shape ",
+              x.sym_sizes(), " like x, got ", value.sym_sizes());
+}
+
+void check_bits(const char* op, const char* name, const Tensor& bits, const c10::SymInt& n,
+                int64_t more) {
+  c10::SymInt words = (n + 63) / 64 + more;
+  TORCH_CHECK(bits.scalar_type() == at::kLong && bits.sym_numel() == words, op, ": ", name,
+              " must have ", words, " words of int64, got ", bits.sym_numel(), " of ",
+              bits.scalar_type());
+}
+
+c10::SymInt count_of(const char* op, c10::SymIntArrayRef shape) {
+  constexpr int64_t kMost = int64_t{1} << 48;
+  c10::SymInt n = 1;
+  for (const c10::SymInt& size : shape) {
+    TORCH_CHECK(size >= 0, op, ": shape must not be negative, got ", shape);
+    auto before = n.maybe_as_int(), by = size.maybe_as_int();
+    if (before && by) {
+      int64_t product = 0;
+      TORCH_CHECK(
+          *by <= kMost && !__builtin_mul_overflow(*before, *by, &product) && product <= kMost, op,
+          ": shape must have at most ", kMost, " elements, got ", shape);
+      n = product;
+    } else {
+      n *= size;
+    }
+  }
+  return n;
+}
+
 int64_t parse_name(const char* op, const char* argument, c10::string_view name,
                    std::initializer_list<const char*> names) {
   int64_t index = 0;

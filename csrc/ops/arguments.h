@@ -27,6 +27,22 @@ void check_zero_point(const char* op, const Tensor& x, const OptionalTensor& zer
                       const Granularity& granularity);
 void check_grid(const char* op, int64_t quant_min, int64_t quant_max);
 void check_rng(const char* op, const Tensor& x, Rounding rounding, const OptionalTensor& rng);
+// Of private ops, which get choices as numbers: from 0 to the last one.
+void check_choice(const char* op, const char* name, int64_t value, int64_t last);
+template <class Enum>
+void check_choice(const char* op, const char* name, int64_t value, Enum last) {
+  check_choice(op, name, value, static_cast<int64_t>(last));
+}
+// A dense layout that x can have; only Contiguous where groups lie along the last dimension.
+void check_format(const char* op, const Tensor& x, at::MemoryFormat format,
+                  const Granularity& granularity);
+// The type and shape of x.
+void check_like(const char* op, const char* name, const Tensor& value, const Tensor& x);
+// One bit for each of n elements, in words of 64 bits; and `more` words.
+void check_bits(const char* op, const char* name, const Tensor& bits, const c10::SymInt& n,
+                int64_t more = 0);
+// The number of elements of a shape that a user gives; throws where it overflows.
+c10::SymInt count_of(const char* op, c10::SymIntArrayRef shape);
 Rounding parse_rounding(const char* op, c10::string_view name);
 // The position of `name` among `names`; otherwise an error that lists them.
 int64_t parse_name(const char* op, const char* argument, c10::string_view name,
@@ -58,9 +74,20 @@ Tensor new_partial(const Tensor& x, const ReduceLayout& layout, int64_t terms);
 // Words for one bit per element of x; none unless `wanted`.
 Tensor new_bits(const Tensor& x, bool wanted);
 
-inline const int64_t* rng_of(const OptionalTensor& rng) {
-  return rng ? rng->const_data_ptr<int64_t>() : nullptr;
-}
+// A tensor as an array that a kernel reads: made contiguous and held here; null if there is none.
+template <class T>
+class Array {
+ public:
+  explicit Array(const OptionalTensor& x) {
+    if (x) held_ = x->contiguous();
+  }
+  const T* data() const {
+    return held_.defined() ? static_cast<const T*>(held_.const_data_ptr()) : nullptr;
+  }
+
+ private:
+  Tensor held_;
+};
 
 inline bool needs_gradient(const Tensor& x) {
   return at::GradMode::is_enabled() && x.requires_grad();

@@ -9,12 +9,22 @@ constexpr const char* kOp = "attention_transfer";
 
 struct AttentionOp {
   static constexpr const char* kPrivate = "bitpare::_attention_transfer";
+
+  static void check(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
+                    const OptionalTensor& incoming) {
+    check_taught(kOp, student, teacher, row_weight, 0, incoming);
+    auto a = student.sym_sizes(), b = teacher.sym_sizes();
+    TORCH_CHECK(
+        a.size() > 2 && a.size() == b.size() && a[0] == b[0] && a.slice(2).equals(b.slice(2)), kOp,
+        ": student and teacher must agree in all but channels, got ", a, " and ", b);
+  }
 };
 
 template <class Device>
 LossAndGradient body(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
                      const OptionalTensor& incoming, bool with_gradient) {
   Device::require(kOp, student);
+  AttentionOp::check(student, teacher, row_weight, incoming);
   TaughtTensors tensors(student, teacher, row_weight, incoming, with_gradient);
   if (student.numel() == 0 || teacher.numel() == 0) return tensors.results();
   AttentionTransfer args = {};
@@ -39,9 +49,6 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
 template <bool kDifferentiable>
 Tensor attention_transfer(const Tensor& student, const Tensor& teacher) {
   check_features(kOp, student, teacher);
-  auto a = student.sym_sizes(), b = teacher.sym_sizes();
-  TORCH_CHECK(a.size() > 2 && a.size() == b.size() && a[0] == b[0] && a.slice(2).equals(b.slice(2)),
-              kOp, ": student and teacher must agree in all but channels, got ", a, " and ", b);
   return taught_loss<AttentionOp, kDifferentiable>(student, teacher, std::nullopt);
 }
 
@@ -53,16 +60,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "_attention_transfer(Tensor student, Tensor teacher, Tensor? row_weight, Tensor? incoming, "
       "bool with_gradient) -> (Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_attention_transfer", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_attention_transfer", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_attention_transfer", taught_loss_meta<>); }
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("attention_transfer", attention_transfer<false>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("attention_transfer", attention_transfer<true>);
-  m.impl("_attention_transfer", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "attention_transfer", attention_transfer<false>, attention_transfer<true>);
+  kernels(m, "_attention_transfer", body<Cpu>, body<Cuda>, taught_loss_meta<AttentionOp>);
+  no_derivative(m, "_attention_transfer");
 }
 
 }  // namespace bitpare::ops

@@ -26,11 +26,25 @@ QuantizerTensors levels_of(const char* op, const Tensor& scale, const OptionalTe
   return q;
 }
 
+const char* checked_name(const Tensor& x, const Tensor& scale, const OptionalTensor& threshold,
+                         int64_t levels, const Granularity& granularity, at::MemoryFormat format) {
+  check_choice("binarize", "levels", levels, Levels::ternary);
+  const char* op = name_of(static_cast<Levels>(levels));
+  check_input(op, x);
+  check_granularity(op, x, granularity);
+  check_scale(op, x, scale, granularity);
+  check_threshold(op, x, threshold, granularity);
+  TORCH_CHECK(threshold || static_cast<Levels>(levels) != Levels::ternary, op,
+              ": threshold must be given");
+  check_format(op, x, format, granularity);
+  return op;
+}
+
 template <class Device>
 Tensor forward(const Tensor& x, const Tensor& scale, const OptionalTensor& threshold,
                int64_t levels, std::optional<int64_t> axis, std::optional<int64_t> group,
                at::MemoryFormat format) {
-  const char* op = name_of(static_cast<Levels>(levels));
+  const char* op = checked_name(x, scale, threshold, levels, {axis, group}, format);
   Device::require(op, x);
   Tensor source = x.contiguous(format), y = at::empty_like(source);
   if (x.numel() == 0) return y;
@@ -42,8 +56,10 @@ Tensor forward(const Tensor& x, const Tensor& scale, const OptionalTensor& thres
   return y;
 }
 
-Tensor forward_meta(const Tensor& x, const Tensor&, const OptionalTensor&, int64_t,
-                    std::optional<int64_t>, std::optional<int64_t>, at::MemoryFormat format) {
+Tensor forward_meta(const Tensor& x, const Tensor& scale, const OptionalTensor& threshold,
+                    int64_t levels, std::optional<int64_t> axis, std::optional<int64_t> group,
+                    at::MemoryFormat format) {
+  checked_name(x, scale, threshold, levels, {axis, group}, format);
   return at::empty_like(x, x.options(), format);
 }
 
@@ -52,8 +68,9 @@ std::tuple<Tensor, Tensor> gradient(const Tensor& dy, const Tensor& x, const Ten
                                     const OptionalTensor& threshold, int64_t levels, bool clipped,
                                     std::optional<int64_t> axis, std::optional<int64_t> group,
                                     at::MemoryFormat format) {
-  const char* op = name_of(static_cast<Levels>(levels));
+  const char* op = checked_name(x, scale, threshold, levels, {axis, group}, format);
   Device::require(op, x);
+  check_like(op, "dy", dy, x);
   Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
   Tensor dx = at::empty_like(source), ds = at::empty_like(scale, at::MemoryFormat::Contiguous);
   ReduceLayout layout = layout_of(x, {axis, group}, format);
@@ -73,10 +90,11 @@ std::tuple<Tensor, Tensor> gradient(const Tensor& dy, const Tensor& x, const Ten
   return {dx, ds};
 }
 
-std::tuple<Tensor, Tensor> gradient_meta(const Tensor&, const Tensor& x, const Tensor& scale,
-                                         const OptionalTensor&, int64_t, bool,
-                                         std::optional<int64_t>, std::optional<int64_t>,
+std::tuple<Tensor, Tensor> gradient_meta(const Tensor& dy, const Tensor& x, const Tensor& scale,
+                                         const OptionalTensor& threshold, int64_t levels, bool,
+                                         std::optional<int64_t> axis, std::optional<int64_t> group,
                                          at::MemoryFormat format) {
+  check_like(checked_name(x, scale, threshold, levels, {axis, group}, format), "dy", dy, x);
   return {at::empty_like(x, x.options(), format),
           at::empty_like(scale, at::MemoryFormat::Contiguous)};
 }
@@ -201,28 +219,12 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "_binarize_gradient(Tensor dy, Tensor x, Tensor scale, Tensor? threshold, int levels, "
       "bool clipped, int? axis, int? group, MemoryFormat memory_format) -> (Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("_binarize", forward<Cpu>);
-  m.impl("_binarize_gradient", gradient<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("_binarize", forward<Cuda>);
-  m.impl("_binarize_gradient", gradient<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("_binarize", forward_meta);
-  m.impl("_binarize_gradient", gradient_meta);
-}
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("binarize", binarize<without_gradient>);
-  m.impl("ternarize", ternarize<without_gradient>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("binarize", binarize<with_gradient>);
-  m.impl("ternarize", ternarize<with_gradient>);
-  m.impl("_binarize", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_binarize_gradient", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "binarize", binarize<without_gradient>, binarize<with_gradient>);
+  composite(m, "ternarize", ternarize<without_gradient>, ternarize<with_gradient>);
+  kernels(m, "_binarize", forward<Cpu>, forward<Cuda>, forward_meta);
+  no_derivative(m, "_binarize");
+  kernels(m, "_binarize_gradient", gradient<Cpu>, gradient<Cuda>, gradient_meta);
+  no_derivative(m, "_binarize_gradient");
 }
 
 }  // namespace bitpare::ops

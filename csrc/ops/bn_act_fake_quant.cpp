@@ -46,6 +46,32 @@ OptionalTensor dense(const OptionalTensor& t) {
   return t ? OptionalTensor(t->contiguous()) : std::nullopt;
 }
 
+void check(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+           const Tensor& running_mean, const Tensor& running_var,
+           const OptionalTensor& num_batches_tracked, const Tensor& scale,
+           const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
+           int64_t activation, bool training, at::MemoryFormat format) {
+  check_input(kOp, x);
+  TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ", x.sym_sizes());
+  c10::SymInt c = x.sym_size(1);
+  for (auto [name, t] : {std::pair("weight", &weight), std::pair("bias", &bias)}) {
+    if (!*t) continue;
+    TORCH_CHECK((*t)->scalar_type() == at::kFloat, kOp, ": ", name, " must be float32, got ",
+                (*t)->scalar_type());
+    check_per_channel(kOp, name, x, **t, {1, std::nullopt});
+  }
+  check_written(kOp, "running_mean", running_mean, at::kFloat, c, x.device());
+  check_written(kOp, "running_var", running_var, at::kFloat, c, x.device());
+  if (num_batches_tracked) {
+    check_written(kOp, "num_batches_tracked", *num_batches_tracked, at::kLong, 1, x.device());
+  }
+  check_state(kOp, x, scale, zero_point, control, pending);
+  TORCH_CHECK(!training || x.sym_numel() != c || c == 0, kOp,
+              ": x must have more than 1 value per channel in training, got shape ", x.sym_sizes());
+  check_choice(kOp, "activation", activation, Activation::hardswish);
+  check_format(kOp, x, format, {});
+}
+
 template <class Device>
 Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                 const Tensor& running_mean, const Tensor& running_var,
@@ -54,6 +80,8 @@ Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTen
                 const OptionalTensor& pending, int64_t activation, bool training, double momentum,
                 double eps, bool save_inside, at::MemoryFormat format) {
   Device::require(kOp, x);
+  check(x, weight, bias, running_mean, running_var, num_batches_tracked, scale, zero_point, control,
+        pending, activation, training, format);
   Tensor source = x.contiguous(format), y = at::empty_like(source);
   Tensor inside = new_bits(source, save_inside), statistics = new_statistics(x);
   if (x.numel() == 0) return {y, inside, statistics.zero_()};
@@ -85,10 +113,14 @@ Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTen
   return {y, inside, statistics};
 }
 
-Results forward_meta(const Tensor& x, const OptionalTensor&, const OptionalTensor&, const Tensor&,
-                     const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
-                     const Tensor&, const OptionalTensor&, int64_t, bool, double, double,
-                     bool save_inside, at::MemoryFormat format) {
+Results forward_meta(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const Tensor& running_mean, const Tensor& running_var,
+                     const OptionalTensor& num_batches_tracked, const Tensor& scale,
+                     const OptionalTensor& zero_point, const Tensor& control,
+                     const OptionalTensor& pending, int64_t activation, bool training, double,
+                     double, bool save_inside, at::MemoryFormat format) {
+  check(x, weight, bias, running_mean, running_var, num_batches_tracked, scale, zero_point, control,
+        pending, activation, training, format);
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside), new_statistics(x)};
 }
 
@@ -120,20 +152,21 @@ template <class Device>
 Results write_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
                        const Tensor& inside, const Tensor& statistics, int64_t activation,
                        at::MemoryFormat format, const Tensor& dx) {
-  Device::require(kOp, x);
   Tensor source = x.contiguous(format), dweight = new_channels(x), dbias = new_channels(x);
   if (x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
   OptionalTensor dense_weight = dense(weight);
+  Array<uint64_t> bits(inside);
+  Array<float> moments(statistics);
   ReduceLayout layout = layout_in(x, format);
   Tensor scratch = at::empty({bn_scratch(layout)}, statistics.options());
   BnActFakeQuantGradient args = {dy.const_data_ptr(),
                                  source.const_data_ptr(),
                                  dx.data_ptr(),
-                                 static_cast<const uint64_t*>(inside.const_data_ptr()),
+                                 bits.data(),
                                  dtype_of(kOp, x),
                                  layout,
                                  floats_of(dense_weight),
-                                 statistics.const_data_ptr<float>(),
+                                 moments.data(),
                                  dweight.data_ptr<float>(),
                                  dbias.data_ptr<float>(),
                                  scratch.data_ptr<float>(),
@@ -142,44 +175,42 @@ Results write_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& 
   return {dx, dweight, dbias};
 }
 
+void check_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
+                    const Tensor& inside, const Tensor& statistics, int64_t activation,
+                    at::MemoryFormat format) {
+  check_input(kOp, x);
+  TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ", x.sym_sizes());
+  check_like(kOp, "dy", dy, x);
+  check_bits(kOp, "inside", inside, x.sym_numel());
+  if (weight) {
+    TORCH_CHECK(weight->scalar_type() == at::kFloat, kOp, ": weight must be float32, got ",
+                weight->scalar_type());
+    check_per_channel(kOp, "weight", x, *weight, {1, std::nullopt});
+  }
+  c10::SymInt moments = 4 * x.sym_size(1) + 1;
+  TORCH_CHECK(statistics.scalar_type() == at::kFloat && statistics.sym_numel() == moments, kOp,
+              ": statistics must have ", moments, " elements of float32, got ",
+              statistics.sym_numel(), " of ", statistics.scalar_type());
+  check_choice(kOp, "activation", activation, Activation::hardswish);
+  check_format(kOp, x, format, {});
+}
+
 template <class Device>
 Results gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
                  const Tensor& inside, const Tensor& statistics, int64_t activation,
                  at::MemoryFormat format) {
+  Device::require(kOp, x);
+  check_gradient(dy, x, weight, inside, statistics, activation, format);
   Tensor source = dy.contiguous(format);
   return write_gradient<Device>(source, x, weight, inside, statistics, activation, format,
                                 at::empty_like(source));
 }
 
-Results gradient_meta(const Tensor&, const Tensor& x, const OptionalTensor&, const Tensor&,
-                      const Tensor&, int64_t, at::MemoryFormat format) {
+Results gradient_meta(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
+                      const Tensor& inside, const Tensor& statistics, int64_t activation,
+                      at::MemoryFormat format) {
+  check_gradient(dy, x, weight, inside, statistics, activation, format);
   return {at::empty_like(x, x.options(), format), new_channels(x), new_channels(x)};
-}
-
-Activation check(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                 const Tensor& running_mean, const Tensor& running_var,
-                 const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                 const OptionalTensor& zero_point, const Tensor& control,
-                 const OptionalTensor& pending, c10::string_view activation, bool training) {
-  check_input(kOp, x);
-  TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ", x.sym_sizes());
-  c10::SymInt c = x.sym_size(1);
-  for (auto [name, t] : {std::pair("weight", &weight), std::pair("bias", &bias)}) {
-    if (!*t) continue;
-    TORCH_CHECK((*t)->scalar_type() == at::kFloat, kOp, ": ", name, " must be float32, got ",
-                (*t)->scalar_type());
-    check_per_channel(kOp, name, x, **t, {1, std::nullopt});
-  }
-  check_written(kOp, "running_mean", running_mean, at::kFloat, c, x.device());
-  check_written(kOp, "running_var", running_var, at::kFloat, c, x.device());
-  if (num_batches_tracked) {
-    check_written(kOp, "num_batches_tracked", *num_batches_tracked, at::kLong, 1, x.device());
-  }
-  check_state(kOp, x, scale, zero_point, control, pending);
-  TORCH_CHECK(!training || x.sym_numel() != c || c == 0, kOp,
-              ": x must have more than 1 value per channel in training, got shape ", x.sym_sizes());
-  return static_cast<Activation>(
-      parse_name(kOp, "activation", activation, {"none", "relu", "relu6", "hardswish"}));
 }
 
 struct Differentiable : torch::autograd::Function<Differentiable> {
@@ -226,8 +257,9 @@ Tensor public_op(const Tensor& x, const OptionalTensor& weight, const OptionalTe
                  const OptionalTensor& zero_point, const Tensor& control,
                  const OptionalTensor& pending, c10::string_view activation, bool training,
                  double momentum, double eps) {
-  auto act = check(x, weight, bias, running_mean, running_var, num_batches_tracked, scale,
-                   zero_point, control, pending, activation, training);
+  check_input(kOp, x);
+  auto act = static_cast<Activation>(
+      parse_name(kOp, "activation", activation, {"none", "relu", "relu6", "hardswish"}));
   at::MemoryFormat format = format_of(x, {});
   bool differentiable = kAutograd && (needs_gradient(x) || (weight && needs_gradient(*weight)) ||
                                       (bias && needs_gradient(*bias)));
@@ -260,27 +292,12 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "_bn_act_fake_quant_gradient(Tensor dy, Tensor x, Tensor? weight, Tensor inside, "
       "Tensor statistics, int activation, MemoryFormat memory_format) -> (Tensor, Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("_bn_act_fake_quant", forward<Cpu>);
-  m.impl("_bn_act_fake_quant_gradient", gradient<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("_bn_act_fake_quant", forward<Cuda>);
-  m.impl("_bn_act_fake_quant_gradient", gradient<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("_bn_act_fake_quant", forward_meta);
-  m.impl("_bn_act_fake_quant_gradient", gradient_meta);
-}
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("bn_act_fake_quant", public_op<false>);
+  composite(m, "bn_act_fake_quant", public_op<false>, public_op<true>);
+  kernels(m, "_bn_act_fake_quant", forward<Cpu>, forward<Cuda>, forward_meta);
+  no_derivative(m, "_bn_act_fake_quant");
+  kernels(m, "_bn_act_fake_quant_gradient", gradient<Cpu>, gradient<Cuda>, gradient_meta);
+  no_derivative(m, "_bn_act_fake_quant_gradient");
 }
 TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("_bn_act_fake_quant", bump_versions); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("bn_act_fake_quant", public_op<true>);
-  m.impl("_bn_act_fake_quant", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_bn_act_fake_quant_gradient", torch::autograd::autogradNotImplementedFallback());
-}
 
 }  // namespace bitpare::ops

@@ -1,11 +1,10 @@
-// Calling a registered op by name from C++, looked up once, and registering one.
+// Calling a registered op by name from C++, looked up once.
 #pragma once
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include "ops/arguments.h"
+#include "ops/register.h"
 
 namespace bitpare::ops {
 
@@ -29,11 +28,5 @@ class BelowAutogradUnlessRecording {
  private:
   std::optional<at::AutoDispatchBelowADInplaceOrView> below_;
 };
-
-// What every op of this library declares.
-inline const std::vector<at::Tag>& tags() {
-  static const std::vector<at::Tag> all = {at::Tag::pt2_compliant_tag};
-  return all;
-}
 
 }  // namespace bitpare::ops

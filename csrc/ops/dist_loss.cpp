@@ -9,6 +9,17 @@ constexpr const char* kOp = "dist_loss";
 
 struct DistOp {
   static constexpr const char* kPrivate = "bitpare::_dist_loss";
+
+  static void check(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
+                    const OptionalTensor& incoming, double temperature, double, double) {
+    TORCH_CHECK(student.dim() > 1, kOp, ": logits must be [rows, classes], got ",
+                student.sym_sizes());
+    c10::SymInt rows = 1;
+    for (const c10::SymInt& size : student.sym_sizes().slice(0, student.dim() - 1)) rows *= size;
+    check_taught(kOp, student, teacher, row_weight, rows, incoming);
+    check_same_shape(kOp, student, teacher);
+    TORCH_CHECK(temperature > 0, kOp, ": temperature must be above 0, got ", temperature);
+  }
 };
 
 // Nothing correlates where there is one class; rows are all but the last dimension.
@@ -17,6 +28,7 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
                      const OptionalTensor& incoming, double temperature, double beta, double gamma,
                      bool with_gradient) {
   Device::require(kOp, student);
+  DistOp::check(student, teacher, row_weight, incoming, temperature, beta, gamma);
   TaughtTensors tensors(student, teacher, row_weight, incoming, with_gradient);
   if (student.numel() == 0) return tensors.results();
   if (student.size(-1) == 1) {
@@ -44,16 +56,6 @@ template <bool kDifferentiable>
 Tensor dist_loss(const Tensor& student, const Tensor& teacher, double temperature, double beta,
                  double gamma, const OptionalTensor& row_weight) {
   check_features(kOp, student, teacher);
-  check_same_shape(kOp, student, teacher);
-  TORCH_CHECK(student.dim() > 1, kOp, ": logits must be [rows, classes], got ",
-              student.sym_sizes());
-  TORCH_CHECK(temperature > 0, kOp, ": temperature must be above 0, got ", temperature);
-  if (row_weight) {
-    c10::SymInt rows = 1;
-    for (const c10::SymInt& size : student.sym_sizes().slice(0, student.dim() - 1)) rows *= size;
-    TORCH_CHECK(row_weight->sym_numel() == rows, kOp, ": row_weight must have ", rows,
-                " elements, one for each row, got ", row_weight->sym_numel());
-  }
   return taught_loss<DistOp, kDifferentiable, double, double, double>(student, teacher, row_weight,
                                                                       temperature, beta, gamma);
 }
@@ -69,16 +71,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "_dist_loss(Tensor student, Tensor teacher, Tensor? row_weight, Tensor? incoming, "
       "float temperature, float beta, float gamma, bool with_gradient) -> (Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_dist_loss", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_dist_loss", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("_dist_loss", taught_loss_meta<double, double, double>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) { m.impl("dist_loss", dist_loss<false>); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("dist_loss", dist_loss<true>);
-  m.impl("_dist_loss", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "dist_loss", dist_loss<false>, dist_loss<true>);
+  kernels(m, "_dist_loss", body<Cpu>, body<Cuda>, taught_loss_meta<DistOp, double, double, double>);
+  no_derivative(m, "_dist_loss");
 }
 
 }  // namespace bitpare::ops

@@ -84,6 +84,70 @@ int64_t workers_for(int64_t rows, int64_t classes) {
   return std::max<int64_t>(1, std::min<int64_t>({at::get_num_threads(), rows, tasks}));
 }
 
+void check_logits(const char* op, const char* name, const Tensor& logits) {
+  TORCH_CHECK(logits.is_floating_point() && logits.scalar_type() != at::kDouble, op, ": ", name,
+              " must be float32, float16 or bfloat16, got ", logits.scalar_type());
+  TORCH_CHECK(logits.dim() >= 1, op, ": ", name, " must have classes along the last dimension");
+}
+
+void check_same(const char* op, const char* name, const Tensor& x, c10::SymIntArrayRef expected) {
+  TORCH_CHECK(x.sym_sizes().equals(expected), op, ": ", name, " must have shape ", expected,
+              ", got ", x.sym_sizes());
+}
+
+void check(const char* op, const Tensor& student, const Tensor& teacher,
+           const OptionalTensor& target, const OptionalTensor& row_weight, const TopTeacher& top,
+           const Settings& s) {
+  check_logits(op, "student_logits", student);
+  check_logits(op, "teacher_logits", teacher);
+  auto shape = student.sym_sizes(), rows = shape.slice(0, shape.size() - 1);
+  TORCH_CHECK(student.sym_size(-1) > 0, op, ": student_logits must have at least one class");
+  TORCH_CHECK(top.indices.has_value() == top.logsumexp.has_value(), op,
+              ": teacher_indices and teacher_logsumexp go together");
+  if (top.indices) {
+    TORCH_CHECK(!at::isFloatingType(top.indices->scalar_type()), op,
+                ": teacher_indices must be integers, got ", top.indices->scalar_type());
+    check_same(op, "teacher_indices", *top.indices, teacher.sym_sizes());
+    check_same(op, "teacher_logsumexp", *top.logsumexp, rows);
+    auto values = teacher.sym_sizes();
+    TORCH_CHECK(values.slice(0, values.size() - 1).equals(rows) &&
+                    teacher.sym_size(-1) <= student.sym_size(-1),
+                op,
+                ": with teacher_indices teacher_logits must be [..., k] values for the rows of ",
+                "student_logits ", shape, ", got ", values);
+  } else {
+    TORCH_CHECK(teacher.sym_sizes().equals(shape), op,
+                ": student_logits and teacher_logits must have the same rows and classes, got ",
+                shape, " and ", teacher.sym_sizes());
+  }
+  if (target && is_index(target)) {
+    check_same(op, "target", *target, rows);
+  } else if (target) {
+    TORCH_CHECK(target->is_floating_point(), op, ": target must be classes (int64) or ",
+                "probabilities (floating point), got ", target->scalar_type());
+    check_same(op, "target", *target, shape);
+  }
+  if (row_weight) check_same(op, "row_weight", *row_weight, rows);
+  TORCH_CHECK(std::isfinite(s.temperature) && s.temperature > 0, op,
+              ": temperature must be above 0, got ", s.temperature);
+}
+
+// Of `_distill_loss`, which both losses call.
+void check(const Tensor& student, const Tensor& teacher, const OptionalTensor& target,
+           const OptionalTensor& row_weight, const TopTeacher& top, const OptionalTensor& incoming,
+           const Settings& s) {
+  check_choice("distill_loss", "soft", s.soft, Soft::decoupled);
+  check_choice("distill_loss", "reduction", s.reduction, Reduction::sum);
+  bool decoupled = static_cast<Soft>(s.soft) == Soft::decoupled;
+  const char* op = decoupled ? "dkd_loss" : "distill_loss";
+  check(op, student, teacher, target, row_weight, top, s);
+  TORCH_CHECK(!decoupled || (is_index(target) && !top.indices), op,
+              ": target must be classes (int64)");
+  TORCH_CHECK(!incoming || incoming->sym_numel() == 1 ||
+                  incoming->sym_numel() * student.sym_size(-1) == student.sym_numel(),
+              op, ": incoming must be one number, or one for each row");
+}
+
 template <class Device>
 Result body(const Tensor& student, const Tensor& teacher, const OptionalTensor& target,
             const OptionalTensor& row_weight, const OptionalTensor& indices,
@@ -94,6 +158,7 @@ Result body(const Tensor& student, const Tensor& teacher, const OptionalTensor& 
   Device::require("distill_loss", student);
   Settings settings = {soft,          temperature,   hard_weight,  soft_weight, smoothing,
                        target_weight, others_weight, ignore_index, reduction};
+  check(student, teacher, target, row_weight, {indices, logsumexp}, incoming, settings);
   int64_t classes = student.size(-1), rows = student.numel() / std::max<int64_t>(classes, 1);
   Tensor zs = student.contiguous(), zt = teacher.contiguous(), y, weight, top, sum, dy;
   DistillLoss args = {};
@@ -153,10 +218,15 @@ Result body(const Tensor& student, const Tensor& teacher, const OptionalTensor& 
   return {numbers[1].clone(), gradient};
 }
 
-Result meta(const Tensor& student, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-            const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, double,
-            double, double, double, double, double, int64_t, int64_t reduction,
+Result meta(const Tensor& student, const Tensor& teacher, const OptionalTensor& target,
+            const OptionalTensor& row_weight, const OptionalTensor& indices,
+            const OptionalTensor& logsumexp, const OptionalTensor& incoming, int64_t soft,
+            double temperature, double hard_weight, double soft_weight, double smoothing,
+            double target_weight, double others_weight, int64_t ignore_index, int64_t reduction,
             bool with_gradient) {
+  check(student, teacher, target, row_weight, {indices, logsumexp}, incoming,
+        {soft, temperature, hard_weight, soft_weight, smoothing, target_weight, others_weight,
+         ignore_index, reduction});
   auto options = student.options().memory_format(std::nullopt);
   Tensor gradient =
       with_gradient ? at::empty_symint(student.sym_sizes(), options) : at::empty({0}, options);
@@ -218,60 +288,6 @@ struct Distilled : torch::autograd::Function<Distilled> {
   }
 };
 
-// -- what users pass
-
-void check_logits(const char* op, const char* name, const Tensor& logits) {
-  TORCH_CHECK(logits.is_floating_point() && logits.scalar_type() != at::kDouble, op, ": ", name,
-              " must be float32, float16 or bfloat16, got ", logits.scalar_type());
-  TORCH_CHECK(logits.dim() >= 1, op, ": ", name, " must have classes along the last dimension");
-}
-
-void check_same(const char* op, const char* name, const Tensor& x, c10::SymIntArrayRef expected) {
-  TORCH_CHECK(x.sym_sizes().equals(expected), op, ": ", name, " must have shape ", expected,
-              ", got ", x.sym_sizes());
-}
-
-void check(const char* op, const Tensor& student, const Tensor& teacher,
-           const OptionalTensor& target, const OptionalTensor& row_weight, const TopTeacher& top,
-           const Settings& s) {
-  check_logits(op, "student_logits", student);
-  check_logits(op, "teacher_logits", teacher);
-  auto shape = student.sym_sizes(), rows = shape.slice(0, shape.size() - 1);
-  TORCH_CHECK(student.sym_size(-1) > 0, op, ": student_logits must have at least one class");
-  TORCH_CHECK(top.indices.has_value() == top.logsumexp.has_value(), op,
-              ": teacher_indices and teacher_logsumexp go together");
-  if (top.indices) {
-    TORCH_CHECK(!at::isFloatingType(top.indices->scalar_type()), op,
-                ": teacher_indices must be integers, got ", top.indices->scalar_type());
-    check_same(op, "teacher_indices", *top.indices, teacher.sym_sizes());
-    check_same(op, "teacher_logsumexp", *top.logsumexp, rows);
-    auto values = teacher.sym_sizes();
-    TORCH_CHECK(values.slice(0, values.size() - 1).equals(rows) &&
-                    teacher.sym_size(-1) <= student.sym_size(-1),
-                op,
-                ": with teacher_indices teacher_logits must be [..., k] values for the rows of ",
-                "student_logits ", shape, ", got ", values);
-  } else {
-    TORCH_CHECK(teacher.sym_sizes().equals(shape), op,
-                ": student_logits and teacher_logits must have the same rows and classes, got ",
-                shape, " and ", teacher.sym_sizes());
-  }
-  if (target && is_index(target)) {
-    check_same(op, "target", *target, rows);
-  } else if (target) {
-    TORCH_CHECK(target->is_floating_point(), op, ": target must be classes (int64) or ",
-                "probabilities (floating point), got ", target->scalar_type());
-    check_same(op, "target", *target, shape);
-  }
-  if (row_weight) check_same(op, "row_weight", *row_weight, rows);
-  for (const auto& x : {OptionalTensor(teacher), target, row_weight, top.indices}) {
-    TORCH_CHECK(!x || x->device() == student.device(), op, ": all tensors must be on ",
-                student.device(), " as student_logits, got one on ", x->device());
-  }
-  TORCH_CHECK(std::isfinite(s.temperature) && s.temperature > 0, op,
-              ": temperature must be above 0, got ", s.temperature);
-}
-
 Tensor run(const Tensor& student, const Tensor& teacher, const OptionalTensor& target,
            const OptionalTensor& row_weight, const TopTeacher& top, const Settings& s,
            bool differentiable) {
@@ -302,7 +318,6 @@ Tensor distill_loss(const Tensor& student, const Tensor& teacher, const Optional
       soft, temperature, hard,         (1.0 - hard) * temperature * temperature, label_smoothing,
       1.0,  1.0,         ignore_index, parse_reduction(kOp, reduction)};
   TopTeacher top = {teacher_indices, teacher_logsumexp};
-  check(kOp, student, teacher, target, row_weight, top, s);
   return run(student, teacher, target, row_weight, top, s, kDifferentiable);
 }
 
@@ -324,7 +339,6 @@ Tensor dkd_loss(const Tensor& student, const Tensor& teacher, const Tensor& targ
                 beta,
                 ignore_index,
                 parse_reduction(kOp, reduction)};
-  check(kOp, student, teacher, target, row_weight, {}, s);
   return run(student, teacher, target, row_weight, {}, s, kDifferentiable);
 }
 
@@ -349,18 +363,10 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "float others_weight, int ignore_index, int reduction, bool with_gradient) -> "
       "(Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_distill_loss", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_distill_loss", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_distill_loss", meta); }
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("distill_loss", distill_loss<false>);
-  m.impl("dkd_loss", dkd_loss<false>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("distill_loss", distill_loss<true>);
-  m.impl("dkd_loss", dkd_loss<true>);
-  m.impl("_distill_loss", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "distill_loss", distill_loss<false>, distill_loss<true>);
+  composite(m, "dkd_loss", dkd_loss<false>, dkd_loss<true>);
+  kernels(m, "_distill_loss", body<Cpu>, body<Cuda>, meta);
+  no_derivative(m, "_distill_loss");
 }
 
 }  // namespace bitpare::ops

@@ -31,6 +31,23 @@ FloatFormat float_format(int64_t exponent_bits, int64_t mantissa_bits) {
           static_cast<float>(std::ldexp(mantissa, static_cast<int>(top)))};
 }
 
+void check(const Tensor& x, const OptionalTensor& scale, int64_t exponent_bits,
+           int64_t mantissa_bits, const Granularity& granularity, int64_t rounding,
+           const OptionalTensor& rng, at::MemoryFormat format) {
+  check_input(kOp, x);
+  check_granularity(kOp, x, granularity);
+  TORCH_CHECK(exponent_bits >= 2 && exponent_bits <= 8, kOp,
+              ": exponent_bits must be in [2, 8], got ", exponent_bits);
+  TORCH_CHECK(mantissa_bits >= 0 && mantissa_bits <= 23, kOp,
+              ": mantissa_bits must be in [0, 23], got ", mantissa_bits);
+  TORCH_CHECK(scale || (!granularity.axis && !granularity.group), kOp,
+              ": axis and group need a scale");
+  if (scale) check_scale(kOp, x, *scale, granularity);
+  check_choice(kOp, "rounding", rounding, Rounding::stochastic);
+  check_rng(kOp, x, static_cast<Rounding>(rounding), rng);
+  check_format(kOp, x, format, granularity);
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& scale,
                                    int64_t exponent_bits, int64_t mantissa_bits,
@@ -38,11 +55,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& scale,
                                    int64_t rounding, const OptionalTensor& rng, bool save_inside,
                                    at::MemoryFormat format) {
   Device::require(kOp, x);
+  check(x, scale, exponent_bits, mantissa_bits, {axis, group}, rounding, rng, format);
   Tensor source = x.contiguous(format), y = at::empty_like(source);
   Tensor inside = new_bits(source, save_inside);
   if (x.numel() == 0) return {y, inside};
   auto q = quantizer_of(kOp, scale, std::nullopt, 0, 0, layout_of(x, {axis, group}, format), false,
                         Device::kSeesValues);
+  Array<int64_t> random(rng);
   FakeFloat args = {source.const_data_ptr(),
                     y.data_ptr(),
                     save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
@@ -51,15 +70,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& scale,
                     q.quantizer,
                     float_format(exponent_bits, mantissa_bits),
                     static_cast<Rounding>(rounding),
-                    rng_of(rng)};
+                    random.data()};
   Device::run(x, [&](const auto& where) { bitpare::fake_float(args, where); });
   return {y, inside};
 }
 
-std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor&, int64_t, int64_t,
-                                        std::optional<int64_t>, std::optional<int64_t>, int64_t,
-                                        const OptionalTensor&, bool save_inside,
-                                        at::MemoryFormat format) {
+std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& scale,
+                                        int64_t exponent_bits, int64_t mantissa_bits,
+                                        std::optional<int64_t> axis, std::optional<int64_t> group,
+                                        int64_t rounding, const OptionalTensor& rng,
+                                        bool save_inside, at::MemoryFormat format) {
+  check(x, scale, exponent_bits, mantissa_bits, {axis, group}, rounding, rng, format);
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
 }
 
@@ -68,15 +89,7 @@ Tensor run(const Tensor& x, const OptionalTensor& scale, int64_t exponent_bits,
            c10::string_view rounding, const OptionalTensor& rng, bool differentiable) {
   Granularity granularity = {axis, group};
   check_input(kOp, x);
-  check_granularity(kOp, x, granularity);
-  TORCH_CHECK(exponent_bits >= 2 && exponent_bits <= 8, kOp,
-              ": exponent_bits must be in [2, 8], got ", exponent_bits);
-  TORCH_CHECK(mantissa_bits >= 0 && mantissa_bits <= 23, kOp,
-              ": mantissa_bits must be in [0, 23], got ", mantissa_bits);
-  TORCH_CHECK(scale || (!axis && !group), kOp, ": axis and group need a scale");
-  if (scale) check_scale(kOp, x, *scale, granularity);
   Rounding parsed = parse_rounding(kOp, rounding);
-  check_rng(kOp, x, parsed, rng);
   at::MemoryFormat format = format_of(x, granularity);
   auto call = [&](bool save_inside) {
     static auto op = find_op<ForwardSignature>("bitpare::_fake_float");
@@ -117,16 +130,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "int? group, int rounding, Tensor? rng, bool save_inside, MemoryFormat memory_format) -> "
       "(Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_fake_float", forward<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_fake_float", forward<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_fake_float", forward_meta); }
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("fake_float", without_gradient);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("fake_float", autograd);
-  m.impl("_fake_float", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "fake_float", without_gradient, autograd);
+  kernels(m, "_fake_float", forward<Cpu>, forward<Cuda>, forward_meta);
+  no_derivative(m, "_fake_float");
 }
 
 }  // namespace bitpare::ops

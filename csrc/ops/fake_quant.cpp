@@ -22,6 +22,20 @@ using GradientSignature = Tensor(const Tensor& dy, const Tensor& x, const Tensor
                                  const OptionalTensor& rng, int64_t estimator, double delta,
                                  at::MemoryFormat memory_format);
 
+// What the public op and fake_quant_lsq call; rounding: a number of the enumeration.
+void check(const char* op, const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
+           int64_t quant_min, int64_t quant_max, const Granularity& granularity, int64_t rounding,
+           const OptionalTensor& rng, at::MemoryFormat format) {
+  check_input(op, x);
+  check_grid(op, quant_min, quant_max);
+  check_granularity(op, x, granularity);
+  check_scale(op, x, scale, granularity);
+  check_zero_point(op, x, zero_point, granularity);
+  check_choice(op, "rounding", rounding, Rounding::stochastic);
+  check_rng(op, x, static_cast<Rounding>(rounding), rng);
+  check_format(op, x, format, granularity);
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
                                    const OptionalTensor& zero_point, int64_t quant_min,
@@ -31,11 +45,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
                                    at::MemoryFormat format) {
   const char* op = floored ? "fake_quant_lsq" : kOp;  // who else calls it
   Device::require(op, x);
+  check(op, x, scale, zero_point, quant_min, quant_max, {axis, group}, rounding, rng, format);
   Tensor source = x.contiguous(format), y = at::empty_like(source);
   Tensor inside = new_bits(source, save_inside);
   if (x.numel() == 0) return {y, inside};
   auto q = quantizer_of(op, scale, zero_point, quant_min, quant_max,
                         layout_of(x, {axis, group}, format), floored, Device::kSeesValues);
+  Array<int64_t> random(rng);
   FakeQuant args = {source.const_data_ptr(),
                     y.data_ptr(),
                     save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
@@ -43,16 +59,29 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
                     dtype_of(op, x),
                     q.quantizer,
                     static_cast<Rounding>(rounding),
-                    rng_of(rng)};
+                    random.data()};
   Device::run(x, [&](const auto& where) { bitpare::fake_quant(args, where); });
   return {y, inside};
 }
 
-std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const Tensor&, const OptionalTensor&,
-                                        int64_t, int64_t, std::optional<int64_t>,
-                                        std::optional<int64_t>, int64_t, const OptionalTensor&,
-                                        bool, bool save_inside, at::MemoryFormat format) {
+std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const Tensor& scale,
+                                        const OptionalTensor& zero_point, int64_t quant_min,
+                                        int64_t quant_max, std::optional<int64_t> axis,
+                                        std::optional<int64_t> group, int64_t rounding,
+                                        const OptionalTensor& rng, bool floored, bool save_inside,
+                                        at::MemoryFormat format) {
+  check(floored ? "fake_quant_lsq" : kOp, x, scale, zero_point, quant_min, quant_max, {axis, group},
+        rounding, rng, format);
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
+}
+
+void check_gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
+                    const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
+                    const Granularity& granularity, int64_t rounding, const OptionalTensor& rng,
+                    int64_t estimator, at::MemoryFormat format) {
+  check(kOp, x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng, format);
+  check_like(kOp, "dy", dy, x);
+  check_choice(kOp, "estimator", estimator, Estimator::tanh);
 }
 
 template <class Device>
@@ -62,11 +91,14 @@ Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
                 const OptionalTensor& rng, int64_t estimator, double delta,
                 at::MemoryFormat format) {
   Device::require(kOp, x);
+  check_gradient(dy, x, scale, zero_point, quant_min, quant_max, {axis, group}, rounding, rng,
+                 estimator, format);
   Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
   Tensor dx = at::empty_like(source);
   if (x.numel() == 0) return dx;
   auto q = quantizer_of(kOp, scale, zero_point, quant_min, quant_max,
                         layout_of(x, {axis, group}, format), false, Device::kSeesValues);
+  Array<int64_t> random(rng);
   FakeQuantGradient args = {dy_source.const_data_ptr(),
                             source.const_data_ptr(),
                             dx.data_ptr(),
@@ -74,7 +106,7 @@ Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
                             dtype_of(kOp, x),
                             q.quantizer,
                             static_cast<Rounding>(rounding),
-                            rng_of(rng),
+                            random.data(),
                             static_cast<Estimator>(estimator),
                             static_cast<float>(delta),
                             static_cast<float>(delta / 2 / std::tanh(delta / 2))};
@@ -82,9 +114,13 @@ Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
   return dx;
 }
 
-Tensor gradient_meta(const Tensor&, const Tensor& x, const Tensor&, const OptionalTensor&, int64_t,
-                     int64_t, std::optional<int64_t>, std::optional<int64_t>, int64_t,
-                     const OptionalTensor&, int64_t, double, at::MemoryFormat format) {
+Tensor gradient_meta(const Tensor& dy, const Tensor& x, const Tensor& scale,
+                     const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
+                     std::optional<int64_t> axis, std::optional<int64_t> group, int64_t rounding,
+                     const OptionalTensor& rng, int64_t estimator, double,
+                     at::MemoryFormat format) {
+  check_gradient(dy, x, scale, zero_point, quant_min, quant_max, {axis, group}, rounding, rng,
+                 estimator, format);
   return at::empty_like(x, x.options(), format);
 }
 
@@ -142,17 +178,13 @@ struct Shaped : torch::autograd::Function<Shaped> {
   }
 };
 
-FakeQuantArguments checked(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                           int64_t quant_min, int64_t quant_max, const Granularity& granularity,
-                           c10::string_view rounding, const OptionalTensor& rng) {
+// Values are checked by `_fake_quant`, which every path calls.
+FakeQuantArguments parsed(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
+                          int64_t quant_min, int64_t quant_max, const Granularity& granularity,
+                          c10::string_view rounding, const OptionalTensor& rng) {
   check_input(kOp, x);
-  check_grid(kOp, quant_min, quant_max);
-  check_granularity(kOp, x, granularity);
-  check_scale(kOp, x, scale, granularity);
-  check_zero_point(kOp, x, zero_point, granularity);
-  Rounding parsed = parse_rounding(kOp, rounding);
-  check_rng(kOp, x, parsed, rng);
-  return {scale, zero_point, quant_min, quant_max, granularity, parsed, rng, false};
+  return {scale, zero_point, quant_min, quant_max, granularity, parse_rounding(kOp, rounding),
+          rng,   false};
 }
 
 Estimator parse_estimator(c10::string_view name, double delta) {
@@ -171,7 +203,7 @@ Tensor without_gradient(const Tensor& x, const Tensor& scale, const OptionalTens
                         c10::string_view estimator, double delta, const OptionalTensor& rng) {
   Granularity granularity = {axis, group};
   FakeQuantArguments a =
-      checked(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
+      parsed(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
   parse_estimator(estimator, delta);
   Tensor y = std::get<0>(fake_quant(x, a, false, format_of(x, granularity)));
   return y.contiguous(x.suggest_memory_format());
@@ -188,7 +220,7 @@ Tensor autograd(const Tensor& x, const Tensor& scale, const OptionalTensor& zero
   }
   Granularity granularity = {axis, group};
   FakeQuantArguments a =
-      checked(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
+      parsed(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
   Estimator chosen = parse_estimator(estimator, delta);
   at::MemoryFormat format = format_of(x, granularity);
   Tensor y;
@@ -228,26 +260,11 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "int quant_min, int quant_max, int? axis, int? group, int rounding, Tensor? rng, "
       "int estimator, float delta, MemoryFormat memory_format) -> Tensor",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("_fake_quant", forward<Cpu>);
-  m.impl("_fake_quant_gradient", gradient<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("_fake_quant", forward<Cuda>);
-  m.impl("_fake_quant_gradient", gradient<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("_fake_quant", forward_meta);
-  m.impl("_fake_quant_gradient", gradient_meta);
-}
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("fake_quant", without_gradient);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("fake_quant", autograd);
-  m.impl("_fake_quant", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_fake_quant_gradient", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "fake_quant", without_gradient, autograd);
+  kernels(m, "_fake_quant", forward<Cpu>, forward<Cuda>, forward_meta);
+  no_derivative(m, "_fake_quant");
+  kernels(m, "_fake_quant_gradient", gradient<Cpu>, gradient<Cuda>, gradient_meta);
+  no_derivative(m, "_fake_quant_gradient");
 }
 
 }  // namespace bitpare::ops

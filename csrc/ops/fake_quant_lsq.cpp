@@ -27,6 +27,18 @@ double default_grad_scale(const Tensor& x, const Granularity& g, const ReduceLay
   return 1.0 / std::sqrt(n * static_cast<double>(std::max<int64_t>(quant_max, 1)));
 }
 
+void check(const Tensor& dy, const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
+           int64_t quant_min, int64_t quant_max, const Granularity& granularity,
+           at::MemoryFormat format) {
+  check_input(kOp, x);
+  check_grid(kOp, quant_min, quant_max);
+  check_granularity(kOp, x, granularity);
+  check_scale(kOp, x, scale, granularity);
+  check_zero_point(kOp, x, zero_point, granularity);
+  check_like(kOp, "dy", dy, x);
+  check_format(kOp, x, format, granularity);
+}
+
 template <class Device>
 Gradients gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
                    const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
@@ -34,6 +46,7 @@ Gradients gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
                    std::optional<double> grad_scale, at::MemoryFormat format) {
   Device::require(kOp, x);
   Granularity granularity = {axis, group};
+  check(dy, x, scale, zero_point, quant_min, quant_max, granularity, format);
   Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
   Tensor dx = at::empty_like(source), ds = at::empty_like(scale, at::MemoryFormat::Contiguous);
   bool learned = zero_point && zero_point->scalar_type() == at::kFloat;
@@ -58,9 +71,11 @@ Gradients gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
   return {dx, ds, dz};
 }
 
-Gradients gradient_meta(const Tensor&, const Tensor& x, const Tensor& scale,
-                        const OptionalTensor& zero_point, int64_t, int64_t, std::optional<int64_t>,
-                        std::optional<int64_t>, std::optional<double>, at::MemoryFormat format) {
+Gradients gradient_meta(const Tensor& dy, const Tensor& x, const Tensor& scale,
+                        const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
+                        std::optional<int64_t> axis, std::optional<int64_t> group,
+                        std::optional<double>, at::MemoryFormat format) {
+  check(dy, x, scale, zero_point, quant_min, quant_max, {axis, group}, format);
   bool learned = zero_point && zero_point->scalar_type() == at::kFloat;
   Tensor dz = learned ? at::empty_like(*zero_point, at::MemoryFormat::Contiguous)
                       : at::empty({0}, scale.options());
@@ -113,14 +128,9 @@ struct Learned : torch::autograd::Function<Learned> {
   }
 };
 
-void check(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-           int64_t quant_min, int64_t quant_max, const Granularity& granularity,
-           std::optional<double> grad_scale) {
+// The rest is checked by `_fake_quant`, which is called next.
+void check(const Tensor& x, std::optional<double> grad_scale) {
   check_input(kOp, x);
-  check_grid(kOp, quant_min, quant_max);
-  check_granularity(kOp, x, granularity);
-  check_scale(kOp, x, scale, granularity);
-  check_zero_point(kOp, x, zero_point, granularity);
   TORCH_CHECK(!grad_scale || std::isfinite(*grad_scale), kOp, ": grad_scale must be finite, got ",
               *grad_scale);
 }
@@ -129,7 +139,7 @@ Tensor without_gradient(const Tensor& x, const Tensor& scale, const OptionalTens
                         int64_t quant_min, int64_t quant_max, std::optional<int64_t> axis,
                         std::optional<int64_t> group, std::optional<double> grad_scale) {
   Granularity g = {axis, group};
-  check(x, scale, zero_point, quant_min, quant_max, g, grad_scale);
+  check(x, grad_scale);
   Tensor y = call_forward(x, scale, zero_point, quant_min, quant_max, g, format_of(x, g));
   return y.contiguous(x.suggest_memory_format());
 }
@@ -143,7 +153,7 @@ Tensor autograd(const Tensor& x, const Tensor& scale, const OptionalTensor& zero
     return without_gradient(x, scale, zero_point, quant_min, quant_max, axis, group, grad_scale);
   }
   Granularity g = {axis, group};
-  check(x, scale, zero_point, quant_min, quant_max, g, grad_scale);
+  check(x, grad_scale);
   Tensor y =
       Learned::apply(x, scale, zero_point, quant_min, quant_max, g, grad_scale, format_of(x, g));
   return y.contiguous(x.suggest_memory_format());
@@ -161,16 +171,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "int quant_min, int quant_max, int? axis, int? group, float? grad_scale, "
       "MemoryFormat memory_format) -> (Tensor, Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_fake_quant_lsq_gradient", gradient<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_fake_quant_lsq_gradient", gradient<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_fake_quant_lsq_gradient", gradient_meta); }
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("fake_quant_lsq", without_gradient);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("fake_quant_lsq", autograd);
-  m.impl("_fake_quant_lsq_gradient", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "fake_quant_lsq", without_gradient, autograd);
+  kernels(m, "_fake_quant_lsq_gradient", gradient<Cpu>, gradient<Cuda>, gradient_meta);
+  no_derivative(m, "_fake_quant_lsq_gradient");
 }
 
 }  // namespace bitpare::ops

@@ -4,6 +4,7 @@
 #include <ATen/record_function.h>
 
 #include "ops/control.h"
+#include "ops/overwrite.h"
 #include "ops/straight_through.h"
 
 namespace bitpare::ops {
@@ -164,7 +165,10 @@ Quantized scale_and_quantize(TensorList x, TensorList scale, TensorList control,
 // A compiler takes no op that both mutates and returns lists: it sees two.
 Quantized fake_quant_weights(TensorList x, TensorList scale, TensorList control,
                              bool power_of_two) {
-  bool plain = !x.empty() && !at::areAnyTensorSubclassLike(x);
+  bool plain = !x.empty();
+  for (TensorList list : {x, scale, control}) {
+    plain &= std::all_of(list.begin(), list.end(), shows_memory);
+  }
   if (plain && x[0].is_cpu()) return scale_and_quantize<Cpu>(x, scale, control, power_of_two);
   if (plain && x[0].is_cuda()) return scale_and_quantize<Cuda>(x, scale, control, power_of_two);
   static auto scales = find_op<ScalesSignature>("bitpare::_weight_scales_");
@@ -175,7 +179,7 @@ Quantized fake_quant_weights(TensorList x, TensorList scale, TensorList control,
 
 // Whether the last word says that no value was clipped, where it can be looked at.
 bool nothing_clipped(const Tensor& inside) {
-  if (at::isTensorSubclassLike(inside) || !inside.is_cpu()) return false;
+  if (!inside.is_cpu() || !shows_memory(inside) || !inside.is_contiguous()) return false;
   return inside.const_data_ptr<int64_t>()[inside.numel() - 1] == 0;
 }
 
@@ -213,11 +217,11 @@ struct Use : torch::autograd::Function<Use> {
 Tensor use_weight(const Tensor& weight, const Tensor& value, const Tensor& inside) {
   TORCH_CHECK(value.sym_sizes() == weight.sym_sizes(), "use_weight: value must have shape ",
               weight.sym_sizes(), " like weight, got ", value.sym_sizes());
-  TORCH_CHECK(
-      inside.scalar_type() == at::kLong && inside.sym_numel() == (value.sym_numel() + 63) / 64 + 1,
-      "use_weight: inside must have ", (value.sym_numel() + 63) / 64 + 1,
-      " words of int64, as fake_quant_weights gives, got ", inside.sym_numel(), " of ",
-      inside.scalar_type());
+  auto words = (value.sym_numel() + 63) / 64 + 1;
+  TORCH_CHECK(inside.scalar_type() == at::kLong && inside.sym_numel() == words,
+              "use_weight: inside must have ", words,
+              " words of int64, as fake_quant_weights gives, got ", inside.sym_numel(), " of ",
+              inside.scalar_type());
   if (!needs_gradient(weight)) return value;
   if (at::isTensorSubclassLike(weight) || at::isTensorSubclassLike(value) ||
       !nothing_clipped(inside)) {
@@ -244,29 +248,15 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "(Tensor[] y, Tensor[] inside)",
       tags());
   m.def("use_weight(Tensor weight, Tensor(a) value, Tensor inside) -> Tensor(a)", tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("_weight_scales_", weight_scales<Cpu>);
-  m.impl("_fake_quant_weights", quantize<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("_weight_scales_", weight_scales<Cuda>);
-  m.impl("_fake_quant_weights", quantize<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("_weight_scales_", weight_scales_meta);
-  m.impl("_fake_quant_weights", quantize_meta);
-}
-TORCH_LIBRARY_IMPL(bitpare, CompositeImplicitAutograd, m) {
-  m.impl("fake_quant_weights", fake_quant_weights);
-  m.impl("use_weight", use_weight);
+  composite(m, "fake_quant_weights", fake_quant_weights);
+  kernels(m, "_weight_scales_", weight_scales<Cpu>, weight_scales<Cuda>, weight_scales_meta);
+  no_gradient(m, "_weight_scales_");
+  kernels(m, "_fake_quant_weights", quantize<Cpu>, quantize<Cuda>, quantize_meta);
+  no_gradient(m, "_fake_quant_weights");
+  composite(m, "use_weight", use_weight);
 }
 TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) {
   m.impl("_weight_scales_", weight_scales_written);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("_weight_scales_", torch::CppFunction::makeFallthrough());
-  m.impl("_fake_quant_weights", torch::CppFunction::makeFallthrough());
 }
 
 }  // namespace bitpare::ops

@@ -9,6 +9,14 @@ constexpr const char* kOp = "feature_loss";
 
 struct FeatureOp {
   static constexpr const char* kPrivate = "bitpare::_feature_loss";
+
+  static void check(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
+                    const OptionalTensor& incoming, int64_t kind, int64_t start_dim) {
+    check_taught(kOp, student, teacher, row_weight, 0, incoming);
+    check_same_shape(kOp, student, teacher);
+    check_choice(kOp, "kind", kind, FeatureKind::normalized);
+    check_choice(kOp, "start_dim", start_dim, student.dim());
+  }
 };
 
 template <class Device>
@@ -16,6 +24,7 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
                      const OptionalTensor& incoming, int64_t kind, int64_t start_dim,
                      bool with_gradient) {
   Device::require(kOp, student);
+  FeatureOp::check(student, teacher, row_weight, incoming, kind, start_dim);
   TaughtTensors tensors(student, teacher, row_weight, incoming, with_gradient);
   if (student.numel() == 0) return tensors.results();
   FeatureLoss args = {};
@@ -42,7 +51,6 @@ template <bool kDifferentiable>
 Tensor feature_loss(const Tensor& student, const Tensor& teacher, c10::string_view kind,
                     int64_t start_dim) {
   check_features(kOp, student, teacher);
-  check_same_shape(kOp, student, teacher);
   int64_t which = parse_name(kOp, "kind", kind, {"mse", "l1", "cosine", "normalized"});
   int64_t dims = student.dim(), start = 0;
   if (math::of_rows(static_cast<FeatureKind>(which))) {
@@ -64,18 +72,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "_feature_loss(Tensor student, Tensor teacher, Tensor? row_weight, Tensor? incoming, "
       "int kind, int start_dim, bool with_gradient) -> (Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_feature_loss", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_feature_loss", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("_feature_loss", taught_loss_meta<int64_t, int64_t>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("feature_loss", feature_loss<false>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("feature_loss", feature_loss<true>);
-  m.impl("_feature_loss", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "feature_loss", feature_loss<false>, feature_loss<true>);
+  kernels(m, "_feature_loss", body<Cpu>, body<Cuda>, taught_loss_meta<FeatureOp, int64_t, int64_t>);
+  no_derivative(m, "_feature_loss");
 }
 
 }  // namespace bitpare::ops

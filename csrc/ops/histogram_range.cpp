@@ -32,6 +32,15 @@ void check(const Tensor& counts, const Tensor& limit, double percentile, int64_t
               ": quant_max must be positive with symmetric=True, got ", quant_max);
 }
 
+void check_values(const Tensor& counts) {
+  const int64_t* n = counts.const_data_ptr<int64_t>();
+  int64_t bins = counts.size(1), most = std::numeric_limits<int64_t>::max() / bins;
+  for (int64_t i = 0; i < counts.numel(); ++i) {
+    TORCH_CHECK(n[i] >= 0 && n[i] <= most, kOp, ": counts must be from 0 to ", most, ", got ", n[i],
+                " in bin ", i % bins, " of row ", i / bins);
+  }
+}
+
 RangeMethod parse_method(c10::string_view name) {
   return static_cast<RangeMethod>(
       parse_name(kOp, "method", name, {"percentile", "mse", "entropy"}));
@@ -64,6 +73,7 @@ Range body(const Tensor& counts, const Tensor& limit, c10::string_view method, d
   Device::require(kOp, counts);
   check(counts, limit, percentile, quant_min, quant_max, symmetric);
   Tensor bins = counts.contiguous(), limits = limit.contiguous();
+  if (Device::kSeesValues) check_values(bins);
   Tensor low = at::empty_like(limits), high = at::empty_like(limits);
   HistogramRange args = {};
   args.counts = bins.const_data_ptr<int64_t>();
@@ -97,12 +107,8 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "histogram_range(Tensor counts, Tensor limit, *, str method, float percentile=99.99, "
       "int quant_min, int quant_max, bool symmetric) -> (Tensor low, Tensor high)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("histogram_range", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("histogram_range", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("histogram_range", meta); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("histogram_range", torch::CppFunction::makeFallthrough());
+  kernels(m, "histogram_range", body<Cpu>, body<Cuda>, meta);
+  no_gradient(m, "histogram_range");
 }
 
 }  // namespace bitpare::ops

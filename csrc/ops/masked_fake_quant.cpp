@@ -25,6 +25,18 @@ struct Arguments {
   bool masks_gradient;
 };
 
+void check(const Tensor& x, const Tensor& mask, const Tensor& scale,
+           const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
+           const Granularity& granularity, at::MemoryFormat format) {
+  check_input(kOp, x);
+  check_mask(kOp, mask, x.sym_numel(), x.device());
+  check_grid(kOp, quant_min, quant_max);
+  check_granularity(kOp, x, granularity);
+  check_scale(kOp, x, scale, granularity);
+  check_zero_point(kOp, x, zero_point, granularity);
+  check_format(kOp, x, format, granularity);
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& mask, const Tensor& scale,
                                    const OptionalTensor& zero_point, int64_t quant_min,
@@ -32,6 +44,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& mask, const Te
                                    std::optional<int64_t> group, bool masks_gradient,
                                    bool save_inside, at::MemoryFormat format) {
   Device::require(kOp, x);
+  check(x, mask, scale, zero_point, quant_min, quant_max, {axis, group}, format);
   Tensor source = x.contiguous(format), y = at::empty_like(source), words = mask.contiguous();
   Tensor inside = new_bits(source, save_inside);
   if (x.numel() == 0) return {y, inside};
@@ -49,10 +62,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& mask, const Te
   return {y, inside};
 }
 
-std::tuple<Tensor, Tensor> meta(const Tensor& x, const Tensor&, const Tensor&,
-                                const OptionalTensor&, int64_t, int64_t, std::optional<int64_t>,
-                                std::optional<int64_t>, bool, bool save_inside,
+std::tuple<Tensor, Tensor> meta(const Tensor& x, const Tensor& mask, const Tensor& scale,
+                                const OptionalTensor& zero_point, int64_t quant_min,
+                                int64_t quant_max, std::optional<int64_t> axis,
+                                std::optional<int64_t> group, bool, bool save_inside,
                                 at::MemoryFormat format) {
+  check(x, mask, scale, zero_point, quant_min, quant_max, {axis, group}, format);
   return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
 }
 
@@ -63,15 +78,10 @@ std::tuple<Tensor, Tensor> call(const Tensor& x, const Arguments& a, bool save_i
                  a.granularity.group, a.masks_gradient, save_inside, format);
 }
 
-Arguments checked(const Tensor& x, const Tensor& mask, const Tensor& scale,
-                  const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
-                  const Granularity& granularity, c10::string_view mode) {
+Arguments parsed(const Tensor& x, const Tensor& mask, const Tensor& scale,
+                 const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
+                 const Granularity& granularity, c10::string_view mode) {
   check_input(kOp, x);
-  check_mask(kOp, mask, x.sym_numel(), x.device());
-  check_grid(kOp, quant_min, quant_max);
-  check_granularity(kOp, x, granularity);
-  check_scale(kOp, x, scale, granularity);
-  check_zero_point(kOp, x, zero_point, granularity);
   bool hard = parse_mask_mode(kOp, mode) == MaskMode::hard;
   return {mask, scale, zero_point, quant_min, quant_max, granularity, hard};
 }
@@ -81,7 +91,7 @@ Tensor without_gradient(const Tensor& x, const Tensor& mask, const Tensor& scale
                         std::optional<int64_t> axis, std::optional<int64_t> group,
                         c10::string_view mode) {
   Granularity granularity = {axis, group};
-  Arguments a = checked(x, mask, scale, zero_point, quant_min, quant_max, granularity, mode);
+  Arguments a = parsed(x, mask, scale, zero_point, quant_min, quant_max, granularity, mode);
   Tensor y = std::get<0>(call(x, a, false, format_of(x, granularity)));
   return y.contiguous(x.suggest_memory_format());
 }
@@ -94,7 +104,7 @@ Tensor autograd(const Tensor& x, const Tensor& mask, const Tensor& scale,
     return without_gradient(x, mask, scale, zero_point, quant_min, quant_max, axis, group, mode);
   }
   Granularity granularity = {axis, group};
-  Arguments a = checked(x, mask, scale, zero_point, quant_min, quant_max, granularity, mode);
+  Arguments a = parsed(x, mask, scale, zero_point, quant_min, quant_max, granularity, mode);
   at::MemoryFormat format = format_of(x, granularity);
   Tensor y = with_straight_through(x, format, [&] { return call(x, a, true, format); });
   return y.contiguous(x.suggest_memory_format());
@@ -112,16 +122,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "int quant_min, int quant_max, int? axis, int? group, bool masks_gradient, "
       "bool save_inside, MemoryFormat memory_format) -> (Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_masked_fake_quant", forward<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_masked_fake_quant", forward<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_masked_fake_quant", meta); }
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("masked_fake_quant", without_gradient);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("masked_fake_quant", autograd);
-  m.impl("_masked_fake_quant", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "masked_fake_quant", without_gradient, autograd);
+  kernels(m, "_masked_fake_quant", forward<Cpu>, forward<Cuda>, meta);
+  no_derivative(m, "_masked_fake_quant");
 }
 
 }  // namespace bitpare::ops

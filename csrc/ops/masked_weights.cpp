@@ -71,7 +71,7 @@ class MaskedWeights : public torch::CustomClassHolder {
     }
   }
 
-  void set(int64_t i, const Tensor& mask) { members_[static_cast<size_t>(i)].state->mask = mask; }
+  void set(int64_t i, const Tensor& mask) { state_of(i).mask = mask; }
 
   void note(bool on) {
     for (auto& m : members_) {
@@ -81,7 +81,7 @@ class MaskedWeights : public torch::CustomClassHolder {
   }
 
   std::optional<Tensor> noted(int64_t i) const {
-    const Tensor& found = members_[static_cast<size_t>(i)].state->noted;
+    const Tensor& found = state_of(i).noted;
     return found.defined() ? std::optional(found) : std::nullopt;
   }
 
@@ -116,6 +116,12 @@ class MaskedWeights : public torch::CustomClassHolder {
     Weight weight;
     std::shared_ptr<State> state;
   };
+  State& state_of(int64_t i) const {
+    TORCH_CHECK_INDEX(i >= 0 && i < static_cast<int64_t>(members_.size()),
+                      "MaskedWeights: ", members_.size(), " weights, got index ", i);
+    return *members_[static_cast<size_t>(i)].state;
+  }
+
   std::vector<Member> members_;
 };
 

@@ -10,11 +10,18 @@ constexpr const char* kOp = "mean_magnitude";
 using MeanSignature = Tensor(const Tensor& x, const OptionalTensor& threshold,
                              std::optional<int64_t> axis, std::optional<int64_t> group);
 
+void check(const Tensor& x, const OptionalTensor& threshold, const Granularity& granularity) {
+  check_input(kOp, x);
+  check_granularity(kOp, x, granularity);
+  check_threshold(kOp, x, threshold, granularity);
+}
+
 template <class Device>
 Tensor body(const Tensor& x, const OptionalTensor& threshold, std::optional<int64_t> axis,
             std::optional<int64_t> group) {
   Device::require(kOp, x);
   Granularity granularity = {axis, group};
+  check(x, threshold, granularity);
   at::MemoryFormat format = format_of(x, granularity);
   Tensor source = x.contiguous(format), above;
   if (threshold) above = threshold->contiguous();
@@ -32,20 +39,18 @@ Tensor body(const Tensor& x, const OptionalTensor& threshold, std::optional<int6
   return result;
 }
 
-Tensor meta(const Tensor& x, const OptionalTensor&, std::optional<int64_t> axis,
+Tensor meta(const Tensor& x, const OptionalTensor& threshold, std::optional<int64_t> axis,
             std::optional<int64_t> group) {
+  check(x, threshold, {axis, group});
   return at::empty_symint(scale_shape(x, {axis, group}),
                           x.options().dtype(at::kFloat).memory_format(std::nullopt));
 }
 
-Tensor checked(const Tensor& x, const OptionalTensor& threshold, std::optional<int64_t> axis,
-               std::optional<int64_t> group) {
-  Granularity granularity = {axis, group};
+Tensor public_op(const Tensor& x, const OptionalTensor& threshold, std::optional<int64_t> axis,
+                 std::optional<int64_t> group) {
   check_input(kOp, x);
-  check_granularity(kOp, x, granularity);
-  check_threshold(kOp, x, threshold, granularity);
   at::AutoDispatchBelowADInplaceOrView below;
-  return mean_magnitude(x, threshold, granularity);
+  return mean_magnitude(x, threshold, {axis, group});
 }
 
 }  // namespace
@@ -69,14 +74,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "Tensor",
       tags());
   m.def("_mean_magnitude(Tensor x, Tensor? threshold, int? axis, int? group) -> Tensor", tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_mean_magnitude", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_mean_magnitude", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_mean_magnitude", meta); }
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) { m.impl("mean_magnitude", checked); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("mean_magnitude", checked);
-  m.impl("_mean_magnitude", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "mean_magnitude", public_op, public_op);
+  kernels(m, "_mean_magnitude", body<Cpu>, body<Cuda>, meta);
+  no_derivative(m, "_mean_magnitude");
 }
 
 }  // namespace bitpare::ops

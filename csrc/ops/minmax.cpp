@@ -16,6 +16,7 @@ struct Bins {
 
 // A thread counts into bins of its own as long as they are few beside the values.
 int64_t slots_for(int64_t n, int64_t bins) {
+  if (bins == 0) return 1;
   return std::clamp<int64_t>(n / (8 * bins), 1, at::get_num_threads());
 }
 
@@ -110,22 +111,10 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "minmax_histogram(Tensor x, Tensor low, Tensor high, *, int bins=2048, int? axis=None) -> "
       "(Tensor min, Tensor max, Tensor counts)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("minmax", minmax<Cpu>);
-  m.impl("minmax_histogram", minmax_histogram<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("minmax", minmax<Cuda>);
-  m.impl("minmax_histogram", minmax_histogram<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("minmax", minmax_meta);
-  m.impl("minmax_histogram", histogram_meta);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("minmax", torch::CppFunction::makeFallthrough());
-  m.impl("minmax_histogram", torch::CppFunction::makeFallthrough());
+  kernels(m, "minmax", minmax<Cpu>, minmax<Cuda>, minmax_meta);
+  no_gradient(m, "minmax");
+  kernels(m, "minmax_histogram", minmax_histogram<Cpu>, minmax_histogram<Cuda>, histogram_meta);
+  no_gradient(m, "minmax_histogram");
 }
 
 }  // namespace bitpare::ops

@@ -80,12 +80,8 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "mse_range(Tensor x, *, int quant_min, int quant_max, bool symmetric=True, int? axis=None, "
       "int steps=100) -> (Tensor low, Tensor high)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("mse_range", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("mse_range", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("mse_range", meta); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("mse_range", torch::CppFunction::makeFallthrough());
+  kernels(m, "mse_range", body<Cpu>, body<Cuda>, meta);
+  no_gradient(m, "mse_range");
 }
 
 }  // namespace bitpare::ops

@@ -107,13 +107,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "observe_histogram_(Tensor(a!) counts, Tensor(b!) limit, Tensor(c!) skipped, Tensor x, *, "
       "int? axis=None) -> ()",
       tags());
+  kernels(m, "observe_histogram_", body<Cpu>, body<Cuda>, meta);
+  no_gradient(m, "observe_histogram_");
 }
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("observe_histogram_", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("observe_histogram_", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("observe_histogram_", meta); }
 TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("observe_histogram_", bump); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("observe_histogram_", torch::CppFunction::makeFallthrough());
-}
 
 }  // namespace bitpare::ops

@@ -58,9 +58,7 @@ at::TensorOptions check_packed(const Tensor& packed, c10::SymIntArrayRef shape, 
   TORCH_CHECK(packed.scalar_type() == at::kByte, "unpack_bits: packed must be uint8, got ",
               packed.scalar_type());
   TORCH_CHECK(!shape.empty(), "unpack_bits: shape must have at least one dimension");
-  for (const auto& size : shape) {
-    TORCH_CHECK(size >= 0, "unpack_bits: shape must not be negative, got ", shape);
-  }
+  count_of("unpack_bits", shape);
   c10::SymDimVector expected = packed_shape(shape, bits);
   TORCH_CHECK(packed.sym_sizes() == c10::SymIntArrayRef(expected),
               "unpack_bits: packed must have shape ", c10::SymIntArrayRef(expected), " for shape ",
@@ -92,18 +90,8 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def("pack_bits(Tensor codes, *, int bits) -> Tensor", tags());
   m.def("unpack_bits(Tensor packed, SymInt[] shape, *, int bits, bool signed=False) -> Tensor",
         tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("pack_bits", pack<Cpu>);
-  m.impl("unpack_bits", unpack<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("pack_bits", pack<Cuda>);
-  m.impl("unpack_bits", unpack<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("pack_bits", pack_meta);
-  m.impl("unpack_bits", unpack_meta);
+  kernels(m, "pack_bits", pack<Cpu>, pack<Cuda>, pack_meta);
+  kernels(m, "unpack_bits", unpack<Cpu>, unpack<Cuda>, unpack_meta);
 }
 
 }  // namespace bitpare::ops

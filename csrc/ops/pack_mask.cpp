@@ -29,12 +29,7 @@ Tensor pack_meta(const Tensor& kept) {
 }
 
 Tensor new_kept(const Tensor& mask, c10::SymIntArrayRef shape) {
-  c10::SymInt n = 1;
-  for (const auto& size : shape) {
-    TORCH_CHECK(size >= 0, "unpack_mask: shape must not be negative, got ", shape);
-    n *= size;
-  }
-  check_mask("unpack_mask", mask, n, mask.device());
+  check_mask("unpack_mask", mask, count_of("unpack_mask", shape), mask.device());
   return at::empty_symint(shape, mask.options().dtype(at::kBool).memory_format(std::nullopt));
 }
 
@@ -53,22 +48,10 @@ Tensor unpack(const Tensor& mask, c10::SymIntArrayRef shape) {
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def("pack_mask(Tensor kept) -> Tensor", tags());
   m.def("unpack_mask(Tensor mask, SymInt[] shape) -> Tensor", tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("pack_mask", pack<Cpu>);
-  m.impl("unpack_mask", unpack<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("pack_mask", pack<Cuda>);
-  m.impl("unpack_mask", unpack<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("pack_mask", pack_meta);
-  m.impl("unpack_mask", new_kept);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("pack_mask", torch::CppFunction::makeFallthrough());
-  m.impl("unpack_mask", torch::CppFunction::makeFallthrough());
+  kernels(m, "pack_mask", pack<Cpu>, pack<Cuda>, pack_meta);
+  no_gradient(m, "pack_mask");
+  kernels(m, "unpack_mask", unpack<Cpu>, unpack<Cuda>, new_kept);
+  no_gradient(m, "unpack_mask");
 }
 
 }  // namespace bitpare::ops

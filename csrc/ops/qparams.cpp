@@ -66,12 +66,8 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "qparams(Tensor min, Tensor max, *, int quant_min, int quant_max, bool symmetric=True, "
       "bool power_of_two=False) -> (Tensor scale, Tensor zero_point)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("qparams", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("qparams", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("qparams", meta); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("qparams", torch::CppFunction::makeFallthrough());
+  kernels(m, "qparams", body<Cpu>, body<Cuda>, meta);
+  no_gradient(m, "qparams");
 }
 
 }  // namespace bitpare::ops

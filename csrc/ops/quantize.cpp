@@ -119,22 +119,10 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "dequantize(Tensor q, Tensor scale, Tensor? zero_point=None, *, int? axis=None, "
       "int? group=None, ScalarType? dtype=None) -> Tensor",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("quantize", quantize<Cpu>);
-  m.impl("dequantize", dequantize<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("quantize", quantize<Cuda>);
-  m.impl("dequantize", dequantize<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("quantize", quantize_meta);
-  m.impl("dequantize", dequantize_meta);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("quantize", torch::autograd::autogradNotImplementedFallback());
-  m.impl("dequantize", torch::autograd::autogradNotImplementedFallback());
+  kernels(m, "quantize", quantize<Cpu>, quantize<Cuda>, quantize_meta);
+  no_derivative(m, "quantize");
+  kernels(m, "dequantize", dequantize<Cpu>, dequantize<Cuda>, dequantize_meta);
+  no_derivative(m, "dequantize");
 }
 
 }  // namespace bitpare::ops

@@ -9,6 +9,17 @@ constexpr const char* kOp = "relation_loss";
 
 struct RelationOp {
   static constexpr const char* kPrivate = "bitpare::_relation_loss";
+
+  static void check(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
+                    const OptionalTensor& incoming, double, double) {
+    check_taught(kOp, student, teacher, row_weight, 0, incoming);
+    TORCH_CHECK(student.scalar_type() == at::kFloat, kOp, ": student must be float32, got ",
+                student.scalar_type());
+    TORCH_CHECK(
+        student.dim() > 1 && teacher.dim() > 1 && student.sym_size(0) == teacher.sym_size(0), kOp,
+        ": student and teacher must be of the same samples, got ", student.sym_sizes(), " and ",
+        teacher.sym_sizes());
+  }
 };
 
 template <class Device>
@@ -16,6 +27,7 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
                      const OptionalTensor& incoming, double distance, double angle,
                      bool with_gradient) {
   Device::require(kOp, student);
+  RelationOp::check(student, teacher, row_weight, incoming, distance, angle);
   TaughtTensors tensors(student, teacher, row_weight, incoming, with_gradient);
   if (student.numel() == 0 || teacher.numel() == 0) return tensors.results();
   RelationLoss args = {};
@@ -38,9 +50,6 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
 template <bool kDifferentiable>
 Tensor relation_loss(const Tensor& student, const Tensor& teacher, double distance, double angle) {
   check_features(kOp, student, teacher);
-  TORCH_CHECK(student.dim() > 1 && teacher.dim() > 1 && student.sym_size(0) == teacher.sym_size(0),
-              kOp, ": student and teacher must be of the same samples, got ", student.sym_sizes(),
-              " and ", teacher.sym_sizes());
   return taught_loss<RelationOp, kDifferentiable, double, double>(
       student.to(at::kFloat), teacher.to(at::kFloat), std::nullopt, distance, angle);
 }
@@ -56,16 +65,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "_relation_loss(Tensor student, Tensor teacher, Tensor? row_weight, Tensor? incoming, "
       "float distance, float angle, bool with_gradient) -> (Tensor, Tensor)",
       tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_relation_loss", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_relation_loss", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_relation_loss", taught_loss_meta<double, double>); }
-TORCH_LIBRARY_IMPL(bitpare, CompositeExplicitAutograd, m) {
-  m.impl("relation_loss", relation_loss<false>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("relation_loss", relation_loss<true>);
-  m.impl("_relation_loss", torch::autograd::autogradNotImplementedFallback());
+  composite(m, "relation_loss", relation_loss<false>, relation_loss<true>);
+  kernels(m, "_relation_loss", body<Cpu>, body<Cuda>, taught_loss_meta<RelationOp, double, double>);
+  no_derivative(m, "_relation_loss");
 }
 
 }  // namespace bitpare::ops

@@ -1,5 +1,7 @@
 #include "ops/remask.h"
 
+#include <ATen/MemoryOverlap.h>
+
 #include "kernels/remask.h"
 #include "ops/control.h"
 #include "ops/mask.h"
@@ -21,6 +23,7 @@ void check(TensorList tensors, TensorList masks) {
                 "] must be dense, with elements of 1, 2, 4 or 8 bytes, got ", t.scalar_type());
     TORCH_CHECK(t.device() == tensors[0].device(), kOp, ": tensors must be on one device, got ",
                 tensors[0].device(), " and ", t.device());
+    at::assert_no_internal_overlap(t);
     check_mask(kOp, masks[i], t.sym_numel(), t.device());
   }
 }
@@ -64,13 +67,9 @@ void remask(TensorList tensors, TensorList masks) {
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def("remask_(Tensor(a!)[] tensors, Tensor[] masks) -> ()", tags());
+  kernels(m, "remask_", body<Cpu>, body<Cuda>, check);
+  no_gradient(m, "remask_");
 }
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("remask_", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("remask_", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("remask_", check); }
 TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("remask_", written); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("remask_", torch::CppFunction::makeFallthrough());
-}
 
 }  // namespace bitpare::ops

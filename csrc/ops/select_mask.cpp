@@ -34,9 +34,40 @@ T value_of(at::ArrayRef<T> values, size_t i) {
   return values[values.size() == 1 ? 0 : i];
 }
 
+// What is common to the public op and `_select_mask`.
+void check_scores(TensorList scores, at::ArrayRef<double> sparsity, bool together,
+                  at::IntArrayRef min_keep, size_t masks) {
+  size_t size = scores.size();
+  TORCH_CHECK(sparsity.size() == 1 || (!together && sparsity.size() == size), kOp,
+              ": sparsity must be one number", together ? "" : " or one for each of the scores",
+              ", got ", sparsity.size());
+  TORCH_CHECK(min_keep.size() == 1 || min_keep.size() == size, kOp,
+              ": min_keep must be one number or one for each of the ", size, " scores, got ",
+              min_keep.size());
+  TORCH_CHECK(masks == size, kOp, ": previous must hold ", size, " masks like scores, got ", masks);
+  for (double s : sparsity) {
+    TORCH_CHECK(s >= 0 && s < 1, kOp, ": sparsity must be in [0, 1), got ", s);
+  }
+  for (int64_t least : min_keep) {
+    TORCH_CHECK(least >= 0, kOp, ": min_keep must not be negative, got ", least);
+  }
+}
+
+void check_select(TensorList scores, at::ArrayRef<double> sparsity, bool together,
+                  at::IntArrayRef min_keep, TensorList previous) {
+  check_scores(scores, sparsity, together, min_keep,
+               previous.empty() ? scores.size() : previous.size());
+  for (size_t i = 0; i < scores.size(); ++i) {
+    check_input(kOp, scores[i]);
+    if (previous.empty()) continue;
+    check_mask(kOp, previous[i], scores[i].sym_numel(), scores[i].device());
+  }
+}
+
 template <class Device>
 std::vector<Tensor> select(TensorList scores, at::ArrayRef<double> sparsity, bool together,
                            at::IntArrayRef min_keep, TensorList previous) {
+  check_select(scores, sparsity, together, min_keep, previous);
   std::vector<Tensor> sources, before, masks;
   std::vector<Scores> items;
   int64_t parts = 0, all = 0, most = 0;
@@ -85,17 +116,29 @@ std::vector<Tensor> select(TensorList scores, at::ArrayRef<double> sparsity, boo
   return masks;
 }
 
-std::vector<Tensor> select_meta(TensorList scores, at::ArrayRef<double>, bool, at::IntArrayRef,
-                                TensorList) {
+std::vector<Tensor> select_meta(TensorList scores, at::ArrayRef<double> sparsity, bool together,
+                                at::IntArrayRef min_keep, TensorList previous) {
+  check_select(scores, sparsity, together, min_keep, previous);
   std::vector<Tensor> masks;
   for (const Tensor& x : scores) masks.push_back(new_mask(x));
   return masks;
+}
+
+void check_groups(const Tensor& scores, int64_t keep, int64_t members,
+                  const OptionalTensor& previous) {
+  check_input(kOp, scores);
+  TORCH_CHECK(members >= 1 && keep >= 0 && keep <= members, kOp, ": keep must be in [0, members], ",
+              "got ", keep, " of ", members);
+  TORCH_CHECK(scores.dim() >= 2 && scores.sym_size(1) % members == 0, kOp, ": dimension 1 of ",
+              "scores must be a multiple of ", members, ", got ", scores.sym_sizes());
+  if (previous) check_mask(kOp, *previous, scores.sym_numel(), scores.device());
 }
 
 template <class Device>
 Tensor select_in_groups(const Tensor& scores, int64_t keep, int64_t members,
                         const OptionalTensor& previous) {
   Device::require(kOp, scores);
+  check_groups(scores, keep, members, previous);
   Tensor source = scores.contiguous(), before = previous ? previous->contiguous() : Tensor();
   Tensor mask = new_mask(scores);
   if (scores.numel() == 0) return mask;
@@ -115,7 +158,9 @@ Tensor select_in_groups(const Tensor& scores, int64_t keep, int64_t members,
   return mask;
 }
 
-Tensor select_in_groups_meta(const Tensor& scores, int64_t, int64_t, const OptionalTensor&) {
+Tensor select_in_groups_meta(const Tensor& scores, int64_t keep, int64_t members,
+                             const OptionalTensor& previous) {
+  check_groups(scores, keep, members, previous);
   return new_mask(scores);
 }
 
@@ -214,20 +259,7 @@ Arguments checked(TensorList scores, at::ArrayRef<double> sparsity, c10::string_
                   c10::string_view pattern) {
   bool together = parse_name(kOp, "scope", scope, {"global", "local"}) == 0;
   size_t size = scores.size();
-  TORCH_CHECK(sparsity.size() == 1 || (!together && sparsity.size() == size), kOp,
-              ": sparsity must be one number", together ? "" : " or one for each of the scores",
-              ", got ", sparsity.size());
-  TORCH_CHECK(min_keep.size() == 1 || min_keep.size() == size, kOp,
-              ": min_keep must be one number or one for each of the ", size, " scores, got ",
-              min_keep.size());
-  TORCH_CHECK(!previous || previous->size() == size, kOp, ": previous must hold ", size,
-              " masks like scores, got ", previous ? previous->size() : 0);
-  for (double s : sparsity) {
-    TORCH_CHECK(s >= 0 && s < 1, kOp, ": sparsity must be in [0, 1), got ", s);
-  }
-  for (int64_t least : min_keep) {
-    TORCH_CHECK(least >= 0, kOp, ": min_keep must not be negative, got ", least);
-  }
+  check_scores(scores, sparsity, together, min_keep, previous ? previous->size() : size);
   Pattern parsed = parse_pattern(pattern);
   for (size_t i = 0; i < size; ++i) {
     check_input(kOp, scores[i]);
@@ -295,23 +327,12 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "Tensor[] previous) -> Tensor[]",
       tags());
   m.def("_select_n_of_m(Tensor scores, int keep, int members, Tensor? previous) -> Tensor", tags());
-}
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) {
-  m.impl("_select_mask", select<Cpu>);
-  m.impl("_select_n_of_m", select_in_groups<Cpu>);
-}
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) {
-  m.impl("_select_mask", select<Cuda>);
-  m.impl("_select_n_of_m", select_in_groups<Cuda>);
-}
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) {
-  m.impl("_select_mask", select_meta);
-  m.impl("_select_n_of_m", select_in_groups_meta);
-}
-TORCH_LIBRARY_IMPL(bitpare, CompositeImplicitAutograd, m) { m.impl("select_mask", select_mask); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("_select_mask", torch::CppFunction::makeFallthrough());
-  m.impl("_select_n_of_m", torch::CppFunction::makeFallthrough());
+  composite(m, "select_mask", select_mask);
+  kernels(m, "_select_mask", select<Cpu>, select<Cuda>, select_meta);
+  no_gradient(m, "_select_mask");
+  kernels(m, "_select_n_of_m", select_in_groups<Cpu>, select_in_groups<Cuda>,
+          select_in_groups_meta);
+  no_gradient(m, "_select_n_of_m");
 }
 
 }  // namespace bitpare::ops

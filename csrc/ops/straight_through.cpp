@@ -6,28 +6,35 @@
 namespace bitpare::ops {
 namespace {
 
+constexpr const char* kOp = "_straight_through";
+
 // source, dx: dense in one layout; they may be the same.
 template <class Device>
 void pass(const Tensor& source, const Tensor& inside, const Tensor& dx) {
-  StraightThrough args = {source.const_data_ptr(),
-                          static_cast<const uint64_t*>(inside.const_data_ptr()), dx.data_ptr(),
-                          dx.numel(), dtype_of("_straight_through", dx)};
+  Array<uint64_t> bits(inside);
+  StraightThrough args = {source.const_data_ptr(), bits.data(), dx.data_ptr(), dx.numel(),
+                          dtype_of(kOp, dx)};
   Device::run(dx, [&](const auto& where) { bitpare::straight_through(args, where); });
+}
+
+void check(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
+  check_input(kOp, dy);
+  check_format(kOp, dy, format, {});
+  bool more = inside.sym_numel() == (dy.sym_numel() + 63) / 64 + 1;  // a weight's have one more
+  check_bits(kOp, "inside", inside, dy.sym_numel(), more ? 1 : 0);
 }
 
 template <class Device>
 Tensor body(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
-  Device::require("_straight_through", dy);
-  int64_t words = (dy.numel() + 63) / 64;  // a weight's bits have one more
-  TORCH_CHECK(inside.numel() == words || inside.numel() == words + 1,
-              "_straight_through: inside must have ", words, " words, or one more, got ",
-              inside.numel());
+  Device::require(kOp, dy);
+  check(dy, inside, format);
   Tensor source = dy.contiguous(format), dx = at::empty_like(source);
   pass<Device>(source, inside, dx);
   return dx;
 }
 
-Tensor meta(const Tensor& dy, const Tensor&, at::MemoryFormat format) {
+Tensor meta(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
+  check(dy, inside, format);
   return at::empty_like(dy, dy.options(), format);
 }
 
@@ -95,10 +102,8 @@ Tensor with_straight_through(const Tensor& x, at::MemoryFormat format,
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def("_straight_through(Tensor dy, Tensor inside, MemoryFormat memory_format) -> Tensor",
         tags());
+  kernels(m, "_straight_through", body<Cpu>, body<Cuda>, meta);
+  implement(m, "_straight_through", c10::DispatchKey::Autograd, autograd);
 }
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("_straight_through", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("_straight_through", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("_straight_through", meta); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) { m.impl("_straight_through", autograd); }
 
 }  // namespace bitpare::ops

@@ -24,7 +24,22 @@ inline void check_same_shape(const char* op, const Tensor& student, const Tensor
 
 using LossAndGradient = std::tuple<Tensor, Tensor>;
 
-// Op names a private op: static constexpr const char* kPrivate.
+// Of a private op: tensors of one type that a kernel takes, a weight for each of `rows`, and what
+// comes in as one number.
+inline void check_taught(const char* op, const Tensor& student, const Tensor& teacher,
+                         const OptionalTensor& row_weight, const c10::SymInt& rows,
+                         const OptionalTensor& incoming) {
+  check_features(op, student, teacher);
+  dtype_of(op, student);
+  TORCH_CHECK(teacher.scalar_type() == student.scalar_type(), op, ": teacher must be ",
+              student.scalar_type(), " like student, got ", teacher.scalar_type());
+  TORCH_CHECK(!row_weight || row_weight->sym_numel() == rows, op, ": row_weight must have ", rows,
+              " elements, one for each row, got ", row_weight ? row_weight->sym_numel() : 0);
+  TORCH_CHECK(!incoming || incoming->sym_numel() == 1, op, ": incoming must be one number");
+}
+
+// Op names a private op: static constexpr const char* kPrivate; and has its check(student, teacher,
+// row_weight, incoming, options...).
 template <class Op, class... Options>
 struct TaughtLoss : torch::autograd::Function<TaughtLoss<Op, Options...>> {
   static constexpr bool is_traceable = true;
@@ -70,13 +85,15 @@ struct TaughtLoss : torch::autograd::Function<TaughtLoss<Op, Options...>> {
   }
 };
 
-template <class... Options>
-LossAndGradient taught_loss_meta(const Tensor& student, const Tensor&, const OptionalTensor&,
-                                 const OptionalTensor&, Options..., bool with_gradient) {
-  auto options = student.options().memory_format(std::nullopt);
+template <class Op, class... Options>
+LossAndGradient taught_loss_meta(const Tensor& student, const Tensor& teacher,
+                                 const OptionalTensor& row_weight, const OptionalTensor& incoming,
+                                 Options... options, bool with_gradient) {
+  Op::check(student, teacher, row_weight, incoming, options...);
+  auto like = student.options().memory_format(std::nullopt);
   Tensor gradient =
-      with_gradient ? at::empty_symint(student.sym_sizes(), options) : at::empty({0}, options);
-  return {at::empty({}, options.dtype(at::kFloat)), gradient};
+      with_gradient ? at::empty_symint(student.sym_sizes(), like) : at::empty({0}, like);
+  return {at::empty({}, like.dtype(at::kFloat)), gradient};
 }
 
 // The loss, with its node if it is wanted. Tensors of two types, and doubles, are taken as floats.

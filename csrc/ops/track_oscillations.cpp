@@ -91,13 +91,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "Tensor(c!) turn, Tensor(d!) frequency, Tensor(e!) mean, *, float momentum=0.01, "
       "float? threshold=None, bool first=False, Tensor? skip=None) -> ()",
       tags());
+  kernels(m, "track_oscillations_", body<Cpu>, body<Cuda>, meta);
+  no_gradient(m, "track_oscillations_");
 }
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("track_oscillations_", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("track_oscillations_", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("track_oscillations_", meta); }
 TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("track_oscillations_", written); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("track_oscillations_", torch::CppFunction::makeFallthrough());
-}
 
 }  // namespace bitpare::ops

@@ -112,13 +112,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "Tensor(d!)[] zero_point, Tensor(e!)[] count, Tensor[] control, *, str rule, float momentum, "
       "bool symmetric, bool power_of_two, float[] limit) -> ()",
       tags());
+  kernels(m, "update_ranges_", body<Cpu>, body<Cuda>, meta);
+  no_gradient(m, "update_ranges_");
 }
-TORCH_LIBRARY_IMPL(bitpare, CPU, m) { m.impl("update_ranges_", body<Cpu>); }
-TORCH_LIBRARY_IMPL(bitpare, CUDA, m) { m.impl("update_ranges_", body<Cuda>); }
-TORCH_LIBRARY_IMPL(bitpare, Meta, m) { m.impl("update_ranges_", meta); }
 TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("update_ranges_", written); }
-TORCH_LIBRARY_IMPL(bitpare, Autograd, m) {
-  m.impl("update_ranges_", torch::CppFunction::makeFallthrough());
-}
 
 }  // namespace bitpare::ops

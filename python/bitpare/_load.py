@@ -1,6 +1,8 @@
 """Loads libbitpare.so, after checking that it was built for this torch."""
 
 import pathlib
+import platform
+import sys
 
 import torch
 
@@ -25,8 +27,7 @@ def check_build(built_torch: str, built_cuda: str) -> None:
     )
 
 
-def load() -> None:
-    """Registers the ops; called once, when the package is imported."""
+def _checked_library() -> pathlib.Path:
     try:
         from bitpare import _build_info
     except ImportError as error:
@@ -34,4 +35,41 @@ def load() -> None:
             f"bitpare has not been built yet. Build it in its source folder:\n  {REBUILD}"
         ) from error
     check_build(_build_info.torch, _build_info.torch_cuda)
-    torch.ops.load_library(str(pathlib.Path(__file__).parent / "libbitpare.so"))
+    return pathlib.Path(__file__).parent / "libbitpare.so"
+
+
+def load() -> None:
+    """Register the ops; called once, when the package is imported."""
+    try:
+        library = _checked_library()
+        try:
+            torch.ops.load_library(str(library))
+        except OSError as error:
+            raise ImportError(
+                f"{error}\nRebuild bitpare in its source folder:\n  {REBUILD}"
+            ) from error
+    except ImportError as error:
+        if not _doctor_is_asked():
+            raise
+        print(diagnosis(error))
+        raise SystemExit(1) from None
+
+
+def _doctor_is_asked() -> bool:
+    """Return whether this is `python -m bitpare doctor`, for which an error is the answer."""
+    words = sys.orig_argv
+    at = words.index("-m") if "-m" in words else len(words)
+    return words[at + 1 : at + 3] == ["bitpare", "doctor"]
+
+
+def diagnosis(error: ImportError) -> str:
+    """Return what doctor prints where the ops cannot be loaded."""
+    first, *rest = str(error).splitlines()
+    facts = {
+        "bitpare": f"in {pathlib.Path(__file__).parent}",
+        "torch": torch.__version__,
+        "python": f"{sys.version.split()[0]} on {platform.platform()}",
+        "cpu ops": "cannot be loaded",
+        "why": first,
+    }
+    return "\n".join([*(f"{name:10} {value}" for name, value in facts.items()), *rest])

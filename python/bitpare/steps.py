@@ -4,13 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def found_inf_of(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """Above 0 where a GradScaler had a fused optimizer leave its step out; on the device."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf if isinstance(found_inf, Tensor) else None
+
+
+def check_owned(optimizer: torch.optim.Optimizer, model: nn.Module, caller: str) -> None:
+    """Raise ValueError unless the optimizer holds a parameter of the model."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in model.parameters()):
+        raise ValueError(
+            f"{caller}.attach: the optimizer holds no parameter of the model, so its steps would "
+            "say nothing about it; attach the one that trains the model, or call step() after each "
+            "applied step"
+        )
 
 
 class StepCounter:

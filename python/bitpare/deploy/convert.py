@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from bitpare.deploy.integer import IntegerModel, IntegerProgram, holder_of
+from bitpare.deploy.integer import Body, IntegerModel, IntegerProgram, holder_of
 from bitpare.deploy.islands import convert_calls, raw_module
 from bitpare.deploy.items import Item, before_flattening
 from bitpare.deploy.lower import Lowering
@@ -41,7 +41,7 @@ def integer_model(traced: Traced) -> IntegerModel:
     return IntegerModel(body, form, constants, list(traced.arguments), floating)
 
 
-def assemble(root: nn.Module, graph: fx.Graph, lowering: Lowering) -> fx.GraphModule:
+def assemble(root: nn.Module, graph: fx.Graph, lowering: Lowering) -> Body:
     """Programs, and what is computed in float around them, as one graph."""
     return _Assembly(root, graph, lowering).build()
 
@@ -108,7 +108,7 @@ class _Assembly:
 
     # -- programs
 
-    def build(self) -> fx.GraphModule:
+    def build(self) -> Body:
         parts: dict[int, _Part] = {}
         for node in self.graph.nodes:
             if node in self.items and node in self.stages:
@@ -193,7 +193,7 @@ class _Assembly:
 
     # -- the graph around them
 
-    def _graph_module(self, programs: dict[int, IntegerProgram]) -> fx.GraphModule:
+    def _graph_module(self, programs: dict[int, IntegerProgram]) -> Body:
         made = fx.Graph()
         values: dict[fx.Node, fx.Node] = {}
         modules: dict[str, Any] = {}
@@ -225,7 +225,7 @@ class _Assembly:
         output = next(n for n in self.graph.nodes if n.op == "output")
         made.node_copy(output, values.__getitem__)
         holder = _holder(self.root, modules, made, self.graph)
-        return fx.GraphModule(holder, made, "IntegerBody")
+        return Body(holder, made, "IntegerBody")
 
 
 def _holder(

@@ -1,43 +1,70 @@
 """Integer models in files: safetensors, read by `load` and by C++ programs alike."""
 
+import ctypes
 import json
 import operator
-import os
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from bitpare.deploy.integer import IntegerModel, IntegerProgram
+from bitpare.deploy.integer import Body, IntegerModel, IntegerProgram
 from bitpare.errors import Unsupported
+from bitpare.files import Path, read_whole, shown, write_whole
 
-_save = torch.ops.bitpare._save_integer.default
-_load = torch.ops.bitpare._load_integer.default
+_encode = torch.ops.bitpare._encode_integer.default
+_decode = torch.ops.bitpare._decode_integer.default
+_NO_BYTES = torch.empty(0, dtype=torch.uint8)
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes what `convert` made to one file. It must be in integers from end to end.
+def save(model: nn.Module, path: Path) -> None:
+    """Write what `convert` made to one file. It must be in integers from end to end.
 
     Weights take as few bits as hold them; pruned ones are stored as a bitmap and what is left. The
     file appears whole or not at all.
     """
     program, single = whole_program(model, "save")
-    arguments = model.arguments  # type: ignore[attr-defined]
-    spec = {**program.spec, "arguments": arguments, "single": single}
+    spec = {**program.spec, "arguments": _arguments_of(model), "single": single}
     held = {name: tensor.detach() for name, tensor in program.named_buffers()}
-    _save(os.fspath(path), json.dumps(spec), list(held.values()), list(held))
+    content = _encode(json.dumps(spec), list(held.values()), list(held))
+    write_whole(path, ctypes.string_at(content.data_ptr(), content.numel()))
 
 
-def load(path: str | os.PathLike[str]) -> IntegerModel:
-    """The model that `save` wrote; no class of the user's is needed. It is on the CPU."""
-    text, tensors, names = _load(os.fspath(path))
+def _arguments_of(model: Any) -> list[str]:
+    """Return the names of the arguments that are tensors; others had one value at conversion."""
+    values = _pytree.tree_unflatten(model._constants, model._form)
+    for name, value in values.items():
+        if not isinstance(value, Tensor) and _tensors_in(value):
+            raise Unsupported(f"save: argument {name} must be a tensor, not several")
+    return [name for name, value in values.items() if isinstance(value, Tensor)]
+
+
+def _tensors_in(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(value))
+
+
+def load(path: Path) -> IntegerModel:
+    """Return the model that `save` wrote, on the CPU; no class of the user's is needed."""
+    try:
+        return _decoded(read_whole(path))
+    except OSError:
+        raise
+    except MemoryError as error:
+        raise MemoryError(f"{shown(path)}: not enough memory to read it") from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{shown(path)}: {error}") from error
+
+
+def _decoded(content: bytes) -> IntegerModel:
+    data = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else _NO_BYTES
+    text, tensors, names = _decode(data)
     try:
         spec = json.loads(text)
-        arguments, single = list(spec.pop("arguments")), bool(spec.pop("single"))
+        arguments, single = _python_fields(spec)
         program = IntegerProgram(spec, dict(zip(names, tensors, strict=True)))
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)}: spec: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"spec: {error}") from error
     graph = fx.Graph()
     given = tuple(graph.placeholder(f"arg{i}") for i in range(len(spec["inputs"])))
     call = graph.call_module("program0", given)
@@ -47,9 +74,22 @@ def load(path: str | os.PathLike[str]) -> IntegerModel:
     graph.output(results[0] if single else tuple(results))
     holder = nn.Module()
     holder.add_module("program0", program)
-    body = fx.GraphModule(holder, graph, "IntegerBody")
     form = _pytree.tree_structure({name: torch.empty(0) for name in arguments})
+    body = Body(holder, graph, "IntegerBody")
     return IntegerModel(body, form, [torch.empty(0)] * len(arguments), arguments, [])
+
+
+def _python_fields(spec: Any) -> tuple[list[str], bool]:
+    """Take the fields that Python alone reads out of a spec, checked; C++ checks the others."""
+    if not isinstance(spec, dict) or not isinstance(spec.get("inputs"), list):
+        raise ValueError("inputs must be a list")
+    arguments, single = spec.pop("arguments", None), spec.pop("single", None)
+    texts = isinstance(arguments, list) and all(isinstance(a, str) for a in arguments)
+    if not texts or len({*arguments}) != len(spec["inputs"]) or len(arguments) != len({*arguments}):
+        raise ValueError(f"arguments must be {len(spec['inputs'])} names, one for each input")
+    if not isinstance(single, bool):
+        raise ValueError("single must be true or false")
+    return arguments, single
 
 
 def whole_program(model: nn.Module, caller: str) -> tuple[IntegerProgram, bool]:

@@ -1,7 +1,9 @@
 """Models that run in integers."""
 
+import dataclasses
 import json
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +15,6 @@ from bitpare.errors import Unsupported
 _new_program = torch.ops.bitpare._new_program
 _release_program = torch.ops.bitpare._release_program
 _run_program = torch.ops.bitpare.run_program.default
-
 
 WEIGHTED = ("conv", "weights")  # operations
 
@@ -41,7 +42,7 @@ class IntegerProgram(nn.Module):
         for name, tensor in tensors.items():
             path, _, last = name.rpartition(".")
             holder_of(self, path).register_buffer(last, tensor)
-        self._held: Any = None
+        self._number = 0
         self.rebuild()
         self.register_load_state_dict_post_hook(_rebuilt)
 
@@ -55,11 +56,16 @@ class IntegerProgram(nn.Module):
         return [(node, self.get_buffer(node["weight"])) for node in nodes]
 
     def rebuild(self) -> None:
-        if self._held is not None:
-            self._held()
-        held = dict(self.named_buffers())
-        self._number = _new_program(json.dumps(self.spec), list(held.values()), list(held))
-        self._held = weakref.finalize(self, _release_program, self._number)
+        """Lay the buffers out for the kernels as they are now.
+
+        The number stays and calls that are running finish with what they began with, so that other
+        threads may call the program meanwhile.
+        """
+        held, spec = dict(self.named_buffers()), json.dumps(self.spec)
+        number = _new_program(spec, list(held.values()), list(held), self._number)
+        if not self._number:
+            self._number = number
+            weakref.finalize(self, _release_program, number)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         numbers = {k: v for k, v in self.named_buffers() if v.is_floating_point()}
@@ -73,7 +79,7 @@ class IntegerProgram(nn.Module):
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_number": 0, "_held": None}
+        return {**self.__dict__, "_number": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -87,6 +93,78 @@ def _rebuilt(program: IntegerProgram, _: Any) -> None:
     program.rebuild()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """The result of a node, by the node's place in its graph."""
+
+    node: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """A function that pickle does not take, by its name in a module."""
+
+    module: str
+    name: str
+
+
+def _picklable(target: Any) -> Any:
+    """Return what stands for a node's target in a pickle."""
+    if isinstance(target, torch._ops.OpOverload):
+        packet, _, overload = target._schema.name, target, target._overloadname
+        space, _, name = packet.partition("::")
+        return _Named("torch.ops", f"{space}.{name}.{overload}")
+    if isinstance(target, str) or getattr(target, "__module__", None) is not None:
+        return target
+    name = getattr(target, "__name__", "")
+    return _Named("torch", name) if getattr(torch, name, None) is target else target
+
+
+def _resolved(target: Any) -> Any:
+    if not isinstance(target, _Named):
+        return target
+    found: Any = torch.ops if target.module == "torch.ops" else torch
+    for part in target.name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _restored(state: dict[str, Any], nodes: list[tuple[Any, ...]]) -> "Body":
+    """Return the body that was pickled, built node by node."""
+    graph, made = fx.Graph(), list[fx.Node]()
+    for op, name, target, args, kwargs in nodes:
+        args, kwargs = fx.node.map_aggregate(
+            (args, kwargs), lambda a: made[a.node] if isinstance(a, _Result) else a
+        )  # type: ignore[misc]
+        made.append(graph.create_node(op, _resolved(target), args, kwargs, name))
+    holder = nn.Module()
+    holder.__dict__.update(state)
+    body = Body(holder, graph, "IntegerBody")
+    body.__dict__.update(state)
+    return body
+
+
+class Body(fx.GraphModule):
+    """The graph of programs, and of what is computed in float between them.
+
+    Its pickle holds the graph itself. That of an fx.GraphModule is traced anew when it is read,
+    which replaces methods of torch.nn.Module meanwhile: calls of other threads fail.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., "Body"], tuple[Any, ...]]:
+        places = {node: _Result(i) for i, node in enumerate(self.graph.nodes)}
+        nodes = [
+            (
+                n.op,
+                n.name,
+                _picklable(n.target),
+                *fx.map_arg((n.args, n.kwargs), places.__getitem__),
+            )
+            for n in self.graph.nodes
+        ]
+        return _restored, ({k: v for k, v in self.__dict__.items() if k != "_graph"}, nodes)
+
+
 class IntegerModel(nn.Module):
     """What `convert` made of a model: the same call, in integers where that is possible.
 
@@ -96,7 +174,7 @@ class IntegerModel(nn.Module):
 
     def __init__(
         self,
-        body: fx.GraphModule,
+        body: Body,
         form: _pytree.TreeSpec,
         constants: list[Any],
         arguments: list[str],

@@ -1,8 +1,6 @@
 """Integer models as ONNX, in the form that runtimes fuse: quantize, dequantize, and between them
 the operations in float."""
 
-import os
-import pathlib
 from typing import Any
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 
 from bitpare.deploy.files import whole_program
 from bitpare.errors import Unsupported
+from bitpare.files import Path, write_whole
 
 OPSET = 18  # the least that has all that is used
 INT4_OPSET = 21  # has 4-bit integers and scales of blocks
@@ -19,7 +18,7 @@ IR_VERSIONS = {True: 10, False: 9}  # that go with them
 
 def export_onnx(
     model: nn.Module,
-    path: str | os.PathLike[str],
+    path: Path,
     *,
     example_inputs: tuple[Any, ...] | Tensor,
     opset: int = OPSET,
@@ -49,12 +48,7 @@ def export_onnx(
     results = program(*inputs)
     graph = _Graph(program.spec, dict(program.named_buffers()), opset, runtime)
     made = graph.build(inputs, results)
-    beside = pathlib.Path(f"{os.fspath(path)}.part")
-    try:
-        beside.write_bytes(made.SerializeToString())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, made.SerializeToString())
 
 
 class _Graph:

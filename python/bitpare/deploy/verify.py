@@ -74,7 +74,8 @@ def verify(
 
     Each operation is given the integers that the prepared model has there, so that a difference is
     its own: one unit, where a value lies between two codes but for the rounding of floats. Past a
-    bound it raises `Differs`, with the table; ``math.inf`` takes a bound away.
+    bound it raises `Differs`, with the table; ``math.inf`` takes a bound away. Without any sample
+    it raises ValueError.
     """
     model = unwrapped(model)
     if not isinstance(integer, IntegerModel):
@@ -87,16 +88,20 @@ def verify(
     device = find_hub(model, "verify").device_of(model)
     was_training = model.training
     model.eval()
+    seen = False
     try:
         with torch.no_grad():
             for batch in batches:
                 x = first_of(batch).to(device)
+                seen = seen or x.numel() > 0
                 _compare_outputs(model(x), integer(x), found)
                 values = values_of(traced, x)
                 for check in checks:
                     check.run(values)
     finally:
         model.train(was_training)
+    if not seen:
+        raise ValueError("verify: the batches hold no sample, so nothing was compared")
     found.rows = [row for check in checks for row in check.rows]
     _raise_past(found, max_lsb, max_differing, min_agreement)
     return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitpare.distill.losses import Teacher, TopLogits
+from bitpare.files import reserve, write_whole
 
 _VERSION = 1
 
@@ -98,10 +99,7 @@ class TeacherCache:
         self.classes = found.get("classes")
 
     def _write_settings(self, settings: dict[str, Any]) -> None:
-        path = self.directory / "cache.json"
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(settings) + "\n")
-        temporary.replace(path)
+        write_whole(self.directory / "cache.json", (json.dumps(settings) + "\n").encode())
 
     def _of_seed(self, seed: int) -> dict[str, Tensor]:
         if seed not in self._files:
@@ -111,15 +109,17 @@ class TeacherCache:
             if self.top_k is not None:
                 shapes |= {"indices": (width, torch.int32), "logsumexp": (1, torch.float32)}
             self._files[seed] = {
-                name: torch.from_file(
-                    str(self.directory / f"{seed}.{name}"),
-                    shared=True,
-                    size=self.samples * columns,
-                    dtype=dtype,
-                ).view(self.samples, columns)
+                name: self._mapped(f"{seed}.{name}", columns, dtype)
                 for name, (columns, dtype) in shapes.items()
             }
         return self._files[seed]
+
+    def _mapped(self, name: str, columns: int, dtype: torch.dtype) -> Tensor:
+        """Return a file of the directory as a tensor [samples, columns]."""
+        path, size = self.directory / name, self.samples * columns
+        reserve(path, size * dtype.itemsize)
+        mapped = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+        return mapped.view(self.samples, columns)
 
     def _checksums(self, files: dict[str, Tensor], index: Tensor) -> Tensor:
         total = sum(

@@ -15,7 +15,7 @@ from bitpare.distill.losses import Loss, SoftTarget, set_step
 from bitpare.distill.schedule import is_scheduled
 from bitpare.distill.taps import Taps, is_compiled, joined
 from bitpare.quant.names import unwrapped
-from bitpare.steps import StepCounter
+from bitpare.steps import StepCounter, check_owned
 
 
 class _Teacher:
@@ -277,6 +277,7 @@ class Distiller(nn.Module):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "Distiller":
         """Counts applied steps, for numbers that are scheduled; returns the Distiller."""
+        check_owned(optimizer, self, "Distiller")
         self.counter.attach(optimizer)
         return self
 

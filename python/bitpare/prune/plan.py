@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitpare.errors import Unsupported
+from bitpare.files import write_whole
 from bitpare.nn.weights import quantized_weights
 from bitpare.quant.names import unwrapped
 
@@ -146,7 +147,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it as JSON."""
-        pathlib.Path(path).write_text(json.dumps(self.to_dict()) + "\n")
+        write_whole(path, (json.dumps(self.to_dict()) + "\n").encode())
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Plan":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bitpare import functional as bpf
 from bitpare import graph as g
+from bitpare.files import write_whole
 from bitpare.prune.coupled import Coupled
 from bitpare.prune.criteria import scores_of
 from bitpare.prune.targets import Target, find_targets, fits
@@ -248,6 +249,4 @@ class _Store:
         if self.path is None:
             return
         data = {"key": self.key, "baseline": self.baseline, "found": self.found}
-        beside = self.path.with_name(self.path.name + ".part")
-        beside.write_text(json.dumps(data, indent=1) + "\n")
-        os.replace(beside, self.path)
+        write_whole(self.path, (json.dumps(data, indent=1) + "\n").encode())

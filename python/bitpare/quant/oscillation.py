@@ -13,7 +13,7 @@ from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer, refresh_scales
 from bitpare.nn.weights import QuantizedWeight, is_sharded, quantized_weights
 from bitpare.quant.names import find_hub, unwrapped
-from bitpare.steps import found_inf_of
+from bitpare.steps import check_owned, found_inf_of
 
 _STATE = {
     "code": torch.int16,
@@ -66,11 +66,11 @@ class Oscillations:
             raise ValueError(f"Oscillations: momentum must be in (0, 1], got {momentum}")
         if freeze_above is not None and freeze_above < 0:
             raise ValueError(f"Oscillations: freeze_above must be 0 or more, got {freeze_above}")
-        self.momentum, self.freeze_above = momentum, freeze_above
+        self._model, self.momentum, self.freeze_above = unwrapped(model), momentum, freeze_above
         self.untracked: dict[str, str] = {}
         self._tracked: list[_Tracked] = []
         seen: set[int] = set()
-        for weight in quantized_weights(unwrapped(model)):
+        for weight in quantized_weights(self._model):
             value = weight.value
             reason = "shared with a layer before" if id(value) in seen else _why_not(weight)
             seen.add(id(value))
@@ -85,6 +85,7 @@ class Oscillations:
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "Oscillations":
         """Looks at the weights after each step of the optimizer; returns itself."""
+        check_owned(optimizer, self._model, "Oscillations")
         optimizer.register_step_post_hook(lambda o, args, kwargs: self.step(found_inf_of(o)))
         return self
 

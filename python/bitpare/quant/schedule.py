@@ -11,7 +11,7 @@ from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.names import find_hub, unwrapped
 from bitpare.quant.oscillation import Oscillations
-from bitpare.steps import StepCounter
+from bitpare.steps import StepCounter, check_owned
 
 
 def _in_force(changes: list[tuple[float, Any]], step: int) -> Any:
@@ -160,6 +160,7 @@ class QatSchedule:
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "QatSchedule":
         """Counts the optimizer's applied steps from now on; returns the schedule."""
+        check_owned(optimizer, self.model, "QatSchedule")
         self.counter.attach(optimizer)
         return self
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from bitpare.deploy.files import load, whole_program
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
 from bitpare.errors import Uncalibrated, Unsupported
+from bitpare.files import write_whole
 from bitpare.report.collect import drawn, page_of, page_of_tensors
 from bitpare.report.contents import FLOAT_STATE, INTEGER, MODEL, STATE, Item, contents_of
 from bitpare.report.graphs import of_program
 from bitpare.report.grids import Ruler
 from bitpare.report.layers import LayerRow
-from bitpare.report.page import Page, write
+from bitpare.report.page import Page
 from bitpare.report.state import rows_of_state
 from bitpare.report.summary import Summary, row_of_file, summary
 from bitpare.report.tally import BARS, Histogram
@@ -288,7 +289,7 @@ def main(arguments: argparse.Namespace) -> int:
     ):
         if path is not None:
             try:
-                write(text(), path)
+                write_whole(path, text().encode())
             except OSError as error:
                 print(f"report: {path}: {error.strerror}", file=sys.stderr)
                 return 2

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitpare.deploy.integer import IntegerModel
 from bitpare.errors import Uncalibrated, Unsupported
+from bitpare.files import write_whole
 from bitpare.prune.sensitivity import Sensitivity
 from bitpare.quant.batches import first_of
 from bitpare.quant.names import hub_of, unwrapped
@@ -18,7 +19,7 @@ from bitpare.report.effects import Effects, effects
 from bitpare.report.graphs import graph_of
 from bitpare.report.history import History
 from bitpare.report.layers import LayerRow, Measured, measured
-from bitpare.report.page import Page, write
+from bitpare.report.page import Page
 from bitpare.report.state import rows_of_floats
 from bitpare.report.summary import Summary, row_of_file, summary
 from bitpare.report.tally import Histogram
@@ -63,7 +64,7 @@ def html(
         sensitivity=sensitivity,
         title=title,
     )
-    write(page.html(), path)
+    write_whole(path, page.html().encode())
 
 
 def page_of(

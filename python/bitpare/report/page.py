@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 from typing import Any
 
 from bitpare import _build_info
@@ -83,11 +81,3 @@ def _version() -> str:
 
 def _id(title: str) -> str:
     return title.lower().replace(" ", "-")
-
-
-def write(text: str, path: str | os.PathLike[str]) -> None:
-    """The file appears whole or not at all."""
-    target = pathlib.Path(path)
-    beside = target.with_name(target.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, target)

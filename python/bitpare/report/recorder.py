@@ -18,7 +18,7 @@ from bitpare.quant.schedule import QatSchedule
 from bitpare.report.grids import place, power
 from bitpare.report.history import History, Record, records_of
 from bitpare.report.layers import on_weight
-from bitpare.steps import StepCounter
+from bitpare.steps import StepCounter, check_owned
 
 KINDS = ("scale", "clipped", "sqnr", "sparsity", "oscillating", "frozen", "scalars")
 _STEADY = 2.0**-40
@@ -87,6 +87,7 @@ class Recorder(History):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "Recorder":
         """Counts the optimizer's applied steps from now on; returns itself."""
+        check_owned(optimizer, self.model, "Recorder")
         self.counter.attach(optimizer)
         return self
 

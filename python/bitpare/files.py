@@ -1,0 +1,111 @@
+"""Reading and writing files whole, with errors that name them."""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def _also_value_error(kind: type[OSError]) -> type[OSError]:
+    """Return a class of errors that are of this kind, and ValueErrors as for a bad content."""
+
+    def text(self: OSError) -> str:
+        return str(self.args[0])
+
+    return type(kind.__name__, (kind, ValueError), {"__module__": kind.__module__, "__str__": text})
+
+
+def shown(path: Path) -> str:
+    """Return a path as text that can be printed."""
+    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+
+
+@contextlib.contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """Give an OSError inside the block the path and what failed: "x.bin: cannot be opened: ..."."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        made = _also_value_error(type(error))(f"{shown(path)}: {what}: {why}")
+        made.errno, made.filename = error.errno, shown(path)
+        raise made from error
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the content of a file."""
+    with naming(path, "cannot be opened"), open(path, "rb") as file:
+        return file.read()
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that appears whole or not at all, also where several write it at once.
+
+    The parts go to a new file in the same folder, which then takes the place of the old one. A
+    symbolic link stays and what it points to is replaced; an existing file keeps its mode; what is
+    no regular file (a device, a pipe) is written to directly.
+    """
+    with naming(path, "cannot be opened"):
+        target = os.path.realpath(os.fsdecode(path))
+        before = _stat_of(target)
+        if before is not None and not stat.S_ISREG(before.st_mode):
+            with open(target, "wb") as file:
+                file.writelines(parts)
+            return
+        if before is not None and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        folder = os.path.dirname(target)
+        beside = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
+        # Mode 0o666 less the umask, as open() creates files.
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with naming(path, "cannot be written"):
+            with open(descriptor, "wb") as file:
+                if before is not None:
+                    os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise
+    _sync_folder(folder)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Give a file at least so many bytes on the disk, so that a mapping of it can be written.
+
+    Writing to a mapped page that the disk has no room for ends the process with SIGBUS.
+    """
+    new = not os.path.lexists(path)
+    try:
+        with naming(path, f"cannot be given {size} bytes"), open(path, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except BaseException:
+        if new:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        raise
+
+
+def _stat_of(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the new name last through a crash, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,189 @@
+"""What every op has in common, whatever it computes: any strides are read right, one device, lazy
+tensors, arguments of other types. The table of arguments is every_op.py."""
+
+import copy
+import re
+
+import every_op
+import pytest
+import torch
+from every_op import SAMPLES, call
+from torch import Tensor
+
+SCHEMAS = every_op.schemas()
+
+
+def test_every_op_is_in_the_table():
+    assert set(SCHEMAS) == set(SAMPLES)
+
+
+def written(op: str) -> set[str]:
+    """Return the names of the arguments that an op writes to."""
+    return {a.name for a in SCHEMAS[op].arguments if a.alias_info and a.alias_info.is_write}
+
+
+def tensor_names(op: str) -> list[str]:
+    given = SAMPLES[op]()
+    return [k for k, v in given.items() if isinstance(v, Tensor) or holds_tensors(v)]
+
+
+def holds_tensors(value) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Tensor)
+
+
+PAIRS = [(op, name) for op in SAMPLES for name in tensor_names(op)]
+
+
+def outcome(op: str, given: dict):
+    """Return what a call gives, and what it leaves in the arguments it writes to; or its error."""
+    try:
+        result = call(op, given)
+    except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
+        return str(error)
+    if op == "_new_program":
+        result = None  # a number of its own
+    return result, {k: given[k] for k in written(op)}
+
+
+def same(a, b) -> bool:
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and same_bits(a, b)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a == b
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    first, second = (x.contiguous().numpy(force=True).tobytes() for x in (a, b))
+    return first == second
+
+
+def strided(x: Tensor) -> Tensor:
+    other = torch.full_like(x, 99) if x.dtype is not torch.bool else ~x
+    return torch.stack([x, other], -1)[..., 0]
+
+
+def offset(x: Tensor) -> Tensor:
+    return torch.cat([torch.ones(3, dtype=x.dtype), x.flatten()])[3:].view(x.shape)
+
+
+def expanded(x: Tensor) -> Tensor:
+    return x.flatten()[-1].expand(x.shape)
+
+
+def flipped(x: Tensor) -> Tensor:
+    """The same shape, its dimensions in the opposite order in memory."""
+    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else flipped(x)
+
+
+def applied(change, value):
+    return [change(v) for v in value] if isinstance(value, list) else change(value)
+
+
+def dense(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@pytest.mark.parametrize("layout", [strided, offset, expanded, flipped, channels_last])
+@pytest.mark.parametrize("op, name", PAIRS, ids=[f"{op}-{name}" for op, name in PAIRS])
+def test_any_strides_are_read_right_or_refused(op, name, layout):
+    given = SAMPLES[op]()
+    if "rounding" in given and name != "rng":  # stochastic: a number for each place in memory
+        given["rounding"] = "nearest" if isinstance(given["rounding"], str) else 0
+    changed = {**copy.deepcopy(given), name: applied(layout, given[name])}
+    plain = {**copy.deepcopy(given), name: applied(dense, changed[name])}
+    got, expected = outcome(op, changed), outcome(op, plain)
+    if isinstance(got, str) and re.search("must be contiguous|a single memory location", got):
+        return
+    assert same(got, expected) or (layout is not expanded and close(got, expected))
+
+
+def close(got, expected) -> bool:
+    """Sums go through memory in its order, so that other strides may round otherwise."""
+    if isinstance(got, Tensor):
+        kinds = got.is_floating_point() and expected.is_floating_point()
+        return kinds and torch.allclose(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    if isinstance(got, list | tuple):
+        return len(got) == len(expected) and all(
+            same(a, b) or close(a, b) for a, b in zip(got, expected, strict=True)
+        )
+    if isinstance(got, dict):
+        return all(same(got[k], expected[k]) or close(got[k], expected[k]) for k in got)
+    return False
+
+
+DISPATCHED = [(op, name) for op, name in PAIRS if not op.startswith(("_new", "_encode", "_decode"))]
+
+
+@pytest.mark.parametrize("op, name", DISPATCHED, ids=[f"{op}-{name}" for op, name in DISPATCHED])
+def test_another_device_is_refused(op, name):
+    """Also where the op does not read the argument: a rng that is not for this rounding."""
+    given = SAMPLES[op]()
+    tensors = [n for n in tensor_names(op) if n != name]
+    moved = [v.to("meta") for v in given[name]] if isinstance(given[name], list) else None
+    given[name] = given[name].to("meta") if moved is None else moved
+    if not tensors:
+        return  # the op runs on shapes alone
+    if "rounding" in given:
+        given["rounding"] = "nearest" if isinstance(given["rounding"], str) else 0
+    with pytest.raises(RuntimeError, match=f"{op}: .* must be on (cpu|meta) like .*, got "):
+        call(op, given)
+
+
+@pytest.mark.parametrize("op, name", DISPATCHED, ids=[f"{op}-{name}" for op, name in DISPATCHED])
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("kind", ["negative", "zero"])
+def test_lazy_tensors_are_resolved_or_refused(op, name, kind, inference):
+    def lazy(x: Tensor) -> Tensor:
+        if kind == "zero":
+            return torch._efficientzerotensor(x.shape, dtype=x.dtype)
+        return torch._neg_view(x.neg()) if x.is_floating_point() else torch._neg_view(x)
+
+    def real(x: Tensor) -> Tensor:
+        return torch.zeros_like(x) if kind == "zero" else x.resolve_neg().clone()
+
+    given = SAMPLES[op]()
+    if kind == "negative" and any(
+        v.dtype is torch.bool
+        for v in (given[name] if isinstance(given[name], list) else [given[name]])
+    ):
+        return
+    with torch.inference_mode(inference):
+        changed = {**copy.deepcopy(given), name: applied(lazy, given[name])}
+        plain = {**copy.deepcopy(given), name: applied(real, changed[name])}
+        got, expected = outcome(op, changed), outcome(op, plain)
+    if name in written(op):
+        assert isinstance(got, str) and "since it is written" in got
+    else:
+        assert same(got, expected)
+
+
+OTHER_TYPES = [torch.float64, torch.int64, torch.int8, torch.bool, torch.complex64, torch.float16]
+
+
+@pytest.mark.parametrize("op, name", PAIRS, ids=[f"{op}-{name}" for op, name in PAIRS])
+def test_other_types_and_sizes_are_refused_or_taken_as_they_are(op, name):
+    """None is read as something else: a call either fails or does not depend on what lies behind
+    the tensor in memory."""
+    for dtype in OTHER_TYPES:
+        for cut in (0, 1):
+            given = SAMPLES[op]()
+
+            def changed(x: Tensor, garbage: int, dtype=dtype, cut=cut) -> Tensor:
+                made = x.to(dtype).flatten()[cut:] if cut else x.to(dtype)
+                room = torch.full((made.numel() + 64,), garbage).to(dtype)
+                room[: made.numel()] = made.flatten()
+                return room[: made.numel()].view(made.shape)
+
+            results = []
+            for garbage in (0, 1):
+                fresh = copy.deepcopy(given)
+                fresh[name] = applied(lambda x, g=garbage: changed(x, g), given[name])
+                results.append(outcome(op, fresh))
+            assert same(*results), (dtype, cut)
