@@ -178,9 +178,11 @@ Extent<Int> Program::extent_of(const Node& node, const std::vector<Extent<Int>>&
   };
   Extent<Int> in = of(0), made = in;
   bool slid = node.kind == Kind::conv || (node.kind == Kind::pool && !node.adaptive);
-  // As torch has it: a pool's batch may be empty, its images not.
-  TORCH_CHECK(node.kind != Kind::pool || (in.height > 0 && in.width > 0), kOp, ": ", node.name,
-              ": an image of ", in.height, " x ", in.width, " has nothing to pool");
+  // As torch has it: a batch may be empty, its images not.
+  TORCH_CHECK((node.kind != Kind::pool && node.kind != Kind::conv) ||
+                  (in.height > 0 && in.width > 0),
+              kOp, ": ", node.name, ": an image of ", in.height, " x ", in.width,
+              " has no pixels");
   if (slid) {
     made.height = slides(in.height, node.window, 0);
     made.width = slides(in.width, node.window, 1);
