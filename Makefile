@@ -1,7 +1,7 @@
 # make demo: build, then LeNet on real digits: float, pruned and quantized, integers, ONNX, a report.
 # make test: every test. Each sets up all it needs in .venv.
 # make bench-peers: other tools beside bitpare, in .venv-peers.
-.PHONY: build test demo bench bench-peers format lint asan docs wheel test-newest clean
+.PHONY: build test demo bench bench-peers format lint asan fuzz docs wheel test-newest clean
 
 TORCH ?= 2.11.0
 NEWEST_TORCH ?= 2.15.0
@@ -65,6 +65,12 @@ lint: build
 asan:
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS)
 	@bash tools/asan.sh $(VENV) build/asan $(JOBS)
+
+# Random calls, changed models and libFuzzer: what may not crash. FUZZ_SEED=1 tries others.
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 0
+fuzz: build
+	@bash tools/fuzz.sh $(VENV) build/fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 docs: build
 	$(PY) tools/api_reference.py build/docs

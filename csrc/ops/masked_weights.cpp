@@ -64,14 +64,14 @@ class MaskedWeights : public torch::CustomClassHolder {
   MaskedWeights(const std::vector<Tensor>& weights, const std::vector<Tensor>& masks, bool hard) {
     TORCH_CHECK(weights.size() == masks.size(), "MaskedWeights: a mask for each weight");
     for (size_t i = 0; i < weights.size(); ++i) {
-      auto state = std::make_shared<State>(State{masks[i], Tensor(), hard});
+      auto state = std::make_shared<State>(State{with_values(masks[i]), Tensor(), hard});
       members_.push_back({Weight(weights[i].getIntrusivePtr()), state});
       if (weights[i].requires_grad() && weights[i].is_leaf())
         hooks_of(weights[i]).push_back(std::make_unique<Hook>(state));
     }
   }
 
-  void set(int64_t i, const Tensor& mask) { state_of(i).mask = mask; }
+  void set(int64_t i, const Tensor& mask) { state_of(i).mask = with_values(mask); }
 
   void note(bool on) {
     for (auto& m : members_) {

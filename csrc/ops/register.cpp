@@ -21,8 +21,7 @@ Tensor resolved(const c10::FunctionSchema& schema, const c10::Argument& argument
               " must hold its values, since it is written; got a ",
               x._is_zerotensor() ? "zero tensor" : "lazily negated or conjugated tensor", ": pass ",
               argument.name(), ".clone()");
-  return x._is_zerotensor() ? at::zeros_like(x, x.options(), at::MemoryFormat::Contiguous)
-                            : x.clone();
+  return with_values(x);
 }
 
 void resolve(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
@@ -48,6 +47,12 @@ void resolve(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit
 }
 
 }  // namespace
+
+Tensor with_values(const Tensor& x) {
+  if (!is_lazy(x)) return x;
+  if (x._is_zerotensor()) return at::zeros(x.sizes(), x.options());
+  return x.clone();
+}
 
 void wrong_device(const char* op, size_t argument, size_t first, const c10::Device& expected,
                   const c10::Device& got) {

@@ -19,6 +19,9 @@ inline const std::vector<at::Tag>& tags() {
 [[noreturn]] void wrong_device(const char* op, size_t argument, size_t first,
                                const c10::Device& expected, const c10::Device& got);
 
+// x, or a copy that holds what a lazily negated or conjugated tensor or a zero tensor stands for.
+Tensor with_values(const Tensor& x);
+
 // Looks at tensors as they come: all are on one device.
 class SameDevice {
  public:
