@@ -316,12 +316,21 @@ Saved decode(std::string_view file) {
   Saved made;
   made.spec = metadata.at("spec").text("spec");
   const std::string& encodings = metadata.at("encodings").text("encodings");
-  int64_t end = 0;
+  // Tensors lie one after the other, as safetensors has it: else a few bytes could be many tensors.
+  std::vector<std::pair<int64_t, int64_t>> spans;
   for (const auto& [name, entry] : header.object("header")) {
     if (name == "__metadata__") continue;
-    for (int64_t offset : entry.at("data_offsets").wholes("data_offsets")) {
-      end = std::max(end, offset);
+    auto offsets = entry.at("data_offsets").wholes("data_offsets");
+    if (offsets.size() != 2 || offsets[0] > offsets[1]) {
+      throw std::runtime_error("tensor " + name + ": data_offsets must be a begin and an end");
     }
+    spans.emplace_back(offsets[0], offsets[1]);
+  }
+  std::sort(spans.begin(), spans.end());
+  int64_t end = 0;
+  for (const auto& [from, to] : spans) {
+    if (from != end) throw std::runtime_error("data_offsets overlap or leave a gap");
+    end = to;
   }
   if (end > static_cast<int64_t>(data.size())) {
     throw std::runtime_error("the file is cut off: " + std::to_string(end) +

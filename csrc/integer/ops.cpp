@@ -46,15 +46,21 @@ Programs& programs() {
   return all;
 }
 
+// These ops read tensors without a dispatch by device or kind.
+void check_memory(const char* name, const Tensor& x) {
+  TORCH_CHECK(x.layout() == at::kStrided && x.has_storage() &&
+                  x.storage().data_ptr().device() == x.device() && !x.is_meta() &&
+                  (x.numel() == 0 || x.storage().data() != nullptr),
+              "integer model: tensor ", name, " must be a plain tensor that holds values");
+}
+
 Tensors named(at::TensorList tensors, const std::vector<std::string>& names) {
   TORCH_CHECK(tensors.size() == names.size(), "integer model: ", tensors.size(), " tensors, ",
               names.size(), " names");
   Tensors made;
   for (size_t i = 0; i < names.size(); ++i) {
-    TORCH_CHECK(tensors[i].layout() == at::kStrided && !tensors[i].is_meta(),
-                "integer model: tensor ", names[i], " must be dense and hold values, got one of ",
-                tensors[i].layout(), " on ", tensors[i].device());
     made[names[i]] = ops::with_values(tensors[i]);
+    check_memory(names[i].c_str(), made[names[i]]);
   }
   return made;
 }
@@ -92,7 +98,9 @@ std::tuple<std::string, std::vector<Tensor>, std::vector<std::string>> decode_fi
     const Tensor& content) {
   TORCH_CHECK_VALUE(content.scalar_type() == at::kByte && content.is_cpu() && content.dim() == 1,
                     "integer model: content must be uint8 of one dimension on the CPU");
-  Tensor bytes = ops::with_values(content).contiguous();
+  Tensor values = ops::with_values(content);
+  check_memory("content", values);
+  Tensor bytes = values.contiguous();
   const char* begin = reinterpret_cast<const char*>(bytes.const_data_ptr<uint8_t>());
   Saved saved = checked([&] { return decode({begin, static_cast<size_t>(bytes.numel())}); });
   std::vector<Tensor> tensors;

@@ -97,6 +97,8 @@ void Program::add(const Node& node, const Tensors& tensors) {
     case Kind::conv:
       made.conv = pack_conv(node, tensors, in, device_, uses_library(device_));
       out = node.groups * made.conv.out_channels;
+      TORCH_CHECK(!node.adds || channels(node.inputs[1]) == out, kOp, ": ", node.name, ": ", out,
+                  " channels, but what is added has ", channels(node.inputs[1]));
       made_form = node.to_float ? Form::floats : Form::codes;
       break;
     case Kind::weights:
@@ -179,10 +181,9 @@ Extent<Int> Program::extent_of(const Node& node, const std::vector<Extent<Int>>&
   Extent<Int> in = of(0), made = in;
   bool slid = node.kind == Kind::conv || (node.kind == Kind::pool && !node.adaptive);
   // As torch has it: a batch may be empty, its images not.
-  TORCH_CHECK((node.kind != Kind::pool && node.kind != Kind::conv) ||
-                  (in.height > 0 && in.width > 0),
-              kOp, ": ", node.name, ": an image of ", in.height, " x ", in.width,
-              " has no pixels");
+  TORCH_CHECK(
+      (node.kind != Kind::pool && node.kind != Kind::conv) || (in.height > 0 && in.width > 0), kOp,
+      ": ", node.name, ": an image of ", in.height, " x ", in.width, " has no pixels");
   if (slid) {
     made.height = slides(in.height, node.window, 0);
     made.width = slides(in.width, node.window, 1);
@@ -322,7 +323,12 @@ Tensor Program::take_arena(int64_t bytes) {
       return taken;
     }
   }
-  return at::empty({bytes}, at::TensorOptions(device_).dtype(at::kByte));
+  try {
+    return at::empty({bytes}, at::TensorOptions(device_).dtype(at::kByte));
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, kOp, ": ", bytes, " bytes for the values of this input cannot be had: ",
+                error.what_without_backtrace());
+  }
 }
 
 void Program::give_back(Tensor arena) {

@@ -46,8 +46,9 @@ struct Program::Run : Values {
   template <class Where>
   void enter(const Input& input, const Tensor& given, const Where& where) {
     if (input.floats) {
-      Tensor pixels = input.rows ? given : given.permute({0, 2, 3, 1});
-      floats_of(input.value) = pixels.contiguous();
+      const Extent<int64_t>& e = extent(input.value);
+      Tensor x = (input.rows ? given : given.permute({0, 2, 3, 1})).contiguous();
+      floats_of(input.value) = x.view({e.batch, e.height, e.width, input.channels});
       return;
     }
     if (pixels(input.value) == 0) return;

@@ -6,6 +6,8 @@
 namespace bitpare::integer {
 namespace {
 
+constexpr size_t kMostShown = 200;  // of a name, in an error
+
 // A code of 8 bits, and a zero point.
 constexpr int64_t kMostCode = 255;
 
@@ -228,8 +230,12 @@ Spec Spec::parse(const Json& json) {
   spec.values = whole_of(json, "values", 0, most);
   std::vector<bool> made(static_cast<size_t>(spec.values), false);
   auto make = [&](int64_t value) {
-    if (value < 0 || value >= spec.values || made[static_cast<size_t>(value)]) {
-      throw std::runtime_error("value " + std::to_string(value) + " is made twice or not counted");
+    if (value < 0 || value >= spec.values) {
+      throw std::runtime_error("value " + std::to_string(value) +
+                               " must be below values, which is " + std::to_string(spec.values));
+    }
+    if (made[static_cast<size_t>(value)]) {
+      throw std::runtime_error("value " + std::to_string(value) + " is made twice");
     }
     made[static_cast<size_t>(value)] = true;
   };
@@ -264,6 +270,8 @@ Spec Spec::parse(const Json& json) {
   for (const Json& j : nodes) {
     const Json& name = j.get("name");
     std::string called = name.kind() == Json::Kind::text ? name.text("name") : "?";
+    if (called.size() > kMostShown)
+      called = "a name of " + std::to_string(called.size()) + " bytes";
     within("node " + std::to_string(spec.nodes.size()) + " (" + called + ")", [&] {
       Node node = node_of(j);
       for (int64_t value : node.inputs) use(value);

@@ -16,7 +16,7 @@ enum class Kind { conv, pool, pair, map, concat, dynamic, quantize, weights };
 
 // Bounds of what a spec may say: of windows, paddings and results of adaptive pools, of channels,
 // and of numbers of values that nothing makes.
-constexpr int64_t kMostSize = int64_t{1} << 20;
+constexpr int64_t kMostSize = int64_t{1} << 16;
 constexpr int64_t kMostChannels = (int64_t{1} << 31) - 1;
 constexpr int64_t kMostUnused = int64_t{1} << 16;
 

@@ -12,7 +12,7 @@ using Signature = Tensor(const Tensor& x, const Tensor& mask, at::MemoryFormat m
 void check(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   check_input(kOp, x);
   check_format(kOp, x, format, {});
-  check_mask(kOp, mask, x.sym_numel(), x.device());
+  check_mask(kOp, mask, x.sym_numel());
 }
 
 template <class Device>

@@ -42,8 +42,6 @@ c10::SymDimVector scale_shape(const Tensor& x, const Granularity& g) {
 
 void check_per_channel(const char* op, const char* name, const Tensor& x, const Tensor& values,
                        const Granularity& g) {
-  TORCH_CHECK(values.device() == x.device(), op, ": ", name, " must be on ", x.device(),
-              " like x, got ", values.device());
   if (g.group) {
     c10::SymDimVector expected = scale_shape(x, g);
     TORCH_CHECK(values.sym_sizes() == c10::SymIntArrayRef(expected), op, ": ", name,
@@ -84,14 +82,12 @@ void check_grid(const char* op, int64_t quant_min, int64_t quant_max) {
               quant_max);
 }
 
-void check_rng(const char* op, const Tensor& x, Rounding rounding, const OptionalTensor& rng) {
+void check_rng(const char* op, Rounding rounding, const OptionalTensor& rng) {
   if (rounding != Rounding::stochastic) return;
   TORCH_CHECK(rng, op, ": rounding='stochastic' needs rng, an int64 tensor of a seed and a step");
   TORCH_CHECK(rng->scalar_type() == at::kLong && rng->sym_numel() == 2, op,
               ": rng must be an int64 tensor of 2 elements, seed and step, got ",
               rng->scalar_type(), " of ", rng->sym_numel());
-  TORCH_CHECK(rng->device() == x.device(), op, ": rng must be on ", x.device(), " like x, got ",
-              rng->device());
 }
 
 void check_choice(const char* op, const char* name, int64_t value, int64_t last) {

@@ -26,7 +26,7 @@ void check_scale(const char* op, const Tensor& x, const Tensor& scale,
 void check_zero_point(const char* op, const Tensor& x, const OptionalTensor& zero_point,
                       const Granularity& granularity);
 void check_grid(const char* op, int64_t quant_min, int64_t quant_max);
-void check_rng(const char* op, const Tensor& x, Rounding rounding, const OptionalTensor& rng);
+void check_rng(const char* op, Rounding rounding, const OptionalTensor& rng);
 // Of private ops, which get choices as numbers: from 0 to the last one.
 void check_choice(const char* op, const char* name, int64_t value, int64_t last);
 template <class Enum>

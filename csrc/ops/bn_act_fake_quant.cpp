@@ -60,10 +60,10 @@ void check(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& 
                 (*t)->scalar_type());
     check_per_channel(kOp, name, x, **t, {1, std::nullopt});
   }
-  check_written(kOp, "running_mean", running_mean, at::kFloat, c, x.device());
-  check_written(kOp, "running_var", running_var, at::kFloat, c, x.device());
+  check_written(kOp, "running_mean", running_mean, at::kFloat, c);
+  check_written(kOp, "running_var", running_var, at::kFloat, c);
   if (num_batches_tracked) {
-    check_written(kOp, "num_batches_tracked", *num_batches_tracked, at::kLong, 1, x.device());
+    check_written(kOp, "num_batches_tracked", *num_batches_tracked, at::kLong, 1);
   }
   check_state(kOp, x, scale, zero_point, control, pending);
   TORCH_CHECK(!training || x.sym_numel() != c || c == 0, kOp,

@@ -5,21 +5,18 @@
 
 namespace bitpare::ops {
 
-inline void check_control(const char* op, const Tensor& control, const c10::Device& device) {
+inline void check_control(const char* op, const Tensor& control) {
   TORCH_CHECK(control.scalar_type() == at::kInt && control.sym_numel() == kControlSize, op,
               ": control must be an int32 tensor of ", kControlSize, " elements, got ",
               control.scalar_type(), " of ", control.sym_numel());
-  TORCH_CHECK(control.device() == device, op, ": control must be on ", device, " like x, got ",
-              control.device());
 }
 
 // What is written in place lies dense, so that kernels write to it directly.
 inline void check_written(const char* op, const char* name, const Tensor& t, at::ScalarType type,
-                          const c10::SymInt& elements, const c10::Device& device) {
+                          const c10::SymInt& elements) {
   TORCH_CHECK(t.scalar_type() == type && t.sym_numel() == elements, op, ": ", name,
               " must be a tensor of ", elements, " elements of type ", type, ", got ",
               t.sym_numel(), " of ", t.scalar_type());
-  TORCH_CHECK(t.device() == device, op, ": ", name, " must be on ", device, ", got ", t.device());
   TORCH_CHECK(t.is_contiguous(), op, ": ", name,
               " must be contiguous, since it is written, got strides ", t.sym_strides());
 }
@@ -37,8 +34,8 @@ inline void check_state(const char* op, const Tensor& x, const Tensor& scale,
   check_zero_point(op, x, zero_point, {});
   TORCH_CHECK(!zero_point || zero_point->scalar_type() == at::kInt, op,
               ": zero_point must be int32, got ", zero_point->scalar_type());
-  check_control(op, control, x.device());
-  if (pending) check_written(op, "pending", *pending, at::kFloat, 2, x.device());
+  check_control(op, control);
+  if (pending) check_written(op, "pending", *pending, at::kFloat, 2);
 }
 
 // The values of a control tensor on the CPU.

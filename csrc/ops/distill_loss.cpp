@@ -105,8 +105,10 @@ void check(const char* op, const Tensor& student, const Tensor& teacher,
   TORCH_CHECK(top.indices.has_value() == top.logsumexp.has_value(), op,
               ": teacher_indices and teacher_logsumexp go together");
   if (top.indices) {
-    TORCH_CHECK(!at::isFloatingType(top.indices->scalar_type()), op,
+    TORCH_CHECK(at::isIntegralType(top.indices->scalar_type(), false), op,
                 ": teacher_indices must be integers, got ", top.indices->scalar_type());
+    TORCH_CHECK(at::isFloatingType(top.logsumexp->scalar_type()), op,
+                ": teacher_logsumexp must be floating point, got ", top.logsumexp->scalar_type());
     check_same(op, "teacher_indices", *top.indices, teacher.sym_sizes());
     check_same(op, "teacher_logsumexp", *top.logsumexp, rows);
     auto values = teacher.sym_sizes();
@@ -127,7 +129,11 @@ void check(const char* op, const Tensor& student, const Tensor& teacher,
                 "probabilities (floating point), got ", target->scalar_type());
     check_same(op, "target", *target, shape);
   }
-  if (row_weight) check_same(op, "row_weight", *row_weight, rows);
+  if (row_weight) {
+    TORCH_CHECK(!row_weight->is_complex(), op, ": row_weight must be real, got ",
+                row_weight->scalar_type());
+    check_same(op, "row_weight", *row_weight, rows);
+  }
   TORCH_CHECK(std::isfinite(s.temperature) && s.temperature > 0, op,
               ": temperature must be above 0, got ", s.temperature);
 }
@@ -143,6 +149,7 @@ void check(const Tensor& student, const Tensor& teacher, const OptionalTensor& t
   check(op, student, teacher, target, row_weight, top, s);
   TORCH_CHECK(!decoupled || (is_index(target) && !top.indices), op,
               ": target must be classes (int64)");
+  TORCH_CHECK(!incoming || !incoming->is_complex(), op, ": incoming must be real");
   TORCH_CHECK(!incoming || incoming->sym_numel() == 1 ||
                   incoming->sym_numel() * student.sym_size(-1) == student.sym_numel(),
               op, ": incoming must be one number, or one for each row");

@@ -44,7 +44,7 @@ void check(const Tensor& x, const OptionalTensor& scale, int64_t exponent_bits,
               ": axis and group need a scale");
   if (scale) check_scale(kOp, x, *scale, granularity);
   check_choice(kOp, "rounding", rounding, Rounding::stochastic);
-  check_rng(kOp, x, static_cast<Rounding>(rounding), rng);
+  check_rng(kOp, static_cast<Rounding>(rounding), rng);
   check_format(kOp, x, format, granularity);
 }
 

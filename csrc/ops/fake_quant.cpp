@@ -32,7 +32,7 @@ void check(const char* op, const Tensor& x, const Tensor& scale, const OptionalT
   check_scale(op, x, scale, granularity);
   check_zero_point(op, x, zero_point, granularity);
   check_choice(op, "rounding", rounding, Rounding::stochastic);
-  check_rng(op, x, static_cast<Rounding>(rounding), rng);
+  check_rng(op, static_cast<Rounding>(rounding), rng);
   check_format(op, x, format, granularity);
 }
 

@@ -23,16 +23,13 @@ void check(TensorList x, TensorList scale, TensorList control) {
   TORCH_CHECK(control.size() == x.size(), kOp, ": control must have ", x.size(),
               " entries like x, got ", control.size());
   for (size_t i = 0; i < x.size(); ++i) {
-    c10::Device device = x[0].device();
     check_input(kOp, x[i]);
-    TORCH_CHECK(x[i].device() == device, kOp, ": x must be on one device, got ", device, " and ",
-                x[i].device());
     auto scales = scale[i].sym_numel();
     TORCH_CHECK(scales == 1 || (x[i].dim() > 0 && scales == x[i].sym_size(0)), kOp,
                 ": scale must have 1 element or one for each index of dimension 0 of x, got ",
                 scales, " for x of shape ", x[i].sym_sizes());
-    check_written(kOp, "scale", scale[i], at::kFloat, scales, device);
-    check_control(kOp, control[i], device);
+    check_written(kOp, "scale", scale[i], at::kFloat, scales);
+    check_control(kOp, control[i]);
     TORCH_CHECK(control[i].is_contiguous(), kOp, ": control must be contiguous");
   }
 }
@@ -218,7 +215,9 @@ Tensor use_weight(const Tensor& weight, const Tensor& value, const Tensor& insid
   TORCH_CHECK(value.sym_sizes() == weight.sym_sizes(), "use_weight: value must have shape ",
               weight.sym_sizes(), " like weight, got ", value.sym_sizes());
   auto words = (value.sym_numel() + 63) / 64 + 1;
-  TORCH_CHECK(inside.scalar_type() == at::kLong && inside.sym_numel() == words,
+  check_input("use_weight", value);
+  TORCH_CHECK(inside.scalar_type() == at::kLong && inside.sym_numel() == words &&
+                  inside.layout() == at::kStrided,
               "use_weight: inside must have ", words,
               " words of int64, as fake_quant_weights gives, got ", inside.sym_numel(), " of ",
               inside.scalar_type());

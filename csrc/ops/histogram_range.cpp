@@ -15,8 +15,6 @@ void check(const Tensor& counts, const Tensor& limit, double percentile, int64_t
               counts.scalar_type());
   TORCH_CHECK(limit.scalar_type() == at::kFloat, kOp, ": limit must be float32, got ",
               limit.scalar_type());
-  TORCH_CHECK(limit.device() == counts.device(), kOp, ": limit must be on ", counts.device(),
-              " like counts, got ", limit.device());
   TORCH_CHECK(counts.dim() == 2, kOp, ": counts must have shape [n, bins], got ",
               counts.sym_sizes());
   TORCH_CHECK(limit.dim() == 1 && limit.sym_size(0) == counts.sym_size(0), kOp,

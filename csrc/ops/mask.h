@@ -7,12 +7,10 @@ namespace bitpare::ops {
 
 inline c10::SymInt mask_words(const c10::SymInt& n) { return (n + 63) / 64; }
 
-inline void check_mask(const char* op, const Tensor& mask, const c10::SymInt& n,
-                       const c10::Device& device) {
+inline void check_mask(const char* op, const Tensor& mask, const c10::SymInt& n) {
   TORCH_CHECK(mask.scalar_type() == at::kLong && mask.sym_numel() == mask_words(n), op,
               ": mask must be an int64 tensor of ", mask_words(n), " words for ", n,
               " elements, as pack_mask gives, got ", mask.sym_numel(), " of ", mask.scalar_type());
-  TORCH_CHECK(mask.device() == device, op, ": mask must be on ", device, ", got ", mask.device());
 }
 
 // hard: value and gradient are masked; ste: the gradient passes to all of x.

@@ -29,7 +29,7 @@ void check(const Tensor& x, const Tensor& mask, const Tensor& scale,
            const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
            const Granularity& granularity, at::MemoryFormat format) {
   check_input(kOp, x);
-  check_mask(kOp, mask, x.sym_numel(), x.device());
+  check_mask(kOp, mask, x.sym_numel());
   check_grid(kOp, quant_min, quant_max);
   check_granularity(kOp, x, granularity);
   check_scale(kOp, x, scale, granularity);

@@ -64,6 +64,7 @@ class MaskedWeights : public torch::CustomClassHolder {
   MaskedWeights(const std::vector<Tensor>& weights, const std::vector<Tensor>& masks, bool hard) {
     TORCH_CHECK(weights.size() == masks.size(), "MaskedWeights: a mask for each weight");
     for (size_t i = 0; i < weights.size(); ++i) {
+      check_mask("MaskedWeights", masks[i], weights[i].sym_numel());
       auto state = std::make_shared<State>(State{with_values(masks[i]), Tensor(), hard});
       members_.push_back({Weight(weights[i].getIntrusivePtr()), state});
       if (weights[i].requires_grad() && weights[i].is_leaf())

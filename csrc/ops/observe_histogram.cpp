@@ -10,11 +10,9 @@ constexpr const char* kOp = "observe_histogram_";
 using Signature = void(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
                        std::optional<int64_t> axis);
 
-void check_histogram(const char* name, const Tensor& state, at::ScalarType type, const Tensor& x) {
+void check_histogram(const char* name, const Tensor& state, at::ScalarType type) {
   TORCH_CHECK(state.scalar_type() == type, kOp, ": ", name, " must be ",
               type == at::kLong ? "int64" : "float32", ", got ", state.scalar_type());
-  TORCH_CHECK(state.device() == x.device(), kOp, ": ", name, " must be on ", x.device(),
-              " like x, got ", state.device());
   TORCH_CHECK(state.is_contiguous(), kOp, ": ", name, " must be contiguous, got strides ",
               state.sym_strides());
 }
@@ -23,9 +21,9 @@ void check(const Tensor& counts, const Tensor& limit, const Tensor& skipped, con
            std::optional<int64_t> axis) {
   check_input(kOp, x);
   check_granularity(kOp, x, {axis, std::nullopt});
-  check_histogram("counts", counts, at::kLong, x);
-  check_histogram("limit", limit, at::kFloat, x);
-  check_histogram("skipped", skipped, at::kLong, x);
+  check_histogram("counts", counts, at::kLong);
+  check_histogram("limit", limit, at::kFloat);
+  check_histogram("skipped", skipped, at::kLong);
   c10::SymInt n = axis ? x.sym_size(*axis) : c10::SymInt(1);
   TORCH_CHECK(counts.dim() == 2 && counts.sym_size(0) == n, kOp, ": counts must have shape [", n,
               ", bins]", axis ? " (channels of x along axis)" : "", ", got ", counts.sym_sizes());

@@ -29,7 +29,7 @@ Tensor pack_meta(const Tensor& kept) {
 }
 
 Tensor new_kept(const Tensor& mask, c10::SymIntArrayRef shape) {
-  check_mask("unpack_mask", mask, count_of("unpack_mask", shape), mask.device());
+  check_mask("unpack_mask", mask, count_of("unpack_mask", shape));
   return at::empty_symint(shape, mask.options().dtype(at::kBool).memory_format(std::nullopt));
 }
 

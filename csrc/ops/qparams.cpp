@@ -15,8 +15,6 @@ void check(const Tensor& low, const Tensor& high, int64_t quant_min, int64_t qua
               high.scalar_type());
   TORCH_CHECK(low.sym_sizes() == high.sym_sizes(), "qparams: max must have shape ", low.sym_sizes(),
               " like min, got ", high.sym_sizes());
-  TORCH_CHECK(low.device() == high.device(), "qparams: max must be on ", low.device(),
-              " like min, got ", high.device());
   check_grid("qparams", quant_min, quant_max);
   TORCH_CHECK(!symmetric || quant_max > 0,
               "qparams: quant_max must be positive with symmetric=True, got ", quant_max);

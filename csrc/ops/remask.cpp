@@ -24,7 +24,7 @@ void check(TensorList tensors, TensorList masks) {
     TORCH_CHECK(t.device() == tensors[0].device(), kOp, ": tensors must be on one device, got ",
                 tensors[0].device(), " and ", t.device());
     at::assert_no_internal_overlap(t);
-    check_mask(kOp, masks[i], t.sym_numel(), t.device());
+    check_mask(kOp, masks[i], t.sym_numel());
   }
 }
 
@@ -62,6 +62,8 @@ void written(c10::DispatchKeySet keys, TensorList tensors, TensorList masks) {
 
 void remask(TensorList tensors, TensorList masks) {
   if (tensors.empty()) return;
+  TORCH_CHECK(tensors[0].is_cpu() || tensors[0].is_cuda(), kOp,
+              ": tensors must be on a CPU or on CUDA, got ", tensors[0].device());
   return tensors[0].is_cpu() ? body<Cpu>(tensors, masks) : body<Cuda>(tensors, masks);
 }
 

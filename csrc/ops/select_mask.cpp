@@ -60,7 +60,7 @@ void check_select(TensorList scores, at::ArrayRef<double> sparsity, bool togethe
   for (size_t i = 0; i < scores.size(); ++i) {
     check_input(kOp, scores[i]);
     if (previous.empty()) continue;
-    check_mask(kOp, previous[i], scores[i].sym_numel(), scores[i].device());
+    check_mask(kOp, previous[i], scores[i].sym_numel());
   }
 }
 
@@ -131,7 +131,7 @@ void check_groups(const Tensor& scores, int64_t keep, int64_t members,
               "got ", keep, " of ", members);
   TORCH_CHECK(scores.dim() >= 2 && scores.sym_size(1) % members == 0, kOp, ": dimension 1 of ",
               "scores must be a multiple of ", members, ", got ", scores.sym_sizes());
-  if (previous) check_mask(kOp, *previous, scores.sym_numel(), scores.device());
+  if (previous) check_mask(kOp, *previous, scores.sym_numel());
 }
 
 template <class Device>
@@ -263,11 +263,8 @@ Arguments checked(TensorList scores, at::ArrayRef<double> sparsity, c10::string_
   Pattern parsed = parse_pattern(pattern);
   for (size_t i = 0; i < size; ++i) {
     check_input(kOp, scores[i]);
-    TORCH_CHECK(scores[i].device() == scores[0].device(), kOp,
-                ": scores must be on one device, got ", scores[0].device(), " and ",
-                scores[i].device());
     check_fits(parsed, i, scores[i]);
-    if (previous) check_mask(kOp, (*previous)[i], scores[i].sym_numel(), scores[i].device());
+    if (previous) check_mask(kOp, (*previous)[i], scores[i].sym_numel());
   }
   std::vector<Tensor> before;
   if (previous) before = previous->vec();

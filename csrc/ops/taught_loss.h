@@ -12,8 +12,6 @@ inline void check_features(const char* op, const Tensor& student, const Tensor& 
   TORCH_CHECK(student.is_floating_point() && teacher.is_floating_point(), op,
               ": student and teacher must be floating point, got ", student.scalar_type(), " and ",
               teacher.scalar_type());
-  TORCH_CHECK(student.device() == teacher.device(), op, ": student is on ", student.device(),
-              ", teacher on ", teacher.device());
 }
 
 inline void check_same_shape(const char* op, const Tensor& student, const Tensor& teacher) {
@@ -35,7 +33,9 @@ inline void check_taught(const char* op, const Tensor& student, const Tensor& te
               student.scalar_type(), " like student, got ", teacher.scalar_type());
   TORCH_CHECK(!row_weight || row_weight->sym_numel() == rows, op, ": row_weight must have ", rows,
               " elements, one for each row, got ", row_weight ? row_weight->sym_numel() : 0);
-  TORCH_CHECK(!incoming || incoming->sym_numel() == 1, op, ": incoming must be one number");
+  TORCH_CHECK(!row_weight || !row_weight->is_complex(), op, ": row_weight must be real");
+  TORCH_CHECK(!incoming || (incoming->sym_numel() == 1 && !incoming->is_complex()), op,
+              ": incoming must be one real number");
 }
 
 // Op names a private op: static constexpr const char* kPrivate; and has its check(student, teacher,

@@ -24,19 +24,17 @@ void check(const Tensor& weight, const Tensor& scale, const Tensor& control, con
               weight.sym_strides());
   TORCH_CHECK(scale.scalar_type() == at::kFloat, kOp, ": scale must be float32, got ",
               scale.scalar_type());
-  TORCH_CHECK(scale.device() == weight.device(), kOp, ": scale must be on ", weight.device(),
-              ", got ", scale.device());
   TORCH_CHECK(scales > 0 && n % scales == 0, kOp,
               ": scale must have a number of elements that divides weight's ", n, ", got ", scales);
-  check_control(kOp, control, weight.device());
-  check_written(kOp, "code", s.code, at::kShort, n, weight.device());
-  check_written(kOp, "turn", s.turn, at::kChar, n, weight.device());
-  check_written(kOp, "frequency", s.frequency, at::kFloat, n, weight.device());
-  check_written(kOp, "mean", s.mean, at::kFloat, n, weight.device());
+  check_control(kOp, control);
+  check_written(kOp, "code", s.code, at::kShort, n);
+  check_written(kOp, "turn", s.turn, at::kChar, n);
+  check_written(kOp, "frequency", s.frequency, at::kFloat, n);
+  check_written(kOp, "mean", s.mean, at::kFloat, n);
   TORCH_CHECK(momentum > 0 && momentum <= 1, kOp, ": momentum must be in (0, 1], got ", momentum);
   TORCH_CHECK(!threshold || *threshold >= 0, kOp, ": threshold must be 0 or more, got ",
               *threshold);
-  if (skip) check_written(kOp, "skip", *skip, at::kFloat, 1, weight.device());
+  if (skip) check_written(kOp, "skip", *skip, at::kFloat, 1);
 }
 
 template <class Device>

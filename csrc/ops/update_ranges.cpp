@@ -41,16 +41,15 @@ void check_lengths(const States& s, bool symmetric, at::ArrayRef<double> limit) 
 void check(const States& s, bool symmetric, at::ArrayRef<double> limit) {
   check_lengths(s, symmetric, limit);
   for (size_t i = 0; i < s.pending.size(); ++i) {
-    c10::Device device = s.pending[0].device();
     c10::SymInt n = s.scale[i].sym_numel();
-    check_written(kOp, "scale", s.scale[i], at::kFloat, n, device);
-    check_written(kOp, "pending", s.pending[i], at::kFloat, 2 * n, device);
-    check_written(kOp, "range", s.range[i], at::kFloat, 2 * n, device);
-    check_written(kOp, "count", s.count[i], at::kLong, 2, device);
+    check_written(kOp, "scale", s.scale[i], at::kFloat, n);
+    check_written(kOp, "pending", s.pending[i], at::kFloat, 2 * n);
+    check_written(kOp, "range", s.range[i], at::kFloat, 2 * n);
+    check_written(kOp, "count", s.count[i], at::kLong, 2);
     if (!s.zero_point.empty()) {
-      check_written(kOp, "zero_point", s.zero_point[i], at::kInt, n, device);
+      check_written(kOp, "zero_point", s.zero_point[i], at::kInt, n);
     }
-    check_control(kOp, s.control[i], device);
+    check_control(kOp, s.control[i]);
     TORCH_CHECK(s.control[i].is_contiguous(), kOp, ": control must be contiguous");
   }
 }

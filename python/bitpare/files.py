@@ -47,26 +47,34 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
 
     The parts go to a new file in the same folder, which then takes the place of the old one. A
     symbolic link stays and what it points to is replaced; an existing file keeps its mode; what is
-    no regular file (a device, a pipe) is written to directly.
+    no regular file with a name (a device, a pipe) is written to directly.
     """
     with naming(path, "cannot be opened"):
-        target = os.path.realpath(os.fsdecode(path))
-        before = _stat_of(target)
-        if before is not None and not stat.S_ISREG(before.st_mode):
-            with open(target, "wb") as file:
-                file.writelines(parts)
-            return
-        if before is not None and not os.access(target, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        folder = os.path.dirname(target)
+        name = os.fsdecode(path)
+        before = _opened(name)
+        target = os.path.realpath(name) if os.path.islink(name) else name
+        mode = None
+        if before is not None:
+            found = os.fstat(before)
+            regular, mode = stat.S_ISREG(found.st_mode), stat.S_IMODE(found.st_mode)
+            if not (regular and os.path.exists(target)):  # /dev/fd may lead to a file without name
+                with open(before, "wb") as file:
+                    if regular:
+                        file.truncate()
+                    file.writelines(parts)
+                return
+            os.close(before)
+        folder, last = os.path.split(target)
+        if not last:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         beside = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
         # Mode 0o666 less the umask, as open() creates files.
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with naming(path, "cannot be written"):
             with open(descriptor, "wb") as file:
-                if before is not None:
-                    os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
                 file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
@@ -94,17 +102,20 @@ def reserve(path: Path, size: int) -> None:
         raise
 
 
-def _stat_of(path: str) -> os.stat_result | None:
+def _opened(path: str) -> int | None:
+    """Return a descriptor of what is there, which may be written; None where nothing is."""
     try:
-        return os.stat(path)
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
+        if not path:
+            raise
         return None
 
 
 def _sync_folder(folder: str) -> None:
     """Make the new name last through a crash, where the file system can."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:

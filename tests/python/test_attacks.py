@@ -2,6 +2,7 @@
 names, threads, full disks, empty loaders."""
 
 import copy
+import io
 import itertools
 import json
 import math
@@ -74,7 +75,8 @@ WRONG_POOLS = [
     ({"kernel": 3}, "kernel must be a list"),
     ({"name": 7}, "name must be text"),
     ({"inputs": [1]}, "value 1 is used before it is made"),
-    ({"output": 2**40}, "value 1099511627776 is made twice or not counted"),
+    ({"output": 2**40}, "value 1099511627776 must be below values, which is 2"),
+    ({"output": 0}, "value 0 is made twice"),
 ]
 
 
@@ -196,6 +198,78 @@ def test_an_output_is_memory_of_its_own():
     assert len({t.data_ptr() for t in (x, first, second)}) == 3
 
 
+def test_what_is_added_has_the_channels_of_the_result():
+    spec, tensors = every_op.program_parts()
+    add = {"zeros": [20, 10], "scales": [0.1, 0.1, 10.0], "range": [-20, 200, 20]}
+    spec["nodes"][0] |= {"inputs": [0, 0], "add": add}  # 3 channels to 5
+    with pytest.raises(RuntimeError, match=r"first: 5 channels, but what is added has 3"):
+        torch.ops.bitpare._new_program(json.dumps(spec), list(tensors.values()), list(tensors))
+
+
+def test_rows_that_are_given_out_as_an_image():
+    entry = {"value": 0, "channels": 3, "rows": True, "floats": True}
+    output = {"value": 0, "rows": False, "floats": True}
+    spec = {"version": 1, "values": 1, "inputs": [entry], "nodes": [], "outputs": [output]}
+    x = torch.randn(4, 3)
+    (got,) = bp.deploy.integer.IntegerProgram(spec, {})(x)
+    assert torch.equal(got, x[:, :, None, None])
+
+
+WRONG_FILES = [
+    ({"arguments": ["self"]}, {}, "arguments must be names of Python"),
+    ({"arguments": ["a b"]}, {}, "arguments must be names of Python"),
+    ({"arguments": ["x", "x"]}, {}, "arguments must be 1 names"),
+    ({"arguments": "x"}, {}, "arguments must be 1 names"),
+    ({"single": 1}, {}, "single must be true"),
+    ({"outputs": [{"value": 1, "rows": False, "floats": False}] * 2}, {}, "single must be true"),
+    ({}, {"": torch.zeros(1)}, "tensor '' must have a name without empty parts"),
+    ({}, {"a..b": torch.zeros(1)}, "tensor 'a..b' must have a name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields, more, message", WRONG_FILES, ids=lambda v: str(v)[:30])
+def test_what_python_reads_of_a_file(fields, more, message, tmp_path):
+    spec, tensors = pooled()
+    path = spec_file({**spec, **fields}, {**tensors, **more}, tmp_path / "m.bp")
+    with pytest.raises(ValueError, match=rf"{path}: spec: {message}"):
+        bp.deploy.load(path)
+
+
+def test_tensors_do_not_share_bytes(tmp_path):
+    """Else a few bytes could be many tensors."""
+    path = spec_file(*every_op.program_parts(), tmp_path / "m.bp")
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    header["last.multiplier"]["data_offsets"] = header["first.multiplier"]["data_offsets"]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    with pytest.raises(ValueError, match="data_offsets overlap or leave a gap"):
+        bp.deploy.load(path)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor without memory of its own."""
+
+    @staticmethod
+    def __new__(cls, x):
+        return torch.Tensor._make_wrapper_subclass(cls, x.shape, dtype=x.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+def test_tensors_without_memory_are_not_saved():
+    given = every_op.SAMPLES["_encode_integer"]()
+    for index in range(len(given["tensors"])):
+        spoilt = {**given, "tensors": list(given["tensors"])}
+        spoilt["tensors"][index] = Wrapped(given["tensors"][index])
+        for op in ("_encode_integer", "_new_program"):
+            with pytest.raises(RuntimeError, match="must be a plain tensor that holds values"):
+                every_op.call(op, spoilt)
+
+
 # -- images that are too small, or empty
 
 WINDOWS = [
@@ -281,11 +355,13 @@ def test_concurrent_saves_leave_a_whole_file(tmp_path):
     threads = [threading.Thread(target=save, args=(m,)) for m in models for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in range(60):
-        bp.deploy.load(path)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for _ in range(60):
+            bp.deploy.load(path)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert not errors and os.listdir(tmp_path) == ["model.bp"]
 
 
@@ -369,6 +445,31 @@ def test_paths_of_any_bytes(name, tmp_path):
         bp.deploy.load(path)
 
 
+def test_pipes_and_names_of_descriptors(tmp_path):
+    read, write = os.pipe()
+    files.write_whole(f"/dev/fd/{write}", b"content")
+    assert os.read(read, 100) == b"content"
+    os.close(read)
+    os.close(write)
+    with open(tmp_path / "gone", "w+b") as file:
+        (tmp_path / "gone").unlink()
+        files.write_whole(f"/proc/self/fd/{file.fileno()}", b"content")
+        assert file.read() == b"content" and os.listdir(tmp_path) == []
+
+
+def test_paths_that_open_refuses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"old")
+    for path in ("new/", "file/", "nowhere/../x", "file/../x", "", "."):
+        with pytest.raises(OSError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT))  # as open() does
+        with pytest.raises(OSError):
+            files.write_whole(path, b"new")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"old"
+    files.write_whole("plain", b"new")
+    assert (tmp_path / "plain").read_bytes() == b"new"
+
+
 # -- threads
 
 
@@ -431,6 +532,7 @@ class Between(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.softmax(self.one(x), -1).roll(1, dims=-1)
         x = nn.functional.normalize(x, dim=-1) * math.pi
+        x = x.contiguous(memory_format=torch.contiguous_format).to(torch.float32)
         return torch.ops.aten.cumsum.default(self.two(x), 1)
 
 
@@ -444,6 +546,10 @@ def test_functions_in_float_pickle():
         assert torch.equal(restored(x), integer(x))
         assert torch.equal(copy.deepcopy(restored)(x), integer(x))
         assert str(restored.body.graph) == str(integer.body.graph)
+    file = io.BytesIO()
+    torch.save(integer, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), integer(x))
 
 
 def test_moving_and_loading_during_calls():
@@ -506,6 +612,31 @@ def test_names_that_are_not_ascii(tmp_path):
     assert (tmp_path / "ü.onnx").stat().st_size > 0
 
 
+class Attributes(nn.Module):
+    """Layers called as attributes of the modules that hold their integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec, self.weighted, self._number = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._number(torch.relu(self.weighted(torch.relu(self.spec(x)))))
+
+
+def test_layers_called_as_attributes(tmp_path):
+    x = torch.randn(6, 4)
+    model = bp.prepare(Attributes().eval(), example_inputs=(x,))
+    bp.calibrate(model, [x])
+    integer = bp.convert(model)
+    bp.verify(model, integer, [x], min_agreement=0.5)
+    bp.deploy.save(integer, tmp_path / "m.bp")
+    loaded = bp.deploy.load(tmp_path / "m.bp")
+    assert torch.equal(loaded(x), integer(x))
+    for made in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)), loaded.to("cpu")):
+        assert torch.equal(made(x), integer(x)) and len(made.programs[0].weighted()) == 3
+    loaded.load_state_dict(integer.state_dict())
+
+
 # -- disks that are full
 
 FULL_DISK = """
@@ -554,6 +685,21 @@ def test_a_teacher_cache_has_its_space(tmp_path):
         assert found.st_size == size and found.st_blocks * 512 >= size
 
 
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"\xff", b'{"classes": 5}', b'{"classes": -5}', b"null", b""]
+)
+def test_a_damaged_teacher_cache(content, tmp_path):
+    cache = bp.distill.TeacherCache(tmp_path, 10)
+    teacher = nn.Linear(4, 5)
+    cache.open(teacher)
+    good = json.loads((tmp_path / "cache.json").read_text())
+    if content.startswith(b'{"classes": -'):
+        content = json.dumps({**good, "classes": -5}).encode()
+    (tmp_path / "cache.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"TeacherCache: .*(is damaged|was made with)"):
+        bp.distill.TeacherCache(tmp_path, 10).open(teacher)
+
+
 # -- what was silent
 
 
@@ -563,6 +709,9 @@ def test_verify_of_nothing():
     for nothing in ([], [images(0, 16)], [(images(0, 16), torch.zeros(0))]):
         with pytest.raises(ValueError, match="verify: the batches hold no sample"):
             bp.verify(model, integer, nothing)
+    for empty in ([], (), {}):
+        with pytest.raises(ValueError, match="a batch must hold an input, got an empty"):
+            bp.verify(model, integer, [empty])
 
 
 def attachable(model):
@@ -645,3 +794,24 @@ def test_shapes_that_overflow():
             bp.functional.unpack_mask(words, shape)
         with pytest.raises(RuntimeError, match="unpack_bits: "):
             bp.functional.unpack_bits(words.byte(), shape, bits=2)
+
+
+def test_complex_weights_of_rows_are_refused():
+    student, teacher = torch.randn(2, 5, 7)
+    complex_weight = torch.ones(5, dtype=torch.complex64)
+    for loss in (bp.functional.distill_loss, bp.functional.dist_loss):
+        with pytest.raises(RuntimeError, match="row_weight must be real"):
+            loss(student, teacher, row_weight=complex_weight)
+
+
+def test_masked_weights_check_their_masks():
+    make = torch.classes.bitpare.MaskedWeights
+    weight = torch.randn(100)
+    with pytest.raises(
+        RuntimeError, match="MaskedWeights: mask must be an int64 tensor of 2 words"
+    ):
+        make([weight], [torch.zeros(1, dtype=torch.int64)], True)
+    held = make([weight], [torch.zeros(2, dtype=torch.int64)], True)
+    for index in (-1, 1, 2**40):
+        with pytest.raises(IndexError, match="MaskedWeights: 1 weights, got index"):
+            held.set(index, torch.zeros(2, dtype=torch.int64))

@@ -87,8 +87,11 @@ def _python_fields(spec: Any) -> tuple[list[str], bool]:
     texts = isinstance(arguments, list) and all(isinstance(a, str) for a in arguments)
     if not texts or len({*arguments}) != len(spec["inputs"]) or len(arguments) != len({*arguments}):
         raise ValueError(f"arguments must be {len(spec['inputs'])} names, one for each input")
-    if not isinstance(single, bool):
-        raise ValueError("single must be true or false")
+    if not all(a.isidentifier() and a != "self" for a in arguments):
+        raise ValueError(f"arguments must be names of Python, got {arguments}")
+    outputs = spec.get("outputs")
+    if not isinstance(single, bool) or (single and isinstance(outputs, list) and len(outputs) != 1):
+        raise ValueError("single must be true where there is one output, or false")
     return arguments, single
 
 

@@ -22,8 +22,8 @@ WEIGHTED = ("conv", "weights")  # operations
 def holder_of(module: nn.Module, path: str) -> nn.Module:
     """The module at a path below another, made of empty ones where there is none yet."""
     for part in path.split(".") if path else []:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
+        if module._modules.get(part) is None:  # whatever attribute has that name
+            module._modules[part] = nn.Module()
         module = module._modules[part]  # type: ignore[assignment]
     return module
 
@@ -38,13 +38,21 @@ class IntegerProgram(nn.Module):
 
     def __init__(self, spec: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self._number = spec, 0
         for name, tensor in tensors.items():
             path, _, last = name.rpartition(".")
-            holder_of(self, path).register_buffer(last, tensor)
-        self._number = 0
+            if not all(name.split(".")):
+                raise ValueError(f"tensor {name!r} must have a name without empty parts")
+            holder_of(self, path)._buffers[last] = tensor
         self.rebuild()
         self.register_load_state_dict_post_hook(_rebuilt)
+
+    def get_buffer(self, target: str) -> Tensor:
+        """Return a buffer by its name in the spec, also where an attribute has that name."""
+        found = dict(self.named_buffers()).get(target)
+        if found is None:
+            raise AttributeError(f"there is no tensor {target}")
+        return found
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         made: list[Tensor] = _run_program(inputs, self._number)
@@ -64,7 +72,7 @@ class IntegerProgram(nn.Module):
         held, spec = dict(self.named_buffers()), json.dumps(self.spec)
         number = _new_program(spec, list(held.values()), list(held), self._number)
         if not self._number:
-            self._number = number
+            self.__dict__["_number"] = number  # a layer may have that name
             weakref.finalize(self, _release_program, number)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -102,41 +110,41 @@ class _Result:
 
 @dataclasses.dataclass(frozen=True)
 class _Named:
-    """A function that pickle does not take, by its name in a module."""
+    """A part of torch that pickle does not take, by its name."""
 
-    module: str
     name: str
 
-
-def _picklable(target: Any) -> Any:
-    """Return what stands for a node's target in a pickle."""
-    if isinstance(target, torch._ops.OpOverload):
-        packet, _, overload = target._schema.name, target, target._overloadname
-        space, _, name = packet.partition("::")
-        return _Named("torch.ops", f"{space}.{name}.{overload}")
-    if isinstance(target, str) or getattr(target, "__module__", None) is not None:
-        return target
-    name = getattr(target, "__name__", "")
-    return _Named("torch", name) if getattr(torch, name, None) is target else target
+    def found(self) -> Any:
+        value: Any = torch
+        for part in self.name.split("."):
+            value = getattr(value, part)
+        return value
 
 
-def _resolved(target: Any) -> Any:
-    if not isinstance(target, _Named):
-        return target
-    found: Any = torch.ops if target.module == "torch.ops" else torch
-    for part in target.name.split("."):
-        found = getattr(found, part)
-    return found
+def _picklable(value: Any) -> Any:
+    """Return what stands for a node's target, or for one of its arguments, in a pickle."""
+    if isinstance(value, torch._ops.OpOverload):
+        space, _, name = value._schema.name.partition("::")
+        return _Named(f"ops.{space}.{name}.{value._overloadname}")
+    if isinstance(value, torch.memory_format | torch.layout):
+        return _Named(str(value).removeprefix("torch."))
+    name = getattr(value, "__name__", "")
+    builtin = callable(value) and getattr(value, "__module__", None) is None
+    return _Named(name) if builtin and getattr(torch, name, None) is value else value
 
 
 def _restored(state: dict[str, Any], nodes: list[tuple[Any, ...]]) -> "Body":
     """Return the body that was pickled, built node by node."""
     graph, made = fx.Graph(), list[fx.Node]()
-    for op, name, target, args, kwargs in nodes:
-        args, kwargs = fx.node.map_aggregate(
-            (args, kwargs), lambda a: made[a.node] if isinstance(a, _Result) else a
-        )  # type: ignore[misc]
-        made.append(graph.create_node(op, _resolved(target), args, kwargs, name))
+
+    def value_of(stored: Any) -> Any:
+        if isinstance(stored, _Result):
+            return made[stored.node]
+        return stored.found() if isinstance(stored, _Named) else stored
+
+    for op, name, target, arguments in nodes:
+        args, kwargs = fx.node.map_aggregate(arguments, value_of)  # type: ignore[misc]
+        made.append(graph.create_node(op, value_of(target), args, kwargs, name))
     holder = nn.Module()
     holder.__dict__.update(state)
     body = Body(holder, graph, "IntegerBody")
@@ -153,13 +161,12 @@ class Body(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Callable[..., "Body"], tuple[Any, ...]]:
         places = {node: _Result(i) for i, node in enumerate(self.graph.nodes)}
+
+        def stored(value: Any) -> Any:
+            return places[value] if isinstance(value, fx.Node) else _picklable(value)
+
         nodes = [
-            (
-                n.op,
-                n.name,
-                _picklable(n.target),
-                *fx.map_arg((n.args, n.kwargs), places.__getitem__),
-            )
+            (n.op, n.name, stored(n.target), fx.node.map_aggregate((n.args, n.kwargs), stored))
             for n in self.graph.nodes
         ]
         return _restored, ({k: v for k, v in self.__dict__.items() if k != "_graph"}, nodes)

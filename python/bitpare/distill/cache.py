@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitpare.distill.losses import Teacher, TopLogits
-from bitpare.files import reserve, write_whole
+from bitpare.files import read_whole, reserve, write_whole
 
 _VERSION = 1
 
@@ -84,7 +84,10 @@ class TeacherCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._write_settings({**settings, "teacher": fingerprint(teacher), "classes": None})
             return
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(read_whole(path)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"TeacherCache: {path} is damaged: {error}") from error
         for key, value in settings.items():
             if found.get(key) != value:
                 raise ValueError(
@@ -96,7 +99,10 @@ class TeacherCache:
                 f"TeacherCache: {self.directory} is of another teacher; use another directory or "
                 "delete it"
             )
-        self.classes = found.get("classes")
+        classes = found.get("classes")
+        if not (classes is None or (isinstance(classes, int) and 1 <= classes < 1 << 31)):
+            raise ValueError(f"TeacherCache: {path} is damaged: it has {classes!r} classes")
+        self.classes = classes
 
     def _write_settings(self, settings: dict[str, Any]) -> None:
         write_whole(self.directory / "cache.json", (json.dumps(settings) + "\n").encode())

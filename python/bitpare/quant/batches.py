@@ -12,6 +12,8 @@ from torch.utils import _pytree
 
 def first_of(batch: Any) -> Any:
     """What of a batch the model takes: the first element of a tuple, list or dict."""
+    if isinstance(batch, dict | list | tuple) and not batch:
+        raise ValueError(f"a batch must hold an input, got an empty {type(batch).__name__}")
     if isinstance(batch, dict):
         return next(iter(batch.values()))
     return batch[0] if isinstance(batch, list | tuple) else batch
