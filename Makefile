@@ -59,6 +59,7 @@ lint: build
 	$(VENV)/bin/ruff format -q --check . && $(VENV)/bin/ruff check -q .
 	$(VENV)/bin/mypy
 	$(PY) tools/check_layers.py
+	$(PY) tools/check_docstrings.py
 	ls csrc/kernels/cpu/*.cpp | xargs -P $(JOBS) -n 3 $(TIDY) --checks='-clang-analyzer-*'
 	ls csrc/ops/*.cpp csrc/integer/*.cpp csrc/module.cpp | xargs -P $(JOBS) -n 3 $(TIDY)
 

@@ -79,8 +79,8 @@ def of_onnx_runtime(model: Any, threads: int) -> Any:
 
 
 def settled(f: Any) -> Any:
-    """What a turn begins with: the threads of the one before may still spin, and those of this one
-    lie on one core until the system has spread them."""
+    """Return a function that begins a turn: the threads of the one before may still spin, and those
+    of this one lie on one core until the system has spread them."""
 
     def begin() -> None:
         time.sleep(0.3)

@@ -219,7 +219,7 @@ def observed(device: str) -> Iterator[Row]:
 
 
 def ranges_of_a_model(device: str) -> Iterator[Row]:
-    """What a model's 60 activation quantizers cost a step."""
+    """Measure what a model's 60 activation quantizers cost a step."""
     size, control = 60, torch.tensor([0, 255, 1, 1, 0], dtype=torch.int32, device=device)
     new = lambda *shape: [torch.zeros(*shape, device=device) for _ in range(size)]
     pending, in_force, scale, zero = new(2, 1), new(2, 1), new(1), [z.int() for z in new(1)]

@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 def options(
     about: str | None, results: pathlib.Path, rounds: int = 15, **more: dict[str, Any]
 ) -> argparse.Namespace:
-    """What a benchmark was called with, once its process keeps its memory. more: arguments of its
+    """Return the options of a benchmark, once its process keeps its memory. more: arguments of its
     own, as add_argument takes them."""
     parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
     for name, settings in more.items():
@@ -93,7 +93,8 @@ def summary(values: list[float]) -> Times:
 
 
 def ratio(values: list[float], base: list[float]) -> Times:
-    """Of two functions' seconds, round by round: what slows a round down slows both."""
+    """Return the ratio of two functions' seconds, round by round: what slows a round down slows
+    both."""
     return summary([a / b for a, b in zip(values, base, strict=True)])
 
 
@@ -152,7 +153,7 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on."""
+    """Return a description of the machine that the figures were measured on."""
     cpu = platform.processor()
     with open("/proc/cpuinfo") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""Where a quantized network loses accuracy, and what its weights look like.
+"""A look at where a quantized network loses accuracy, and at its weights.
 
 LeNet is trained in float on real digits and quantized without further training: weights to few bits
 with one scale for each layer. Then three views:

@@ -88,7 +88,7 @@ def images(options: argparse.Namespace, say: Callable[[str], None]) -> tuple[str
 
 
 class Trainer:
-    """What both trainings share: mixed precision, augmentation, processes."""
+    """The code that both trainings share: mixed precision, augmentation, processes."""
 
     def __init__(self, options: argparse.Namespace, name: str, data: list[Tensor], run: Checkpoint):
         self.options, self.data, self.run = options, data, run

@@ -31,7 +31,7 @@ def modules() -> dict[str, types.ModuleType]:
 
 
 def public_names(module: types.ModuleType) -> list[str]:
-    """What a module exports besides other modules and the version."""
+    """Return what a module exports besides other modules and the version."""
     names = [n for n in module.__all__ if not n.startswith("__")]
     return [n for n in names if not isinstance(getattr(module, n), types.ModuleType)]
 
@@ -144,7 +144,7 @@ def entry(name: str, value: Any) -> list[str]:
 
 
 def anchors(names: list[str]) -> dict[str, str]:
-    """Where each name's section is: Markdown's anchors are in lower case, and numbered."""
+    """Return where each name's section is: Markdown's anchors are in lower case, and numbered."""
     found: dict[str, str] = {}
     for name in names:
         earlier = sum(other.lower() == name.lower() for other in found)

@@ -13,7 +13,7 @@ export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0
 
 package=$build/python/bitpare
 mkdir -p "$package"
-(cd python && find bitpare -name "*.py" -exec install -D {} "../$build/python/{}" \;)
+(cd python && find bitpare bitpare_cli -name "*.py" -exec install -D {} "../$build/python/{}" \;)
 "$venv/bin/cmake" --install "$build" --prefix "$package" > /dev/null
 runtime=$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):$(g++ -print-file-name=libstdc++.so.6)
 LD_PRELOAD=$runtime PYTHONPATH=$build/python "$venv/bin/python" tests/python/smoke.py

@@ -36,7 +36,7 @@ def adapter(tool: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed."""
+    """Return the versions of what is installed."""
     found = {}
     for package in PACKAGES:
         try:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def with_bits(entry: tuple | None, bits: int) -> tuple | None:
-    """Of a layer's settings: these weights, so many bits."""
+    """Return a layer's settings with weights of so many bits."""
     if entry is None or "weight_quant" not in entry[1]:
         return entry
     layer, settings = entry

@@ -1,4 +1,4 @@
-"""What happens once, late in training."""
+"""Changes that happen once, late in training."""
 
 from collections.abc import Callable
 from typing import Any

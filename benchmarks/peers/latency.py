@@ -59,7 +59,7 @@ def own_quantization(model: nn.Module) -> Callable[[Tensor], Any]:
 
 
 def candidates(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Callable[[Tensor], Any]]]:
-    """What makes each function. x: as many images as it will be given."""
+    """Return what makes each function. x: as many images as it will be given."""
 
     def by(tool: str) -> Callable[[Tensor], Any]:
         made = adapter(tool)

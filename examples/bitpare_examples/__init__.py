@@ -1,1 +1,2 @@
-"""What the examples and the accuracy tests share: data that needs no download, and networks."""
+"""Code that the examples and the accuracy tests share: data that needs no download, and
+networks."""

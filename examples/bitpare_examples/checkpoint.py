@@ -1,4 +1,4 @@
-"""Where a training run stands, in a file."""
+"""The state of a training run, in a file."""
 
 import argparse
 import copy
@@ -89,7 +89,7 @@ def load_weights(model: nn.Module, path: pathlib.Path, option: str) -> None:
 
 
 def _loaded(path: pathlib.Path, option: str) -> Any:
-    """What torch.save wrote to a file that the option names."""
+    """Return what torch.save wrote to a file that the option names."""
     if not path.is_file():
         fail(f"{option}: there is no file {path}")
     try:

@@ -1,4 +1,4 @@
-"""What the examples' command lines share: options, errors, tables."""
+"""Code that the examples' command lines share: options, errors, tables."""
 
 import argparse
 import contextlib

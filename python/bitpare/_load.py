@@ -1,10 +1,10 @@
 """Loads libbitpare.so, after checking that it was built for this torch."""
 
 import pathlib
-import platform
 import sys
 
 import torch
+from bitpare_cli.doctor import diagnosis
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
@@ -60,16 +60,3 @@ def _doctor_is_asked() -> bool:
     words = sys.orig_argv
     at = words.index("-m") if "-m" in words else len(words)
     return words[at + 1 : at + 3] == ["bitpare", "doctor"]
-
-
-def diagnosis(error: ImportError) -> str:
-    """Return what doctor prints where the ops cannot be loaded."""
-    first, *rest = str(error).splitlines()
-    facts = {
-        "bitpare": f"in {pathlib.Path(__file__).parent}",
-        "torch": torch.__version__,
-        "python": f"{sys.version.split()[0]} on {platform.platform()}",
-        "cpu ops": "cannot be loaded",
-        "why": first,
-    }
-    return "\n".join([*(f"{name:10} {value}" for name, value in facts.items()), *rest])

@@ -1,4 +1,4 @@
-"""Whether there are other processes."""
+"""Facts about other processes of the same training."""
 
 import torch.distributed
 

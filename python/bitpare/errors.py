@@ -1,4 +1,4 @@
-"""What bitpare raises."""
+"""The exceptions that bitpare raises."""
 
 
 class Unsupported(RuntimeError):

@@ -58,7 +58,7 @@ class Quantized:
         self.value = self.level * self.scale
 
     def near_tie(self, rounding="nearest"):
-        """Where float32 may round to another integer than float64 does."""
+        """Return where float32 may round to another integer than float64 does."""
         at = 0.5 if rounding in ("nearest", "half_up") else 0.0
         distance = (self.position - at) - torch.round(self.position - at)
         return distance.abs() < 4e-7 * (1 + self.position.abs())
@@ -286,7 +286,7 @@ def candidate_spans(counts: Tensor, symmetric: bool) -> list[tuple[int, int]]:
 
 
 def squared_error(x: Tensor, low: float, high: float, qmin: int, qmax: int, symmetric: bool):
-    """Of each x, quantized with the range [low, high]."""
+    """Return the squared error of each x, quantized with the range [low, high]."""
     scale, zero_point = qparams(low, high, qmin, qmax, symmetric)
     code = ((x.double() / scale).round() + zero_point).clamp(qmin, qmax)
     return (x.double() - (code - zero_point) * scale) ** 2

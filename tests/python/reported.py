@@ -1,4 +1,4 @@
-"""What tests of reports share: networks of every kind, and a page taken apart."""
+"""Helpers of the tests of reports: networks of every kind, and a page taken apart."""
 
 import html
 import html.parser

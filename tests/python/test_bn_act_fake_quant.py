@@ -36,7 +36,7 @@ def batch_norm(channels: int) -> torch.nn.BatchNorm2d:
 
 
 def fused(module, x, flags, pending, activation="relu6", scale=0.05, training=None) -> Tensor:
-    """What a module of the same state computes, which this changes as the module would."""
+    """Return what a module of the same state computes, and change that as the module would."""
     return F.bn_act_fake_quant(
         x, module.weight, module.bias, module.running_mean, module.running_var,
         module.num_batches_tracked, torch.tensor(scale), None, flags, pending,

@@ -36,7 +36,7 @@ def divergence(zs: Tensor, zt: Tensor, kind: str) -> Tensor:
 
 
 def cross_entropy(zs, target, smoothing, ignored):
-    """Of each row; 0 where it is ignored."""
+    """Return the cross entropy of each row; 0 where it is ignored."""
     if target.is_floating_point():
         n = zs.shape[-1]
         y = target.double() * (1 - smoothing) + smoothing / n

@@ -44,7 +44,7 @@ def test_the_training_script_of_the_readme_is_short():
 
 
 def anchors(text: str) -> set[str]:
-    """Those that Markdown makes of headings."""
+    """Return the anchors that Markdown makes of headings."""
     prose = FENCE.sub("", text)
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
@@ -113,7 +113,7 @@ VALUE = "(.+?)"
 
 
 def _said(node: ast.AST) -> str | None:
-    """What a literal of Python may say, as an expression: any text where it has a value."""
+    """Return a pattern of what a literal of Python may say: any text where it has a value."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.escape(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -138,7 +138,7 @@ def sayings() -> list[str]:
 
 
 def is_said(fragment: str) -> bool:
-    """Whether the package says this, or all of what it says stands in this."""
+    """Return whether the package says this, or all of what it says stands in this."""
     literal = re.escape(fragment)
     return any(literal in s for s in sayings()) or any(
         re.search(s, fragment, re.DOTALL) for s in sayings()

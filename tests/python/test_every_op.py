@@ -1,5 +1,5 @@
-"""What every op has in common, whatever it computes: any strides are read right, one device, lazy
-tensors, arguments of other types. The table of arguments is every_op.py."""
+"""The properties that every op has, whatever it computes: any strides are read right, one device,
+lazy tensors, arguments of other types. The table of arguments is every_op.py."""
 
 import copy
 import re

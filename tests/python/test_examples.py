@@ -223,7 +223,7 @@ def test_mobilenet_in_two_processes(mobilenet, tmp_path):
 
 
 def same(a, b):
-    """Whether two states are alike, bit for bit."""
+    """Return whether two states are alike, bit for bit."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):

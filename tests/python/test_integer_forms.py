@@ -306,7 +306,7 @@ def test_an_island_that_reads_its_layers_keeps_them():
 
 @pytest.mark.parametrize("bits", [4, 2])
 def test_weights_of_few_bits_stay_packed(bits):
-    """What is computed is what 8-bit codes give; the bits are exact on every instruction set
+    """The result is that of 8-bit codes; the bits are exact on every instruction set
     (tests/cpp/test_integer.cpp)."""
     net = nn.Sequential(
         nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 50, 3), nn.ReLU(),

@@ -40,7 +40,8 @@ def assert_close(got, expected, case, ignore=None, scale=None):
 
 
 def activated(case: Case):
-    """What the activation of act_fake_quant is taken of, in float64, and its name."""
+    """Return the argument of act_fake_quant's activation, in float64, and the activation's
+    name."""
     (x, other, *_), kwargs = case.arguments()
     v = x.double() if other is None else x.double() + other.double()
     return v, kwargs["activation"]
@@ -221,7 +222,7 @@ def test_observe_histogram(case):
 
 
 def test_observe_histogram_in_inference_mode_and_with_a_gradient():
-    """What autograd must not be asked: inference tensors have no version, x may need a gradient."""
+    """Autograd must not be asked: inference tensors have no version, x may need a gradient."""
     x = torch.randn(50)
     new = lambda: (  # noqa: E731
         torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1), torch.zeros(1, dtype=torch.int64)

@@ -183,7 +183,7 @@ def test_both_addends_get_the_gradient():
 
 
 def test_a_leaf_s_gradient_may_be_accumulated():
-    """What reaches .grad is the leaf's own."""
+    """The gradient that reaches .grad is the leaf's own."""
     x, dy = inputs()
     leaf = x.detach().requires_grad_()
     for _ in range(2):

@@ -80,6 +80,29 @@ def test_doctor():
         assert line in ran.stdout
 
 
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["report", "--help"]])
+def test_the_command_answers_without_torch(words):
+    code = (
+        "import sys, bitpare_cli\n"
+        f"try: bitpare_cli.main({words})\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'bitpare'} & set(sys.modules)"
+    )
+    ran = run_python(code)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(
+        f"bitpare {bp.__version__}" if words[0] == "--version" else "usage"
+    )
+
+
+def test_the_command_is_installed():
+    command = pathlib.Path(sys.executable).with_name("bitpare")
+    ran = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"bitpare {bp.__version__}\n"
+    ran = subprocess.run([command, "doctor", "--brief"], capture_output=True, text=True, check=True)
+    assert bp.__version__ in ran.stdout
+
+
 def test_version_is_everywhere_the_same():
     from bitpare import _C
 

@@ -1,4 +1,4 @@
-"""What compares bitpare with other tools: measurements, tables and plots."""
+"""The comparison with other tools: measurements, tables and plots."""
 
 import json
 import pathlib

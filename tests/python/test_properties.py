@@ -1,4 +1,4 @@
-"""What holds for every input: random shapes, granularities, grids and scales."""
+"""Properties that hold for every input: random shapes, granularities, grids and scales."""
 
 import pathlib
 

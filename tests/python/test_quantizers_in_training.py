@@ -1,4 +1,5 @@
-"""What the fused ops of a training step do besides their values: they observe, and they mutate."""
+"""The effects of a training step's fused ops besides their values: they observe, and they
+mutate."""
 
 import math
 

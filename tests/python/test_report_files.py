@@ -35,7 +35,8 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def checkpoint_of_a_run(trained: Trained) -> dict:
-    """As training scripts keep them: stages, each with all that takes part in it."""
+    """Save a checkpoint as training scripts keep them: stages, each with all that takes part in
+    it."""
     optimizer = torch.optim.Adam(trained.float_model.parameters())
     trained.float_model(trained.x).sum().backward()
     optimizer.step()

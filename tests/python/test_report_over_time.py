@@ -1,4 +1,4 @@
-"""What is noted of a model over time: Recorder and TensorBoard."""
+"""Records of a model over time: Recorder and TensorBoard."""
 
 import copy
 import json

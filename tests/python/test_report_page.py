@@ -1,4 +1,4 @@
-"""What a report's page shows, by parsing it and in a browser."""
+"""The content of a report's page, by parsing it and in a browser."""
 
 import html
 import json

@@ -214,7 +214,7 @@ def trained(name: str) -> nn.Module:
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """What goes set to 0, in a model of the old size."""
+    """Set what goes to 0, in a model of the old size."""
     other = copy.deepcopy(model)
     held = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     for (name, dim), (size, kept) in plan.kept.items():
@@ -494,7 +494,8 @@ CONFIGS = {
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("name", ["Plain", "Residual", "Concatenated", "Depthwise", "Tied"])
 def test_prepared_models(name, kind):
-    """What goes with a channel goes: its scales, ranges, and the optimizer's state of those."""
+    """A channel takes along what belongs to it: its scales, ranges, and the optimizer's state
+    of those."""
     qat = bp.prepare(trained(name), CONFIGS[kind](), example_inputs=(X,))
     bp.calibrate(qat, [X], progress=False)
     optimizer = torch.optim.SGD(bp.param_groups(qat), lr=1e-3, momentum=0.9)

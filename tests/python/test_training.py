@@ -1,4 +1,5 @@
-"""What a training run needs: exact resume, copies, averages, compile, processes, checkpointing."""
+"""The needs of a training run: exact resume, copies, averages, compile, processes,
+checkpointing."""
 
 import copy
 import io

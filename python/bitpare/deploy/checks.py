@@ -68,7 +68,7 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def values_of(traced: Traced, x: Any) -> dict[str, Any]:
-    """What each node of the prepared model gives, and what dynamic quantizers are given."""
+    """Return what each node of the prepared model gives, and what dynamic quantizers are given."""
     values: dict[str, Any] = {}
 
     class Noting(fx.Interpreter):
@@ -135,8 +135,8 @@ class Check:
 def _unit(
     unit: Tensor | float | None, expected: Tensor, units: float = UNITS_OF_FLOATS
 ) -> tuple[Tensor | float, bool]:
-    """What differences are counted in, and whether that is of floats. units: of the largest result,
-    where there is no unit."""
+    """Return the unit in which differences are counted, and whether the result is floats.
+    units: of the largest result, where there is no unit."""
     if unit is None:
         most = float(expected.abs().max()) if expected.numel() else 0.0
         return max(most, 1e-30) / units, True
@@ -146,7 +146,7 @@ def _unit(
 
 
 def checks_of(traced: Traced, integer: IntegerModel) -> Iterator[Check]:
-    """Of the operations of the traced graph."""
+    """Return a check of each operation of the traced graph."""
     by_name = {n.name: n for n in traced.graph.nodes}
     for program in integer.body.children():
         if not isinstance(program, IntegerProgram):
@@ -234,7 +234,7 @@ class _Making:
     def _unit(
         self, node: dict[str, Any], target: fx.Node
     ) -> tuple[Tensor | float | None, Codes | None, Item]:
-        """Of the result: its unit, the codes it is compared in, and its form."""
+        """Return the result's unit, the codes it is compared in, and its form."""
         lowering = self.traced.lowering
         if node["op"] == "dynamic" or (node["op"] == "pool" and lowering.items[target].found):
             return None, None, Item("", [], None, found=lowering.items[target].found)
@@ -249,7 +249,8 @@ class _Making:
         return codes.scale, reached, Item("", [], codes)
 
     def _chain(self, source: fx.Node) -> tuple[fx.Node, list[dict[str, Any]]]:
-        """Where a grid is found, and the operations from there to a value that keeps it."""
+        """Return where a grid is found, and the operations from there to a value that keeps
+        it."""
         items, moves = self.traced.lowering.items, []
         while (fields := items[source].fields) is None or fields["op"] != "dynamic":
             if fields is not None:
@@ -270,7 +271,7 @@ class _Making:
 
 
 def _unbounded(node: dict[str, Any]) -> dict[str, Any]:
-    """What is read before a dynamic quantizer has passed the activation already."""
+    """Return the value that is read before a dynamic quantizer has passed the activation."""
     return {"bounds": [None, None]} if node["op"] == "dynamic" else {}
 
 
@@ -330,7 +331,8 @@ def _cloned(value: Any) -> Any:
 
 
 def all_checks(traced: Traced, integer: IntegerModel) -> list[Any]:
-    """Of the operations of a traced model, and of its parts that could not be traced."""
+    """Return the checks of a traced model's operations, and of its parts that could not be
+    traced."""
     made: list[Any] = list(checks_of(traced, integer))
     done: list[str] = []
     for path, module in integer.body.named_modules():

@@ -30,7 +30,7 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def integer_model(traced: Traced) -> IntegerModel:
-    """What `convert` makes of a model, of a traced part of one."""
+    """Convert a traced model, or a traced part of one."""
     with torch.no_grad():
         body = _Assembly(traced.root, traced.graph, traced.lowering).build()
         floating = traced.lowering.floating + convert_calls(body, traced)
@@ -166,7 +166,7 @@ class _Assembly:
         return IntegerProgram(spec, tensors)
 
     def _enter(self, part: _Part, node: fx.Node, numbers: dict[tuple[fx.Node, bool], int]) -> None:
-        """What a node reads from outside of its program."""
+        """Note what a node reads from outside of its program."""
         item = self.items[node]
         if item.source is not None:
             key: tuple[fx.Node, Codes | None] = (item.source, item.codes)
@@ -231,7 +231,8 @@ class _Assembly:
 def _holder(
     root: nn.Module, modules: dict[str, Any], made: fx.Graph, traced: fx.Graph
 ) -> nn.Module:
-    """What the graph calls and reads: programs, and modules of the model."""
+    """Return a module that holds what the graph calls and reads: programs, and modules of the
+    model."""
     held = nn.Module()
     for node in made.nodes:
         target = str(node.target)
@@ -283,7 +284,7 @@ def _named(item: Item, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def input_entry(source: fx.Node, codes: Codes | None, value: int, rows: bool) -> dict[str, Any]:
-    """Of a spec: floats that become codes, or stay as they are."""
+    """Return a spec's input: floats that become codes, or stay as they are."""
     shape = source.meta["shape"]
     channels = shape[-1] if rows else shape[1]
     made: dict[str, Any] = {"value": value, "channels": channels, "rows": rows}
@@ -293,7 +294,7 @@ def input_entry(source: fx.Node, codes: Codes | None, value: int, rows: bool) ->
 
 
 def output_entry(item: Item, value: int, rows: bool) -> dict[str, Any]:
-    """Of a spec: codes that become floats, or floats as they are."""
+    """Return a spec's output: codes that become floats, or floats as they are."""
     made: dict[str, Any] = {"value": value, "rows": rows, "floats": item.gives_floats}
     if item.codes is not None:
         made |= {"scale": item.codes.scale, "zero": item.codes.zero}

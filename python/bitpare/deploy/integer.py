@@ -173,7 +173,7 @@ class Body(fx.GraphModule):
 
 
 class IntegerModel(nn.Module):
-    """What `convert` made of a model: the same call, in integers where that is possible.
+    """The result of `convert`: the same call as the model, in integers where that is possible.
 
     floating: layers that stay in float, with the reason. body: the graph of programs, and of what
     is computed in float between them.

@@ -23,7 +23,7 @@ MOST_ERROR = 0.05
 
 
 def raw_module(root: nn.Module, node: fx.Node) -> nn.Module:
-    """What a node computes, without the quantizer of its result."""
+    """Return a copy of the module that a node calls, without the quantizer of its result."""
     module = copy.deepcopy(root.get_submodule(str(node.target)))
     held: Any = module if isinstance(module, Quantizer) else module._modules["bp_output"]
     held.bypass = True

@@ -15,8 +15,8 @@ NOTHING = Activation()
 
 
 class Layout:
-    """Whether a value's channels are its last dimension (rows) or its second (an image). It is
-    known from what makes or reads it; values that must lie alike share one."""
+    """The place of a value's channels: the last dimension (rows) or the second (an image). It
+    is known from what makes or reads the value; values that must lie alike share one."""
 
     def __init__(self, rows: bool | None = None) -> None:
         self._rows, self._same = rows, self
@@ -75,8 +75,8 @@ class Item:
 
 @dataclasses.dataclass
 class Expression:
-    """What a quantizer is given: an activation of a BatchNorm of the core, each optional; or of
-    the value of ``source``. inside: the nodes between."""
+    """The argument of a quantizer: an activation of a BatchNorm of the core, each optional; or
+    of the value of ``source``. inside: the nodes between."""
 
     core: fx.Node | None
     source: fx.Node | None = None
@@ -103,7 +103,7 @@ def pairing(a: Codes, b: Codes, result: Codes) -> dict[str, Any]:
 
 
 def table_codes(entering: Codes, leaving: Codes, activation: Activation) -> Tensor:
-    """What becomes of each byte."""
+    """Return the new code of each byte."""
     values = entering.values()
     if activation.table is not None:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What each node of a prepared model's flat trace computes, as far as integers are concerned."""
+"""The meaning of each node of a prepared model's flat trace, as far as integers are concerned."""
 
 import dataclasses
 import operator
@@ -207,7 +207,7 @@ def _of_call(node: fx.Node) -> Meaning:
 
 
 def meaning_of(root: nn.Module, node: fx.Node) -> Meaning:
-    """Of a node of a flat trace in eval."""
+    """Return the meaning of a node of a flat trace in eval."""
     if node.op not in ("call_module", "call_function", "call_method"):
         return Meaning(FLOAT, [])
     if node.op == "call_module":

@@ -30,7 +30,7 @@ class Codes:
 
     @property
     def range(self) -> list[int]:
-        """As the kernels take it: bounds less the zero point, and that."""
+        """The range as kernels take it: the bounds less the zero point, and the zero point."""
         return [self.low - self.zero, self.high - self.zero, self.zero]
 
     def clamped(self, low: float | None, high: float | None) -> "Codes":
@@ -52,7 +52,7 @@ class Codes:
         return (codes.clamp(self.low, self.high) - self.zero) * self.scale
 
     def values(self) -> Tensor:
-        """What each of 256 bytes stands for."""
+        """Return the value of each of 256 bytes."""
         return (torch.arange(256, dtype=torch.float32) - self.zero) * torch.tensor(self.scale)
 
 
@@ -176,7 +176,7 @@ def norm_of(
 
 
 def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm in eval multiplies by and adds, in float64."""
+    """Return what a BatchNorm in eval multiplies by and adds, in float64."""
     factor = (bn.running_var.double() + bn.eps).rsqrt()
     if bn.weight is not None:
         factor = factor * bn.weight.detach().double()
@@ -189,8 +189,8 @@ def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
 def conv_numbers(
     layer: Any, bn: nn.Module | None, entering: Codes, leaving: Codes | None
 ) -> dict[str, Tensor]:
-    """Of a convolution or linear layer, with the BatchNorm after it: int8 codes of its weight,
-    int32 biases, float32 multipliers. leaving: None for floats."""
+    """Return the numbers of a convolution or linear layer, with the BatchNorm after it: int8
+    codes of its weight, int32 biases, float32 multipliers. leaving: None for floats."""
     codes, scale = weight_codes(layer).finer()
     factor, offset = norm_of(layer, bn, codes.shape[0], codes.device)
     shape = (-1, *[1] * (codes.dim() - 1))

@@ -65,7 +65,8 @@ class Products(Values):
         return Item(str(core.target), [source], clamped, fields, tensors)
 
     def _multiplies_codes(self, layer: Any, source: fx.Node) -> bool:
-        """Whether a linear layer's input and weight have codes that can be multiplied."""
+        """Return whether a linear layer's input and weight have codes that can be
+        multiplied."""
         if self.grid(source) is None and self.found(source) is None:
             return False
         try:
@@ -120,7 +121,8 @@ class Products(Values):
         self.inside.update(chain[:-1])
 
     def _only_reader(self, node: fx.Node) -> fx.Node | None:
-        """What alone reads a value, unless that quantizes it or is done."""
+        """Return the only consumer of a value, or None if that quantizes it or is lowered
+        already."""
         users = list(node.users)
         if len(users) != 1 or self.meanings[users[0]].after is not None or users[0] in self.items:
             return None

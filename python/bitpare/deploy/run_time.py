@@ -27,7 +27,7 @@ def no_form(q: Quantizer) -> str | None:
 
 
 def dynamic_fields(q: Quantizer, activation: Activation) -> dict[str, Any]:
-    """Of the operation that finds a grid and takes values to it."""
+    """Return the fields of the operation that finds a grid and takes values to it."""
     return {
         "op": "dynamic",
         "grid": [q.grid.quant_min, q.grid.quant_max],
@@ -40,8 +40,9 @@ def dynamic_fields(q: Quantizer, activation: Activation) -> dict[str, Any]:
 
 
 def dynamic_numbers(layer: Any, bn: nn.Module | None) -> dict[str, Tensor]:
-    """Of a convolution or linear layer whose input's grid is found at run time, with the BatchNorm
-    after it: the weight's codes, what their unit is worth, what is added."""
+    """Return the numbers of a convolution or linear layer whose input's grid is found at run
+    time, with the BatchNorm after it: the weight's codes, the worth of their unit, and the
+    offset."""
     codes = weight_codes(layer)
     factor, offset = norm_of(layer, bn, codes.codes.shape[0], codes.codes.device)
     if bool((codes.codes.abs().flatten(1).sum(1) * 510 >= 2**31).any()):
@@ -54,8 +55,8 @@ def dynamic_numbers(layer: Any, bn: nn.Module | None) -> dict[str, Tensor]:
 
 
 def linear_numbers(layer: Any) -> dict[str, Any]:
-    """Of a linear layer with integer weights and activations in float: codes, scales and zero
-    points, [outputs, groups], and the inputs of a group."""
+    """Return the numbers of a linear layer with integer weights and activations in float:
+    codes, scales and zero points, [outputs, groups], and the inputs of a group."""
     q = integer_quantizer(layer)
     outputs, inputs = layer.weight.shape
     grouped = q.grid.group is not None and isinstance(q, RangeQuantizer | LearnedQuantizer)

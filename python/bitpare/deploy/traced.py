@@ -42,7 +42,7 @@ class Traced:
             self.lowering = Lowering(self.root, self.graph)
 
     def _as_one_call(self) -> None:
-        """Of a module that cannot be traced: the graph is a call of it."""
+        """Return a graph that calls a module which cannot be traced."""
         graph, held = fx.Graph(), nn.Module()
         held.model = self.root
         graph.bitpare_constants = {}  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ class Traced:
         self.calls = {f"model.{name}".rstrip("."): found for name, found in self.calls.items()}
 
     def part(self, path: str) -> "Traced":
-        """Of a module below."""
+        """Return the trace of a module below."""
         start = f"{path}."
 
         def below(name: str) -> bool:
@@ -81,7 +81,7 @@ class Traced:
 
 
 def prepared_trace(model: nn.Module, caller: str) -> Traced:
-    """Of a copy of a prepared model."""
+    """Trace a copy of a prepared model."""
     model = unwrapped(model)
     hub = find_hub(model, caller)
     call = hub.example_call(model)

@@ -1,4 +1,4 @@
-"""What is known of the values of a traced model: how they lie, which grids they are on."""
+"""Facts about the values of a traced model: how they lie, which grids they are on."""
 
 from torch import fx, nn
 
@@ -51,7 +51,7 @@ class Values:
         return self.layouts[node]
 
     def rows(self, node: fx.Node) -> bool:
-        """Whether a value's channels are its last dimension."""
+        """Return whether a value's channels are its last dimension."""
         return bool(self.layout(node).rows)
 
     def require(self, node: fx.Node, rows: bool) -> None:
@@ -87,7 +87,7 @@ class Values:
         return self.items[node].found if node in self.items else None
 
     def _moves(self, node: fx.Node) -> bool:
-        """Whether a node in float hands on values of one tensor, as they are."""
+        """Return whether a node in float hands on values of one tensor, as they are."""
         floats = [n for n in node.all_input_nodes if n.meta.get("float")]
         name = str(getattr(node.target, "__name__", node.target))
         moves = kind_of(self.root, node).kind == SAME and name not in _CONVERSIONS

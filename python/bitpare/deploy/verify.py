@@ -142,7 +142,7 @@ def _compare_outputs(expected: Any, got: Any, found: Verification) -> None:
 
 
 def _zeros(traced: Traced, integer: IntegerModel) -> list[tuple[str, int]]:
-    """Of each layer, how many weights are 0 in one of the models only."""
+    """Return for each layer how many weights are 0 in one of the models only."""
     found = []
     for path, program in integer.body.named_modules():
         if not isinstance(program, IntegerProgram):

@@ -208,7 +208,7 @@ class Distiller(nn.Module):
     def _taught(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor | None, seed: int
     ) -> tuple[list[Any], dict[str, Tensor]]:
-        """What each teacher says, and the first one's features."""
+        """Return the logits of each teacher, and the features of the first."""
         if self.cache is not None:
             if index is None:
                 raise ValueError("Distiller: with a cache, say which samples these are: index=")
@@ -305,7 +305,7 @@ class Distiller(nn.Module):
 
 
 def _nothing(step: int) -> None:
-    """What a count of steps alone does at events."""
+    """Do nothing: this counter only counts."""
 
 
 def _has_rows(value: Any, count: int) -> bool:

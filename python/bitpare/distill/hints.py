@@ -85,7 +85,8 @@ class Hint(LayerLoss):
 
 
 class AttentionTransfer(LayerLoss):
-    """Where a layer looks, see `functional.attention_transfer`; its authors' weight is 1000."""
+    """A loss on where a layer looks, see `functional.attention_transfer`; its authors' weight
+    is 1000."""
 
     def __init__(self, student: str, teacher: str, weight: Scheduled = 1000.0) -> None:
         super().__init__(student, teacher, weight)

@@ -30,7 +30,7 @@ Teacher: TypeAlias = Tensor | TopLogits
 
 
 class Loss(nn.Module):
-    """What losses share: numbers that may be functions of the step."""
+    """The base of losses: numbers that may be functions of the step."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,6 +41,6 @@ def value_at(number: Scheduled, step: int) -> float:
 
 
 def is_scheduled(owner: object) -> bool:
-    """Whether one of its numbers is a function of the step."""
+    """Return whether one of its numbers is a function of the step."""
     held = [v for v in vars(owner).values() if not isinstance(v, type)]
     return any(callable(v) or (isinstance(v, list) and any(map(callable, v))) for v in held)

@@ -1,4 +1,4 @@
-"""What layers of a model computed, taken by hooks."""
+"""Hooks that record what layers of a model compute."""
 
 import difflib
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class Taps:
             self._handles.append(modules[name].register_forward_hook(_Tap(self, name)))
 
     def take(self) -> dict[str, Tensor]:
-        """What was computed since the last time."""
+        """Return what was computed since the last time."""
         found, self.values = self.values, {}
         return found
 
@@ -46,7 +46,7 @@ class _Tap:
 
 
 def first_tensor(value: Any) -> Tensor:
-    """Of a layer's or a model's result."""
+    """Return the first tensor of a layer's or a model's result."""
     while not isinstance(value, Tensor):
         if isinstance(value, dict):
             value = next(iter(value.values()))

@@ -1,4 +1,4 @@
-"""What layers of a model in training call: fake quantization with what stands beside it."""
+"""The ops that layers of a model in training call: fake quantization fused with its neighbours."""
 
 from collections.abc import Sequence
 

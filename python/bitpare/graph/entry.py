@@ -85,7 +85,8 @@ def make_entry(owner: nn.Module, call: Call, numbers: bool) -> Entry:
         parts[p.name] = _flatten(p.name, bound.arguments[p.name], entry, numbers)
 
     def rebuild(flat: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
-        """As the example call gave them: a decorated forward may look at what is there."""
+        """Return the arguments as the example call gave them: a decorated forward may look
+        at them."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for index, p in enumerate(parameters):

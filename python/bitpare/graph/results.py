@@ -1,4 +1,4 @@
-"""What modules return that is more than one tensor.
+"""Results of modules that are more than one tensor.
 
 The example calls show it, so that a forward may unpack, index and iterate over what a child of it
 returned. Each part is one event of that forward, whether the child is a leaf of the trace or not.
@@ -41,7 +41,7 @@ def parts_of(value: Any) -> Any:
 
 
 def one_of(found: list[Any]) -> Any:
-    """What all calls of a module returned, or WHOLE where they differ."""
+    """Return the result that all calls of a module gave, or WHOLE where they differ."""
     return found[0] if found and all(parts == found[0] for parts in found) else WHOLE
 
 

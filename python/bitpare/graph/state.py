@@ -1,4 +1,4 @@
-"""What a look at a model must leave as it was: random numbers, modes, hooks."""
+"""State that looking at a model must leave as it was: random numbers, modes, hooks."""
 
 import contextlib
 import copy

@@ -78,7 +78,7 @@ class OwnerTrace:
 
 
 def event_key(owner: nn.Module, node: fx.Node) -> tuple[str, Any]:
-    """What an event calls: the same object in both traces."""
+    """Return the object that an event calls: the same one in both traces."""
     if node.op != "call_module":
         return node.op, node.target
     return node.op, owner.get_submodule(str(node.target))

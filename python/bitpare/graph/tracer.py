@@ -19,7 +19,8 @@ CALLS = ("call_function", "call_method", "call_module")
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of torch.nn's own that computes, and so is never looked into."""
+    """Return whether a module is one of torch.nn's own that computes, and so is never looked
+    into."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer)
     composed = (
         nn.TransformerEncoder,
@@ -33,7 +34,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def is_owner(module: nn.Module) -> bool:
-    """Whether a module has a forward of its own that calls other modules or functions."""
+    """Return whether a module has a forward of its own that calls other modules or functions."""
     plain = (nn.Sequential.forward, nn.Module.forward)
     return not is_layer(module) and type(module).forward not in plain
 

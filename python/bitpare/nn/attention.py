@@ -106,7 +106,8 @@ class QMultiheadAttention(nn.MultiheadAttention):
     def _mask(
         self, padding: Tensor | None, mask: Tensor | None, scores: Tensor, extra: int
     ) -> Tensor | None:
-        """What is added to the scores: -inf where a boolean mask is true; masks of either kind."""
+        """Return what is added to the scores: -inf where a boolean mask is true; masks of
+        either kind."""
         total: Tensor | None = None
         if mask is not None:
             added = _as_addend(mask, scores)

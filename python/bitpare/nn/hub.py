@@ -1,4 +1,4 @@
-"""What happens once for a whole model at the start of each forward: pending ranges are merged, and
+"""The work done once for a whole model at the start of each forward: pending ranges are merged, and
 all weights are fake-quantized in one op."""
 
 from typing import Any

@@ -13,7 +13,7 @@ use_weight = torch.ops.bitpare.use_weight.default
 
 
 class _Layer:
-    """What quantized layers share: quantizers of the weight, and of input and output where the
+    """The base of quantized layers: quantizers of the weight, and of input and output where the
     layer itself holds them (else None)."""
 
     _bitpare_layer = True
@@ -180,7 +180,8 @@ def weight_axis(module: nn.Module) -> int:
 
 
 def can_fuse(bn: nn.Module) -> bool:
-    """Whether the fused op covers this BatchNorm: running statistics with a fixed momentum."""
+    """Return whether the fused op covers this BatchNorm: running statistics with a fixed
+    momentum."""
     held: Any = bn
     return held.momentum is not None and held.track_running_stats and held.running_mean is not None
 

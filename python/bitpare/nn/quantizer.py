@@ -42,8 +42,8 @@ class Snapshot:
 
 
 class Passing:
-    """What lives from one call to the next within a forward. A module's own attributes cost ten
-    times as much to set.
+    """State that lives from one call to the next within a forward. A module's own attributes
+    cost ten times as much to set.
 
     done: the BatchNorm before has quantized already. weight: values and bits, found by the hub.
     """
@@ -122,7 +122,7 @@ class Quantizer(nn.Module):
 
     @property
     def holds_zero(self) -> bool:
-        """Whether 0 is quantized to 0."""
+        """Return whether 0 is quantized to 0."""
         return True
 
     fast = False
@@ -135,7 +135,8 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def _on(self, flag: int, host: bool) -> Tensor | bool:
-        """Whether a flag is set: by its copy here, or within a graph by the one on the device."""
+        """Return whether a flag is set: by its copy here, or within a graph by the one on
+        the device."""
         return self.control[flag] != 0 if torch.compiler.is_compiling() else host
 
     def _where_on(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ class Quantizer(nn.Module):
         """Begins a calibration: what an earlier one found is left behind."""
 
     def forget(self) -> None:
-        """What was found in data holds no longer: other weights were loaded."""
+        """Drop what was found in data: other weights were loaded."""
         self.restart()
 
     def snapshot(self) -> "Snapshot":
@@ -178,7 +179,7 @@ class Quantizer(nn.Module):
         return 0
 
     def fuses(self) -> bool:
-        """Whether the BatchNorm before this quantizer does its work."""
+        """Return whether the BatchNorm before this quantizer does its work."""
         return False
 
     def _rows(self, x: Tensor) -> tuple[Tensor, int | None]:

@@ -379,7 +379,7 @@ def refresh_scales(weights: Iterable[QuantizedWeight]) -> None:
 
 
 def grouped_by_rule(quantizers: list[RangeQuantizer]) -> list[list[RangeQuantizer]]:
-    """Those whose ranges one op can merge together."""
+    """Group the quantizers whose ranges one op can merge together."""
     groups: dict[tuple[Any, ...], list[RangeQuantizer]] = {}
     for q in quantizers:
         key = (q.rule, q.spec.momentum, q.grid.symmetric, q.spec.power_of_two)

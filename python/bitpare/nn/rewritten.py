@@ -30,7 +30,7 @@ def _visible(self: nn.Module) -> dict[str, nn.Module]:
 
 
 def _hide_added(base: type) -> dict[str, Any]:
-    """What containers need so that the modules bitpare adds are not among their items."""
+    """Return methods that keep the modules which bitpare adds out of a container's items."""
 
     def length(self: nn.Module) -> int:
         return len(_visible(self))

@@ -107,7 +107,8 @@ class AtomTable:
             self._link_scales(quantizer, dim, atoms, key[0])
 
     def _link_scales(self, quantizer: Quantizer, dim: int, atoms: list[int], what: str) -> None:
-        """What a quantizer keeps for each index along a dimension of what it quantizes."""
+        """Link what a quantizer keeps for each index along a dimension of what it
+        quantizes."""
         if quantizer.grid.group is not None:
             self.freeze([atoms], f"{what}: quantized in groups")
         if quantizer.grid.axis != dim:
@@ -144,7 +145,7 @@ class AtomTable:
         return None if shape is None else [None] * len(shape)
 
     def _dims(self, node: fx.Node, index: int = 0) -> Dims | None:
-        """Of an operand that is a tensor."""
+        """Return the dimensions of an operand that is a tensor."""
         value = node.args[index] if len(node.args) > index else None
         if value is None and index == 0:
             value = node.kwargs.get("input", node.kwargs.get("x"))

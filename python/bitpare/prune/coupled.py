@@ -44,7 +44,7 @@ class Coupled:
         self.masks = [bpf.pack_mask(torch.ones(len(u), dtype=torch.bool)) for u in self.units]
 
     def holds(self, family: int, at: Tensor) -> bool:
-        """Whether channels of a family lie along a dimension."""
+        """Return whether channels of a family lie along a dimension."""
         first = sum(len(units) for units in self.units[:family])
         return bool(((at >= first) & (at < first + len(self.units[family]))).any())
 
@@ -90,7 +90,7 @@ class Coupled:
         self.masks = bpf.select_mask(found, shares, previous=self.masks, **options)
 
     def _kept(self) -> Tensor:
-        """Of each channel whether it stays, and True at the end."""
+        """Return for each channel whether it stays, and True at the end."""
         parts = zip(self.masks, self.units, strict=True)
         return torch.cat([*(bpf.unpack_mask(m, [len(u)]) for m, u in parts), torch.ones(1).bool()])
 

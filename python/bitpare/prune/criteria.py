@@ -16,7 +16,7 @@ Criterion = str | Callable[[str, Tensor], Tensor]
 
 
 def added_by_step(criterion: str, weight: Tensor, gradient: Tensor) -> Tensor:
-    """What one step adds to the sum.
+    """Return what one step adds to the sum.
 
     taylor: the square of the first-order change of the loss (Molchanov et al. 2019, eq. 8).
     movement: how far the step moves the weight away from 0 (Sanh et al. 2020, eq. 4).
@@ -26,7 +26,7 @@ def added_by_step(criterion: str, weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 def active_share(result: Tensor) -> Tensor:
-    """Of each channel how often its activation after a ReLU is not 0 (Hu et al. 2016, eq. 1)."""
+    """Return how often each channel's activation after a ReLU is not 0 (Hu et al. 2016, eq. 1)."""
     dims = [d for d in range(result.dim()) if d != 1]
     return (result.detach() > 0).double().mean(dims)
 
@@ -57,15 +57,15 @@ def scores_of(criterion: Criterion, target: Target, seed: int) -> Tensor:
 
 
 def _distances(weight: Tensor) -> Tensor:
-    """Of each filter the sum of its distances to the others (He et al. 2019, eq. 4)."""
+    """Return the sum of each filter's distances to the others (He et al. 2019, eq. 4)."""
     rows = weight.float().flatten(1)
     sums = torch.cdist(rows, rows).sum(1)
     return sums.view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)
 
 
 def _of_what_stays(weight: Tensor) -> Tensor:
-    """Of each weight its square relative to the sum of all squares that are no less (Lee et al.
-    2021, eq. 4): what a global comparison takes from each layer then suits the layer."""
+    """Return the square of each weight relative to the sum of all squares that are no less (Lee
+    et al. 2021, eq. 4): what a global comparison takes from each layer then suits the layer."""
     squares, order = weight.flatten().float().square().sort(stable=True)
     above = squares.double().flip(0).cumsum(0).flip(0).clamp(min=1e-300)
     scores = torch.empty_like(squares)

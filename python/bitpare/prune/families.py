@@ -87,8 +87,8 @@ class Families:
 
     @functools.cached_property
     def importance(self) -> dict[int, float]:
-        """Of each channel: the root mean square of what it has in each parameter, relative to the
-        parameter's own, so that layers compare."""
+        """Return the importance of each channel: the root mean square of what it has in
+        each parameter, relative to the parameter's own, so that layers compare."""
         sums: dict[int, float] = {}
         counts: dict[int, int] = {}
         for (name, dim), atoms in self.channels.links.items():
@@ -134,7 +134,8 @@ class Families:
         return removed
 
     def limited(self, removed: set[int], round_to: int, least: int) -> set[int]:
-        """Of what shall go, so many fewer that each family keeps a multiple of ``round_to``."""
+        """Return fewer channels to remove, so that each family keeps a multiple of
+        ``round_to``."""
         found: set[int] = set()
         for roots in self.members.values():
             gone = [r for r in roots if r in removed]
@@ -143,7 +144,7 @@ class Families:
         return found
 
     def matched(self, family: int, ratios: Mapping[str, float]) -> float:
-        """What the last glob says that matches one of a family's layers, else 0."""
+        """Return the value of the last glob that matches one of a family's layers, else 0."""
         layers = self.layers[family]
         found = [v for x, v in ratios.items() if any(fnmatch.fnmatch(n, x) for n in layers)]
         return found[-1] if found else 0.0

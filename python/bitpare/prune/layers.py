@@ -79,7 +79,7 @@ def residual_blocks(model: nn.Module, call: g.Call) -> list[str]:
 
 
 def _shapes(model: nn.Module, call: g.Call) -> dict[str, list[bool]]:
-    """Of each module's calls whether one tensor came in and one of its shape went out."""
+    """Return for each module's calls whether one tensor came in and one of its shape went out."""
     found: dict[str, list[bool]] = {}
     hooks = []
     for name, module in model.named_modules():

@@ -76,7 +76,7 @@ class Plan:
                 )
 
     def dims_of(self, name: str) -> dict[int, list[int]]:
-        """Of a parameter or buffer: dimension -> the indices that stay."""
+        """Return for a parameter or buffer: dimension -> the indices that stay."""
         return {dim: kept for (n, dim), (_, kept) in self.kept.items() if n == name}
 
     def _slice(
@@ -197,7 +197,7 @@ def _sliced(held: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
 
 
 def _renumber(module: Any, depthwise: bool) -> None:
-    """What a layer says of its own sizes."""
+    """Update the sizes that a layer states of itself."""
     weight = module._parameters.get("weight")
     if weight is None and isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.PReLU):
         return  # parametrized: it stays as it is
@@ -225,7 +225,8 @@ def _renumber(module: Any, depthwise: bool) -> None:
 def _state_taken(
     name: str, key: str, value: Any, parameter: Tensor, dims: Mapping[int, list[int]]
 ) -> Any:
-    """What of a parameter's state goes with what is left of it: the dimensions that match."""
+    """Return the part of a parameter's state that goes with what is left of it: the dimensions
+    that match."""
     if not isinstance(value, Tensor) or value.numel() <= 1 or not dims:
         return value
     if value.shape == parameter.shape:

@@ -165,7 +165,8 @@ class Pruner:
         self._noting = wanted
 
     def _dense_gradients(self) -> dict[str, Tensor]:
-        """What was noted, of all processes; 0 for a weight that took no part."""
+        """Return the gradients that were noted, of all processes; 0 for a weight that took
+        no part."""
         found = [self._weights.noted(i) for i in range(len(self.targets))]
         if all(gradient is None for gradient in found) and world_size() == 1:
             return {}
@@ -253,8 +254,8 @@ class Pruner:
 
     @torch.no_grad()
     def _remask_states(self) -> None:
-        """What is pruned becomes exactly 0 where masks are new: weights, gradients and states. A
-        masked gradient keeps the states of most optimizers at 0, but not the weights of all."""
+        """Set weights, gradients and states to exactly 0 where masks are new. A masked
+        gradient keeps the states of most optimizers at 0, but not the weights of all."""
         self._remask()
         if self.mode != "hard":
             return

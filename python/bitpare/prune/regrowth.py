@@ -33,11 +33,11 @@ class Regrowth:
             raise ValueError("Regrowth: give steps of 1 or more")
 
     def wants(self, after: int, upto: int) -> bool:
-        """Whether weights come back at one of the steps after + 1 ... upto."""
+        """Return whether weights come back at one of the steps after + 1 ... upto."""
         return any(after < step <= upto for step in self.steps)
 
     def share_at(self, step: int) -> float:
-        """Of the kept weights, the share that changes at this step."""
+        """Return the share of the kept weights that changes at this step."""
         span = self.steps[-1] - self.steps[0] + 1
         return self.fraction / 2 * (1 + math.cos(math.pi * (step - self.steps[0]) / span))
 
@@ -49,7 +49,8 @@ class Regrowth:
         step: int,
         seed: int,
     ) -> list[Tensor]:
-        """As many weights kept as before, layer by layer. gradients: dense ones, for "rigl"."""
+        """Return masks that keep as many weights as before, layer by layer. gradients:
+        dense ones, for "rigl"."""
         return [self._mask(t, masks[t.name], gradients.get(t.name), step, seed) for t in targets]
 
     def _mask(

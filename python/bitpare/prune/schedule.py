@@ -33,7 +33,7 @@ class Schedule:
             )
 
     def sparsity_at(self, step: int) -> float:
-        """What holds after so many steps."""
+        """Return the sparsity after so many steps."""
         index = bisect.bisect_right([when for when, _ in self.events], step)
         return self.events[index - 1][1] if index else 0.0
 

@@ -178,7 +178,7 @@ Masks = Callable[[float], list[tuple[Tensor, Tensor]]]
 def _units(
     model: nn.Module, criterion: str, pattern: str, ignore: Sequence[str], example_inputs: Any
 ) -> dict[str, tuple[int, Masks]]:
-    """Of each layer, or group of channels, how large it is and its masks for a ratio."""
+    """Return the size of each layer, or group of channels, and its masks for a ratio."""
     if pattern != "channel":
         return {
             t.name: (t.value.numel(), _of_weight(t, criterion, pattern))
@@ -230,7 +230,7 @@ def _fingerprint(model: nn.Module, options: Any) -> str:
 
 
 class _Store:
-    """What was found so far, in a file that is written whole after each evaluation."""
+    """The results so far, in a file that is written whole after each evaluation."""
 
     def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
         self.path, self.key = None if path is None else pathlib.Path(path), key

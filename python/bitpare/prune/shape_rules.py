@@ -1,4 +1,4 @@
-"""What becomes of atoms where shapes change and values meet."""
+"""Rules for atoms where shapes change and values meet."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -313,7 +313,7 @@ class ShapeRules(AtomTable):
 
 
 def _literal_sizes(node: fx.Node, count: int) -> list[bool]:
-    """Of the new dimensions, which are written as numbers (other than -1)."""
+    """Return which of the new dimensions are written as numbers (other than -1)."""
     if node.op == "call_module" or name_of(node) not in ("reshape", "view", "unflatten"):
         return [False] * count
     sizes = list(node.args[1:]) or list(node.kwargs.get("shape", ()))  # type: ignore[arg-type]

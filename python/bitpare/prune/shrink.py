@@ -83,8 +83,8 @@ def plan_shrink(
     pruner: Pruner | None = None,
     example_kwargs: dict[str, Any] | None = None,
 ) -> Plan:
-    """What `shrink` removes: the channels of least importance, whole groups of those that an
-    addition, a concatenation, a depthwise convolution or a reshape ties together.
+    """Return what `shrink` would remove: the channels of least importance, whole groups of
+    those that an addition, a concatenation, a depthwise convolution or a reshape ties together.
 
     ratio: of the channels that go; or {glob: ratio} for the layers that produce them. scope:
     "local": of each family of channels; "global": of all of them, by importance. macs, parameters:

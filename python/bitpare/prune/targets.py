@@ -66,7 +66,7 @@ def find_targets(model: nn.Module, ignore: Sequence[str]) -> list[Target]:
 
 
 def fits(target: Target, pattern: str, caller: str) -> bool:
-    """Whether the pattern divides a weight."""
+    """Return whether the pattern divides a weight."""
     probe = target.value.detach().to("meta", torch.float32)
     try:
         bpf.select_mask([probe], 0.5, pattern=pattern)

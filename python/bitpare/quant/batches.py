@@ -11,7 +11,8 @@ from torch.utils import _pytree
 
 
 def first_of(batch: Any) -> Any:
-    """What of a batch the model takes: the first element of a tuple, list or dict."""
+    """Return the part of a batch that is passed to the model: the first element of a tuple,
+    list or dict."""
     if isinstance(batch, dict | list | tuple) and not batch:
         raise ValueError(f"a batch must hold an input, got an empty {type(batch).__name__}")
     if isinstance(batch, dict):

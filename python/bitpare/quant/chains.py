@@ -1,4 +1,4 @@
-"""Where the values of a traced model are quantized: the analysis of one flat trace."""
+"""Places where the values of a traced model are quantized: the analysis of one flat trace."""
 
 import dataclasses
 
@@ -62,7 +62,7 @@ class Analysis:
         return self.kinds[node].kind
 
     def _reaches_integer(self, node: fx.Node) -> bool:
-        """Whether an integer operation will read this value."""
+        """Return whether an integer operation will read this value."""
         if node not in self._reach:
             self._reach[node] = False
             self._reach[node] = any(
@@ -118,7 +118,7 @@ class Analysis:
         return False
 
     def source(self, node: fx.Node) -> fx.Node:
-        """Where a value comes from, past what only moves it."""
+        """Return the value that this one comes from, past what only moves it."""
         while self.kind(node) == SAME:
             before = same_input(node)
             if before is None or not before.meta.get("tensor", True):
@@ -160,7 +160,8 @@ class Analysis:
         self.quantized |= added
 
     def _is_weight(self, consumer: fx.Node, value: fx.Node) -> bool:
-        """Whether a parameter is the weight or bias of a functional convolution or linear."""
+        """Return whether a parameter is the weight or bias of a functional convolution or
+        linear."""
         name = str(getattr(consumer.target, "__name__", consumer.target))
         products = ("matmul", "bmm", "mm", "einsum", "baddbmm")
         return (

@@ -1,4 +1,4 @@
-"""What each call of a graph means for quantization."""
+"""The kinds of calls in a graph, as quantization sees them."""
 
 import dataclasses
 from typing import Any
@@ -94,7 +94,7 @@ def _of_module(module: nn.Module) -> Kind:
 
 
 def kind_of(root: nn.Module, node: fx.Node) -> Kind:
-    """What a node of a flat trace does to the values."""
+    """Return what a node of a flat trace does to the values."""
     if node.op == "call_module":
         return _of_module(root.get_submodule(str(node.target)))
     if node.op not in ("call_function", "call_method"):
@@ -121,7 +121,7 @@ def kind_of(root: nn.Module, node: fx.Node) -> Kind:
 
 
 def _has_scalar(node: fx.Node) -> bool:
-    """Whether an operand of an addition or product is not a tensor of floats."""
+    """Return whether an operand of an addition or product is not a tensor of floats."""
     operands = node.args[:2]
     return any(not (isinstance(a, fx.Node) and a.meta.get("float")) for a in operands)
 
@@ -131,6 +131,6 @@ def is_fused_activation(name: str) -> bool:
 
 
 def same_input(node: fx.Node) -> fx.Node | None:
-    """What a node that only moves values takes them from."""
+    """Return the node that a node which only moves values takes them from."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     return first if isinstance(first, fx.Node) else None

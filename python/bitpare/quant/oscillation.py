@@ -114,8 +114,8 @@ class Oscillations:
             )
 
     def shares(self, above: float = 0.005) -> dict[str, tuple[float, float]]:
-        """Of each weight the percentage that oscillates (more often than ``above``), and that is
-        frozen."""
+        """Return for each weight the percentage that oscillates (more often than
+        ``above``), and that is frozen."""
         found = {}
         for tracked in self._tracked:
             state = tracked.state
@@ -139,7 +139,7 @@ class Oscillations:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What was tracked of each weight, by its name."""
+        """Return what was tracked of each weight, by its name."""
         return {
             t.weight.name: {**{k: v.clone() for k, v in t.state.items()}, "limits": t.limits}
             for t in self._tracked

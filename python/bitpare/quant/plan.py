@@ -1,4 +1,4 @@
-"""What prepare is going to do to a model: traces of its owners, islands, and every site."""
+"""The plan of what prepare does to a model: traces of its owners, islands, and every site."""
 
 import dataclasses
 import difflib
@@ -248,7 +248,8 @@ class Plan:
             self.sites[key] = site
 
     def _note_chain(self, root: nn.Module, site: Site) -> None:
-        """What the quantizer can do besides: the activation, the addition, the BatchNorm before."""
+        """Note what the quantizer can do besides: the activation, the addition, the
+        BatchNorm before."""
         if site.point.operand is not None:
             return
         chain = site.point.chain

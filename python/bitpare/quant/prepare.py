@@ -109,7 +109,7 @@ def _prepare_once(
 
 
 def _leave_fast_paths(model: nn.Module) -> None:
-    """Those of transformers would bypass the quantizers."""
+    """Switch off the fast paths of transformers, which would bypass the quantizers."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.enable_nested_tensor = module.use_nested_tensor = False

@@ -181,7 +181,7 @@ class QSpec:
 
     @property
     def is_float(self) -> bool:
-        """Whether it is a floating-point format."""
+        """Return whether it is a floating-point format."""
         return self.exponent is not None
 
     def replace(self, **changes: Any) -> "QSpec":
@@ -189,7 +189,7 @@ class QSpec:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """What differs from the defaults.
+        """Return the fields that differ from the defaults.
 
         >>> QSpec(bits=4, range=(0.0, 6.0)).to_dict()
         {'bits': 4, 'range': [0.0, 6.0]}

@@ -1,4 +1,4 @@
-"""What a training loop needs besides the model: parameter groups and averaged weights."""
+"""Helpers of a training loop besides the model: parameter groups and averaged weights."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether a prepared model computes what the float model does, quantizers off: bit for bit."""
+"""A check that a prepared model computes what the float model does, quantizers off: bit for bit."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""What bitpare did to a model, to be read and looked at."""
+"""Reports of what bitpare did to a model, to be read and looked at."""
 
 from bitpare.report.collect import html
 from bitpare.report.effects import EffectRow, Effects, effects

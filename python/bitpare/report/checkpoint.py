@@ -56,9 +56,9 @@ def page_of_file(
     key: str | None = None,
     title: str | None = None,
 ) -> Page:
-    """What can be known of a file. trust: it may be unpickled, which runs code that is in it.
-    shape: of the input that an integer model is timed with. key: where in a checkpoint the model
-    is."""
+    """Return a page of what can be known of a file. trust: it may be unpickled, which runs code
+    that is in it. shape: of the input that an integer model is timed with. key: where in a
+    checkpoint the model is."""
     file = pathlib.Path(path)
     try:
         written = file.read_bytes()

@@ -1,4 +1,4 @@
-"""What is put into the page about a model."""
+"""Collecting what is put into the page about a model."""
 
 import copy
 import io
@@ -128,7 +128,7 @@ def _of_floats(
 def page_of_tensors(
     tensors: Mapping[str, Any], written: bytes, title: str, facts: list[str]
 ) -> Page:
-    """Of weights in float, and of a file with them."""
+    """Return a page of weights in float, and of a file with them."""
     found = rows_of_floats(tensors)
     weights = [m.tally.sample[0] for m in found if m.tally is not None]
     count = sum(t.numel() for t in tensors.values() if isinstance(t, Tensor))

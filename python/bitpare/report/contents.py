@@ -1,4 +1,4 @@
-"""What there is in a checkpoint: training scripts keep their models under keys of their own."""
+"""The models in a checkpoint: training scripts keep them under keys of their own."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -40,8 +40,8 @@ class Contents:
     histories: list[tuple[Place, Mapping[str, Any]]]
 
     def chosen(self) -> Item:
-        """Those under a usual key before others, then the last: stages of training are kept in
-        their order."""
+        """Return the item to report: one under a usual key before others, then the last,
+        since stages of training are kept in their order."""
         usual = [i for i in self.items if i.place and i.place[-1] in _KEYS]
         return (usual or self.items)[-1]
 

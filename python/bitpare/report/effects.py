@@ -42,7 +42,7 @@ class Effects:
     skipped: list[str]
 
     def worst(self, count: int = 5) -> list[EffectRow]:
-        """Those that disturb the model's output most, the worst first."""
+        """Return the quantizers that disturb the model's output most, the worst first."""
         return sorted(self.rows, key=lambda r: r.output)[:count]
 
     def __str__(self) -> str:
@@ -171,7 +171,7 @@ class _Watch:
             self.values[""] = torch.cat(floats)
 
     def run(self, batch: Any, on: list[Quantizer]) -> dict[str, Tensor]:
-        """What each gives with these quantizers on."""
+        """Return the results with these quantizers on."""
         for q in self.names:
             q.bypass = q not in on
         self.values = {}

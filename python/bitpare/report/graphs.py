@@ -44,7 +44,8 @@ class Graph:
 
 
 def graph_of(model: nn.Module) -> Graph:
-    """Of a prepared model: what `convert` makes of it, or its modules where it cannot be traced."""
+    """Draw a prepared model: what `convert` makes of it, or its modules where it cannot be
+    traced."""
     model = unwrapped(model)
     hub = find_hub(model, "report.html")
     if "" in hub.islands:
@@ -183,7 +184,7 @@ def _modules(model: nn.Module) -> list[Step]:
 
 
 def of_program(spec: dict[str, Any], forms: dict[str, str]) -> Graph:
-    """Of an integer model's operations. forms: of the weights, by the names of their layers."""
+    """Draw an integer model's operations. forms: of the weights, by the names of their layers."""
     steps = [Step("input", "", END, [], [], f"channels: {i['channels']}") for i in spec["inputs"]]
     rows = {i["value"]: k for k, i in enumerate(spec["inputs"])}
     for node in spec["nodes"]:

@@ -1,4 +1,4 @@
-"""Where values lie on a quantizer's grid."""
+"""The place of values on a quantizer's grid."""
 
 import dataclasses
 import itertools
@@ -80,7 +80,7 @@ def zero_point_of(q: Any) -> Tensor | None:
 
 
 def is_affine(q: Quantizer) -> bool:
-    """Whether codes are integers that a scale and a zero point turn into values."""
+    """Return whether codes are integers that a scale and a zero point turn into values."""
     bent = isinstance(q, DorefaQuantizer) and q.role == "weight"
     return not (q.spec.is_float or bent or isinstance(q, BinaryQuantizer | DynamicQuantizer))
 
@@ -115,7 +115,7 @@ def ruler_of(q: Any) -> Ruler | None:
 
 @torch.no_grad()
 def place(q: Any, x: Tensor) -> Placed:
-    """What a quantizer that is on and calibrated, in eval, makes of x."""
+    """Return what a quantizer that is on and calibrated, in eval, makes of x."""
     got = q.quantize(x)
     if isinstance(q, DynamicQuantizer):
         return Placed(x, x, got, None, None)

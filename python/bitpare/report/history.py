@@ -1,4 +1,4 @@
-"""What was noted of a model over the steps of its training."""
+"""The record of a model over the steps of its training."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ class Record:
 
 
 def is_state(value: Any) -> bool:
-    """Whether a value of a checkpoint is a `Recorder`'s state."""
+    """Return whether a value of a checkpoint is a `Recorder`'s state."""
     if not isinstance(value, Mapping) or not {"records", "every", "step"} <= value.keys():
         return False
     records = value["records"]
@@ -35,7 +35,7 @@ def _is_record(value: Any) -> bool:
 
 
 def records_of(state: Mapping[str, Any]) -> list[Record]:
-    """Those of a `Recorder`'s state."""
+    """Return the records of a `Recorder`'s state."""
     return [Record(int(r["step"]), r["found"]) for r in state["records"]]
 
 
@@ -46,8 +46,8 @@ class History:
         self.records = [] if records is None else records
 
     def names(self, kind: str) -> list[str]:
-        """Of what there is a series: kind is one of scale, clipped, sqnr, sparsity, oscillating,
-        frozen, scalars."""
+        """Return the names of which there is a series: kind is one of scale, clipped, sqnr,
+        sparsity, oscillating, frozen, scalars."""
         return list(dict.fromkeys(n for r in self.records for n in r.found.get(kind, {})))
 
     def series(self, kind: str, name: str) -> list[tuple[int, float]]:

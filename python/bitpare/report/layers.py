@@ -62,7 +62,7 @@ class Layers:
     rows: list[LayerRow]
 
     def worst(self, count: int = 5) -> list[LayerRow]:
-        """Those with the lowest SQNR, lowest first."""
+        """Return the rows with the lowest SQNR, lowest first."""
         known = [r for r in self.rows if r.sqnr is not None]
         return sorted(known, key=lambda r: r.sqnr or 0.0)[:count]
 
@@ -76,7 +76,7 @@ class Layers:
 
 
 def plain(value: Any) -> Any:
-    """As JSON holds it: what is not finite is null."""
+    """Return a value as JSON holds it: what is not finite is null."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -109,7 +109,8 @@ def _cells(row: LayerRow) -> list[str]:
 
 
 def layers(model: nn.Module, batches: Iterable[Any] | None = None) -> Layers:
-    """Of each quantizer of a prepared model: scale, clip rate, SQNR, levels used, zeros, range.
+    """Measure each quantizer of a prepared model: scale, clip rate, SQNR, levels used, zeros,
+    range.
 
     Weights are measured as they are. Activations need ``batches``, as `calibrate` takes them: each
     quantizer is given what the float model has there, so that its error is its own. The model is

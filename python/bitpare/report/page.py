@@ -19,7 +19,7 @@ from bitpare.report.tally import Histogram
 
 @dataclasses.dataclass
 class Page:
-    """What a report is made of; None where it is not known, and in ``missing`` what to give.
+    """The content of a report; None where it is not known, and in ``missing`` what to give.
 
     layers: a row and a histogram (None: no values) for each quantizer.
     """

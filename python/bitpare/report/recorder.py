@@ -1,4 +1,4 @@
-"""What happens to a model in the course of its training, noted every few steps."""
+"""A recorder of what happens to a model in the course of its training, every few steps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

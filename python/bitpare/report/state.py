@@ -61,7 +61,7 @@ class Unquantized:
 
 
 def is_prepared(state: Mapping[Any, Any]) -> bool:
-    """Whether it holds quantizers."""
+    """Return whether it holds quantizers."""
     return any(
         isinstance(key, str) and key.endswith(_CONTROL) and isinstance(value, Tensor)
         for key, value in state.items()

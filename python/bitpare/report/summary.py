@@ -200,7 +200,7 @@ def _weights(model: nn.Module, call: Any) -> tuple[list[Tensor], int]:
 def row_of_file(
     name: str, kind: str, parameters: int, weights: list[Tensor], macs: int, written: bytes
 ) -> SummaryRow:
-    """Of a model that is not called."""
+    """Return the row of a model that is not called."""
     return SummaryRow(
         name=name,
         kind=kind,
@@ -216,7 +216,8 @@ def row_of_file(
 
 
 def _bytes(model: nn.Module) -> tuple[int, int]:
-    """Of the model's file: what `deploy.save` writes where it can, else its state."""
+    """Return the content of the model's file: what `deploy.save` writes where it can, else its
+    state."""
     try:
         whole_program(model, "summary")
     except (TypeError, Unsupported):

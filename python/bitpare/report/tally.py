@@ -1,4 +1,4 @@
-"""What is counted of a tensor and of what its quantizer makes of it, over batches."""
+"""Counts of a tensor and of what its quantizer makes of it, over batches."""
 
 import dataclasses
 import math
@@ -87,7 +87,7 @@ class Tally:
             self._sampled += self.sample[-1].numel()
 
     def numbers(self) -> dict[str, float | None]:
-        """What a row of the table says."""
+        """Return the numbers of a row of the table."""
         count = max(self.count, 1)
         total, squares, zeros, got_zeros, signal, noise, clipped = self.sums.tolist()
         mean = total / count
@@ -152,7 +152,7 @@ def bars_of(counts: Tensor, limit: float, ruler: Ruler | None, most: int = BARS)
 
 
 def _shown(first: float, last: float, ruler: Ruler | None) -> tuple[float, float]:
-    """What is drawn: the values, and of an integer grid all of it."""
+    """Return the range that is drawn: the values, and of an integer grid all of it."""
     if ruler is None:
         return first, last
     if ruler.low is None or ruler.high is None:
