@@ -40,7 +40,7 @@ bench: build
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/tables.py
 
-# What other tools do beside bitpare: half an hour on a quiet machine.
+# Other tools beside bitpare: half an hour on a quiet machine.
 bench-peers: build
 	@bash tools/setup.sh .venv-peers $(TORCH) tools/requirements-peers.txt
 	PYTHONPATH=python .venv-peers/bin/python benchmarks/peers/run.py --save
@@ -48,18 +48,18 @@ bench-peers: build
 
 format:
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS) tools/requirements-lint.txt
-	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' 'examples/cpp/*' | grep -E '\.(h|cpp|cu)$$')
+	$(VENV)/bin/clang-format -i $$(git ls-files 'csrc/*' 'tests/cpp/*' 'tests/fuzz/*' 'examples/cpp/*' | grep -E '\.(h|cpp|cu)$$')
 	$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .
 
 # Kernels without the analyzer: it follows every path of unrolled, inlined vector code for many
 # minutes. make asan stands in for it.
 lint: build
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS) tools/requirements-lint.txt
-	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' 'examples/cpp/*' | grep -E '\.(h|cpp|cu)$$')
+	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' 'tests/fuzz/*' 'examples/cpp/*' | grep -E '\.(h|cpp|cu)$$')
 	$(VENV)/bin/ruff format -q --check . && $(VENV)/bin/ruff check -q .
 	$(VENV)/bin/mypy
 	$(PY) tools/check_layers.py
-	$(PY) tools/check_docstrings.py
+	$(PY) tools/check_language.py
 	ls csrc/kernels/cpu/*.cpp | xargs -P $(JOBS) -n 3 $(TIDY) --checks='-clang-analyzer-*'
 	ls csrc/ops/*.cpp csrc/integer/*.cpp csrc/module.cpp | xargs -P $(JOBS) -n 3 $(TIDY)
 

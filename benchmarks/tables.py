@@ -18,7 +18,7 @@ from peers import report
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOTS = ROOT / "docs" / "plots"
-# What README shows: enough to judge by.
+# The rows that README shows: enough to judge by.
 SHORT = [
     ("fake_quant", "forward", "2^16"),
     ("fake_quant", "forward", "2^20"),

@@ -1,4 +1,4 @@
-// What the dispatcher cannot carry: facts about this build and this machine.
+// Facts about this build and this machine, which the dispatcher cannot carry.
 #include <pybind11/pybind11.h>
 
 #include "bitpare.h"

@@ -77,7 +77,7 @@ int64_t common_shift(const Codes& codes) {
   return all == 0 ? 0 : __builtin_ctz(static_cast<unsigned>(all));
 }
 
-// Of one bit: -1 and 1, without 0.
+// One bit holds -1 and 1, without 0.
 int64_t bits_for(const Codes& codes, int64_t shift) {
   int low = 0, high = 0;
   bool zeros = codes.count == 0;

@@ -13,7 +13,7 @@ namespace bitpare::integer {
 using at::Tensor;
 using Tensors = std::map<std::string, Tensor>;
 
-// What errors of integer models begin with.
+// The beginning of errors of integer models.
 constexpr const char* kOp = "integer model";
 
 struct ConvWeights {
@@ -38,7 +38,7 @@ struct LinearWeights {
 const Tensor& tensor_of(const Tensors& tensors, const Node& node, const std::string& name,
                         at::ScalarType type);
 void check_count(const Node& node, const std::string& name, const Tensor& tensor, int64_t count);
-// Of what codes are multiplied by or moved by: no integer stands for NaN.
+// Checks numbers that codes are multiplied by or moved by: no integer stands for NaN.
 void check_finite(const Node& node, const std::string& name, const Tensor& tensor);
 
 // Outputs and inputs of weights in rows are padded to this.

@@ -180,7 +180,7 @@ Extent<Int> Program::extent_of(const Node& node, const std::vector<Extent<Int>>&
   };
   Extent<Int> in = of(0), made = in;
   bool slid = node.kind == Kind::conv || (node.kind == Kind::pool && !node.adaptive);
-  // As torch has it: a batch may be empty, its images not.
+  // Like torch: a batch may be empty, its images may not.
   TORCH_CHECK(
       (node.kind != Kind::pool && node.kind != Kind::conv) || (in.height > 0 && in.width > 0), kOp,
       ": ", node.name, ": an image of ", in.height, " x ", in.width, " has no pixels");

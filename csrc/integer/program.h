@@ -8,13 +8,14 @@
 
 namespace bitpare::integer {
 
-// Of an image, or of rows (height and width are 1). Int: int64_t, or c10::SymInt for shapes alone.
+// The size of an image, or of rows (height and width are 1). Int: int64_t, or c10::SymInt for
+// shapes alone.
 template <class Int>
 struct Extent {
   Int batch, height, width;
 };
 
-// What a value is held as: bytes on a grid of the spec, floats, or bytes on a grid that is found at
+// The form of a value: bytes on a grid of the spec, floats, or bytes on a grid that is found at
 // each run.
 enum class Form { codes, floats, dynamic };
 
@@ -25,7 +26,7 @@ class Program {
   Program(Spec spec, const Tensors& tensors);
 
   std::vector<Tensor> run(at::TensorList inputs);
-  // What run() would return, without values.
+  // Returns what run() would return, without values.
   std::vector<Tensor> shapes(at::TensorList inputs) const;
   const Spec& spec() const { return spec_; }
 
@@ -68,7 +69,7 @@ class Program {
 
   Spec spec_;
   at::Device device_ = at::kCPU;
-  // Of each value.
+  // One entry for each value.
   std::vector<int64_t> channels_;
   std::vector<Form> forms_;
   std::vector<bool> per_row_;         // of dynamic ones: whether each row has a grid

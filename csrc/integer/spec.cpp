@@ -74,7 +74,7 @@ Window window_of(const Json& json) {
   return w;
 }
 
-// Of floats; null, or no field, where there is none.
+// Reads the bounds of floats; null, or no field, means none.
 void read_bounds(const Json& json, Node* node) {
   if (json.get("bounds").is_null()) return;
   const std::vector<Json>& bounds = json.at("bounds").list("bounds");

@@ -1,5 +1,6 @@
-// What an integer model is: values and the operations that make them, in order. Read from JSON;
-// numbers of channels come from tensors that are named there. docs/integer.md describes the format.
+// The description of an integer model: values and the operations that make them, in order. Read
+// from JSON; numbers of channels come from tensors that are named there. docs/integer.md describes
+// the format.
 #pragma once
 #include <array>
 #include <limits>

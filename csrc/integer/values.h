@@ -1,4 +1,4 @@
-// Where the values of one run lie.
+// The places of the values of one run.
 #pragma once
 #include "integer/program.h"
 #include "kernels/int_dynamic.h"

@@ -36,12 +36,12 @@ BITPARE_INLINE int64_t attention_scratch(int64_t pixels) {
   return 2 * pixels + kUnitTerms * chunks_of(pixels);
 }
 
-// What the sum of unit_apart() is multiplied by.
+// Returns the factor of the sum of unit_apart().
 BITPARE_INLINE float attention_factor(const AttentionTransfer& args) {
   return 2.0f / static_cast<float>(args.images * args.pixels);
 }
 
-// What a map's slope is multiplied by in the gradient of an element x of it, besides x.
+// Returns the factor of a map's slope in the gradient of an element x of it, besides x.
 BITPARE_INLINE float attention_scale(const AttentionTransfer& args) {
   float incoming = args.incoming ? args.incoming[0] : 1.0f;
   return attention_factor(args) * incoming * (2.0f / static_cast<float>(args.student_channels));

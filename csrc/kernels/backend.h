@@ -1,4 +1,4 @@
-// Where a kernel runs, and what every kernel's arguments are made of.
+// The places a kernel runs in, and the parts of every kernel's arguments.
 //
 // Each family declares its arguments as one struct, and each kernel as
 //   template <class Isa> void op(const Op&, const OnCpu<Isa>&);   one for each instruction set

@@ -31,7 +31,7 @@ namespace math {
 
 constexpr int kMeanTerms = 2;
 
-// What lies in the scratch.
+// The parts of the workspace.
 struct DistRoom {
   float* student;     // [rows, classes]: probabilities
   float* teacher;     // the same; then the slopes
@@ -45,7 +45,7 @@ struct DistRoom {
 
 BITPARE_INLINE int64_t pieces_of_rows(int64_t rows) { return (rows + kSumRows - 1) / kSumRows; }
 
-// Of a row's sums, for each row.
+// Returns how many floats each row's sums take.
 BITPARE_INLINE int64_t row_sums(int64_t classes) { return kUnitTerms * chunks_of(classes); }
 
 BITPARE_INLINE int64_t dist_scratch(int64_t rows, int64_t classes) {
@@ -86,7 +86,7 @@ BITPARE_INLINE float dist_total(const DistLoss& args, const DistRoom& room, floa
   return args.temperature * args.temperature * (between + within);
 }
 
-// What the slopes of a row's and of the columns' correlations are multiplied by in the gradient of
+// The factors of the slopes of a row's and of the columns' correlations in the gradient of
 // a probability, and that in the gradient of a logit.
 struct DistSlopes {
   float row, column, logit;

@@ -61,7 +61,7 @@ BITPARE_INLINE int64_t distill_scratch_on_cuda(int64_t classes) {
 
 BITPARE_INLINE int64_t distill_sums(int64_t rows) { return chunks_of(rows); }
 
-// What a row's gradient is multiplied by.
+// Returns the factor of a row's gradient.
 BITPARE_INLINE float scale_of_row(const DistillLoss& args, int64_t row) {
   float weight = row_weight(args.target, args.weight, args.ignored, row);
   float incoming = args.incoming ? args.incoming[args.incoming_rows > 1 ? row : 0] : 1.0f;

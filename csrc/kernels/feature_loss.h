@@ -41,7 +41,7 @@ BITPARE_INLINE int64_t feature_partials(FeatureKind kind, int64_t rows, int64_t 
   return first > second ? first : second;
 }
 
-// What the sum over all is multiplied by.
+// Returns the factor of the sum over all.
 BITPARE_INLINE float feature_factor(const FeatureLoss& args) {
   int64_t count = of_rows(args.kind) ? args.rows : args.rows * args.n;
   float one = args.kind == FeatureKind::normalized ? 2.0f : 1.0f;

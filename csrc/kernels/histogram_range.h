@@ -48,7 +48,8 @@ BITPARE_INLINE Divergence divergence_of_candidate(const HistogramRange& args, co
                        static_cast<int32_t>(args.rule.quant_max - args.rule.quant_min) + 1);
 }
 
-// Whether a span is worth its entropy: fewer bins than levels lose nothing but what is outside.
+// Returns whether a span is worth its entropy: fewer bins than levels lose nothing but what is
+// outside.
 BITPARE_INLINE bool fills_levels(const HistogramRange& args, const Divergence& d) {
   return static_cast<float>(d.levels) > args.rule.quant_max - args.rule.quant_min;
 }

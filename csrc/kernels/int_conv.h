@@ -103,13 +103,13 @@ BITPARE_INLINE int64_t padded_outputs(const ConvShape& s, ConvKind kind) {
   return s.groups * padded_to(s.out_channels, kPanel);
 }
 
-// Where output o of all groups' stands among those numbers.
+// Returns the place of output o, counted over all groups, among those numbers.
 BITPARE_INLINE int64_t place_of_output(const ConvShape& s, ConvKind kind, int64_t o) {
   if (kind == ConvKind::depthwise) return o;
   return o / s.out_channels * padded_to(s.out_channels, kPanel) + o % s.out_channels;
 }
 
-// Where weight [o, c, tap] stands in the packed ones: a byte, and its lowest bit there.
+// The place of weight [o, c, tap] among the packed ones: a byte, and its lowest bit there.
 struct WeightPlace {
   int64_t byte;
   int32_t shift;
@@ -124,7 +124,7 @@ BITPARE_INLINE WeightPlace place_of_weight(const ConvShape& s, ConvKind kind, in
   return {block * kBlockBytes + lane * kQuad + c % kQuad, static_cast<int32_t>(quad % each) * bits};
 }
 
-// Where the window of an output pixel begins.
+// The beginning of the window of an output pixel.
 struct ConvPixel {
   int64_t image, top, left;
 };

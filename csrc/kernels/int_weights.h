@@ -36,14 +36,14 @@ BITPARE_INLINE int64_t field_bytes(int64_t inputs, int32_t bits) {
   return (inputs + each - 1) / each * kPanel;
 }
 
-// Where the field of weight [o, k] stands: a byte, and its lowest bit there.
+// Returns the place of the field of weight [o, k]: a byte, and its lowest bit there.
 BITPARE_INLINE WeightPlace place_of_field(int64_t inputs, int32_t bits, int64_t o, int64_t k) {
   int64_t each = 8 / bits;
   return {o / kPanel * field_bytes(inputs, bits) + k / each * kPanel + o % kPanel,
           static_cast<int32_t>(k % each) * bits};
 }
 
-// What a field stands for, less the zero point. byte: in the lowest bits of an int.
+// Returns the value of a field, less the zero point. byte: in the lowest bits of an int.
 template <int kBits, class V, class Int>
 BITPARE_INLINE V weight_value(Int byte, int32_t shift, float factor, float first, V zero) {
   Int field = byte << (32 - kBits - shift) >> (32 - kBits);

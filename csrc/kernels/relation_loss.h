@@ -101,7 +101,7 @@ BITPARE_INLINE double relation_total(const RelationLoss& args, const RelationRoo
   return loss;
 }
 
-// What x_i - x_j is multiplied by in the gradient of sample i.
+// Returns the factor of x_i - x_j in the gradient of sample i.
 BITPARE_INLINE float pull(const RelationLoss& args, const RelationRoom& room, int64_t i,
                           int64_t j) {
   double n = static_cast<double>(args.samples), slope, sum = 0.0;
@@ -109,7 +109,7 @@ BITPARE_INLINE float pull(const RelationLoss& args, const RelationRoom& room, in
   if (args.distance != 0.0 && inverse > 0.0) {
     smooth_apart(pair_apart(args, room, i, j), &slope);
     double per = per_mean(args, room.student), others = room.student.others[args.samples];
-    // Of the distance itself, and of the mean.
+    // The parts of the distance itself, and of the mean.
     double of_distance = slope * per - room.along[args.samples] * per * per / others;
     sum += args.distance / (n * n) * of_distance * inverse;
   }

@@ -25,7 +25,7 @@ struct Scores {
   int64_t first_part;
 };
 
-// What a group of the search on a GPU knows.
+// The state of a group of the search on a GPU.
 struct SelectGroup {
   math::Search search;
   int64_t masked;    // how many may be pruned and are masked already
@@ -54,7 +54,7 @@ template <class Isa>
 void select_mask(const SelectMask& args, const OnCpu<Isa>& cpu);
 void select_mask(const SelectMask& args, const OnCuda& cuda);
 
-// Of each group of `members` neighbours the `keep` best stay.
+// Keeps the `keep` best of each group of `members` neighbours.
 struct SelectNOfM {
   const void* x;
   const uint64_t* before;  // null: all is kept

@@ -105,10 +105,10 @@ BITPARE_INLINE V normalized_gradient(V dv, V x, V mean, V slope, V tilt, V offse
   return slope * dv;
 }
 
-// Whether the activation's derivative takes more than the bit that is saved.
+// Returns whether the activation's derivative takes more than the bit that is saved.
 constexpr bool is_shaped(Activation a) { return a == Activation::hardswish; }
 
-// What a shaped activation makes of v, and of the gradient dv that reached it.
+// Applies a shaped activation to v, and of the gradient dv that reached it.
 template <bool kShaped, class V>
 BITPARE_INLINE V shaped(V v) {
   if constexpr (kShaped) return activate<Activation::hardswish>(v);
@@ -146,8 +146,8 @@ BITPARE_INLINE ActivationGrid<float> activation_grid(const Quantizer& q, Activat
   return g;
 }
 
-// Whether 0 < v < 6, or 0 < v: positive floats are ordered as their bits are, all others come after
-// them once 1 is taken off.
+// Returns whether 0 < v < 6, or 0 < v: positive floats are ordered as their bits are, all others
+// come after them once 1 is taken off.
 template <class V>
 BITPARE_INLINE auto is_active(V v, uint32_t positive) {
   using Uint = typename Value<V>::Uint;

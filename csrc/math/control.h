@@ -1,4 +1,4 @@
-// What a quantizer of a model in training reads on the device, so that a schedule changes it with
+// The state that a quantizer in training reads on the device, so that a schedule changes it with
 // neither a synchronisation nor a recompilation, and what it writes there.
 #pragma once
 #include "math/minmax.h"

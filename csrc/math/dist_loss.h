@@ -6,8 +6,8 @@
 
 namespace bitpare {
 
-// Of a row or a column. Numbers that are all the same but for rounding have the unit vector 0, the
-// correlation 0, and no gradient.
+// The unit vector of a row or a column. Numbers that are all the same but for rounding have the
+// unit vector 0, the correlation 0, and no gradient.
 template <class V>
 struct Correlation {
   V student_mean, teacher_mean, to_student, to_teacher, value;
@@ -23,7 +23,7 @@ BITPARE_INLINE V softened(V z, float most, float inverse_temperature) {
   return exponential_below_one((z - splat<V>(most)) * splat<V>(inverse_temperature));
 }
 
-// What the sums of kUnitTerms are made of, each times its weight.
+// Gives the terms of the sums of kUnitTerms, each times its weight.
 template <class V>
 BITPARE_INLINE void moments(V q, V p, V student_mean, V teacher_mean, V weight, V* terms) {
   V a = q - student_mean, b = p - teacher_mean;

@@ -12,7 +12,7 @@
 //                     those classes, and the sum of all others as one
 // The row's loss is hard_weight * hard + soft_weight * soft.
 //
-// Where classes are left out of a softmax (decoupled: the target; top: those k), its maximum and
+// If classes are left out of a softmax (decoupled: the target; top: those k), its maximum and
 // its sums are of the others alone, so that nothing cancels however sure the teacher is.
 #pragma once
 #include "math/exp.h"
@@ -65,7 +65,7 @@ struct DistillSums {
   float at[kDistillTerms];
 };
 
-// What a target class has: a, and (z - max of the others) / T of student and teacher.
+// The numbers of a target class: a, and (z - max of the others) / T of student and teacher.
 struct DistillTarget {
   float aligned, student, teacher;
 };
@@ -101,8 +101,8 @@ BITPARE_INLINE constexpr bool reads_teacher(Soft soft) {
   return soft != Soft::none && soft != Soft::top;
 }
 
-// Whether exp(a) is exp(a / T), its square or its fourth power, as at the temperatures that are
-// used most, where the two softmaxes are over the same classes.
+// Returns whether exp(a) is exp(a / T), its square or its fourth power, as at the temperatures that
+// are used most, where the two softmaxes are over the same classes.
 template <Soft kSoft>
 BITPARE_INLINE bool hard_is_a_power(const DistillRule& rule) {
   if (kSoft == Soft::none || kSoft == Soft::top) return false;
@@ -121,7 +121,7 @@ BITPARE_INLINE V smoothed_label(V y, const DistillRule& rule) {
   return y * splat<V>(1.0f - rule.smoothing) + splat<V>(rule.smoothed);
 }
 
-// What one class adds to the sums. z: the student's logit for the hard loss; student, teacher: for
+// Adds one class to the sums. z: the student's logit for the hard loss; student, teacher: for
 // the soft one, -infinity where the class is left out.
 template <Hard kHard, Soft kSoft, class V>
 BITPARE_INLINE DistillExponentials<V> distill_terms(const DistillRule& rule, const DistillSums& row,
@@ -252,7 +252,7 @@ BITPARE_INLINE void add_hard(const DistillRule& rule, const DistillSums& row, fl
   result->slopes.flat = slope * rule.smoothed;
 }
 
-// Of the target against the others, and among the others.
+// Adds the loss of the target against the others, and the loss among the others.
 BITPARE_INLINE void add_decoupled(const DistillRule& rule, const DistillSums& row,
                                   const DistillTarget& target, float scale, DistillResult* result) {
   float s = target.student - natural_logarithm(row.at[kStudentSum]);
@@ -297,14 +297,14 @@ struct Bucket {
   float log_student, log_teacher;
 };
 
-// What is known once the k classes are summed up.
+// The numbers that are known once the k classes are summed up.
 struct TopSums {
   float log_sum;  // of the student's softmax over all classes, relative to the largest of all
   Bucket others;  // log_teacher is -infinity where they have no share
 };
 
 // given: sum of exp((z - hard_max) / T) over the k classes; teacher: their share in the teacher.
-// Where there are no others, or the student leaves them out, row.at[kStudentSum] is 0.
+// If there are no others, or the student leaves them out, row.at[kStudentSum] is 0.
 BITPARE_INLINE TopSums top_sums(const DistillRule& rule, const DistillSums& row, float given,
                                 float teacher) {
   float infinity = __builtin_inff();
@@ -370,7 +370,7 @@ BITPARE_INLINE void add_top(const DistillRule& rule, const DistillSums& row, con
       slope * bucket_slope(rule.divergence, top.others, sums) / row.at[kStudentSum];
 }
 
-// What is added to the gradient of one of the k classes.
+// Returns what is added to the gradient of one of the k classes.
 BITPARE_INLINE float top_gradient(const DistillRule& rule, const Bucket& bucket, const float* sums,
                                   float scale) {
   float slope = scale * rule.soft_weight / rule.temperature;

@@ -5,7 +5,7 @@
 
 namespace bitpare::math {
 
-// What one element adds to the gradients; scale and zero_point are still to be multiplied by
+// The terms one element adds to the gradients; scale and zero_point are still to be multiplied by
 // grad_scale and by -grad_scale * scale.
 template <class V>
 struct LsqTerms {

@@ -8,8 +8,8 @@ namespace bitpare {
 // that.
 enum class FeatureKind : int32_t { mse, l1, cosine, normalized };
 
-// Of a row: what makes unit vectors of student and teacher, and their cosine. A row without length
-// has the unit vector 0, and no gradient.
+// The numbers of a row that make unit vectors of student and teacher, and their cosine. A row
+// without length has the unit vector 0, and no gradient.
 struct FeatureRow {
   float student, teacher, cosine;
 };
@@ -38,7 +38,7 @@ BITPARE_INLINE float inverse_length(float squares) {
 
 constexpr int kUnitTerms = 3;
 
-// What the sums over a row are made of.
+// Gives the terms of the sums over a row.
 template <class V>
 BITPARE_INLINE void unit_terms(V student, V teacher, V* terms) {
   terms[0] = student * student;

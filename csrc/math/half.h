@@ -31,7 +31,7 @@ BITPARE_INLINE float widen(Half x) {
     uint32_t quiet = rest > 0x7c00u ? 0x00400000u : 0u;
     return Value<float>::from_bits(static_cast<int32_t>(sign | 0x7f800000u | (rest << 13) | quiet));
   }
-  // As a float of the same bits the number is 2^-112 times what it stands for, subnormals too.
+  // Read as a float, these bits are 2^-112 times the number, subnormals too.
   float magnitude = Value<float>::from_bits(static_cast<int32_t>(rest << 13)) * 0x1p112f;
   return Value<float>::from_bits(Value<float>::bits(magnitude) | static_cast<int32_t>(sign));
 #endif

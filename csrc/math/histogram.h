@@ -18,8 +18,8 @@ enum class RangeMethod : int32_t { percentile, mse, entropy };
 
 namespace math {
 
-// What a batch adds to the range: the largest finite magnitude (-1: none), and 1 where a value was
-// not finite.
+// The terms a batch adds to the range: the largest finite magnitude (-1: none), and 1 where a value
+// was not finite.
 struct Largest {
   template <class V>
   BITPARE_INLINE V identity(int term) {
@@ -59,7 +59,7 @@ BITPARE_INLINE float bins_per_unit(float limit, int32_t bins) {
   return static_cast<float>(bins) * 0.5f / limit;
 }
 
-// Where the count of the m-th bin from 0 lies in a row.
+// Returns the place of the count of the m-th bin from 0 in a row.
 BITPARE_INLINE int64_t place_of(int64_t m, bool negative, int64_t half) {
   return negative ? half - 1 - m : half + m;
 }
@@ -124,7 +124,7 @@ BITPARE_INLINE Span span_without(const HistogramRow& r, int64_t below, int64_t a
   return {down, up};
 }
 
-// What the outermost bins that are not empty span.
+// Returns the span of the outermost bins that are not empty.
 BITPARE_INLINE Span outermost(const HistogramRow& r, bool symmetric) {
   Span s = span_without(r, 0, 0);
   int32_t widest = widest_side(s);
@@ -210,7 +210,8 @@ BITPARE_INLINE int32_t first_bin_of(const Divergence& d, int32_t bins, int64_t l
   return bins / 2 - d.span.down + static_cast<int32_t>(offset);
 }
 
-// What one level adds to total * divergence: sum of p log p - p log(mean of q) over its bins.
+// Returns what one level adds to total * divergence: sum of p log p - p log(mean of q) over its
+// bins.
 BITPARE_INLINE float divergence_of_level(const HistogramRow& r, const Divergence& d,
                                          int32_t level) {
   int32_t begin = first_bin_of(d, r.bins, level), end = first_bin_of(d, r.bins, level + 1);

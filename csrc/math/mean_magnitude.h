@@ -5,7 +5,7 @@
 
 namespace bitpare::math {
 
-// What one element adds to the mean magnitude: its magnitude and 1, where above the threshold.
+// The terms one element adds to the mean magnitude: its magnitude and 1, where above the threshold.
 template <class V>
 struct MagnitudeTerms {
   V sum, count;

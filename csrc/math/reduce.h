@@ -7,7 +7,7 @@
 // The sums of the chunks, row after row, are then added in pairs of neighbours, level by level; an
 // odd one at the end of a level goes up as it is.
 //
-// Where neighbours in memory belong to different sums (channels innermost), a chunk is
+// If neighbours in memory belong to different sums (channels innermost), a chunk is
 // kSumRows rows, added in ascending order, channel by channel; the chunks are added in pairs.
 // math/bn_act_fake_quant.h merges rows of few channels first.
 #pragma once
@@ -43,7 +43,7 @@ BITPARE_INLINE int64_t pieces_of(const ReduceLayout& l) {
   return l.outer * chunks_per_row(l);
 }
 
-// What is accumulated: `identity` and `combine` for each of a formula's terms.
+// The way terms are accumulated: `identity` and `combine` for each of a formula's terms.
 struct Sum {
   template <class V>
   BITPARE_INLINE V identity(int) {

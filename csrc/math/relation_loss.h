@@ -9,7 +9,7 @@ namespace bitpare {
 // Elements of one sum go to lane k % kDoubleLanes in ascending order; the lanes are folded by
 // halves. Sums of rows are added in ascending order.
 constexpr int64_t kDoubleLanes = 8;
-// Of the sum over a sample's features.
+// The lanes of the sum over a sample's features.
 constexpr int64_t kFeatureLanes = 32;
 
 namespace math {
@@ -41,8 +41,8 @@ BITPARE_INLINE V cosine_at(V ij, V ik, V jk, V inverse_ij, V inverse_ik) {
   return (V{} + 0.5) * (ij + ik - jk) * inverse_ij * inverse_ik;
 }
 
-// What an angle's slope adds to that in the squared distance ij, counting (i, k, j) as well, and in
-// jk.
+// Gives what an angle's slope adds to that in the squared distance ij, counting (i, k, j) as well,
+// and in jk.
 template <class V>
 BITPARE_INLINE V slope_of_side(V slope, V cosine, V inverse_ij, V inverse_ik) {
   return slope * inverse_ij * (inverse_ik - cosine * inverse_ij);

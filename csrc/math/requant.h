@@ -5,7 +5,7 @@
 
 namespace bitpare {
 
-// What a result's codes may be.
+// The range of a result's codes.
 struct CodeRange {
   float low, high;
   int32_t zero;
@@ -33,7 +33,7 @@ BITPARE_INLINE V code_of(V x, float inverse, V low, V high) {
   return t == t ? t : splat<V>(0.0f);
 }
 
-// Of codes a and b, less their zero points; also without the result's.
+// Takes codes a and b less their zero points, and gives one less the result's.
 template <class V>
 BITPARE_INLINE V paired(V a, V b, const Pairing& rule, V low, V high) {
   V x = a * splat<V>(rule.first_scale), y = b * splat<V>(rule.second_scale);
@@ -53,7 +53,7 @@ BITPARE_INLINE V dequantized(V accumulator, float scale, V multiplier, V offset)
   return accumulator * (splat<V>(scale) * multiplier) + offset;
 }
 
-// What a mean over `count` elements is multiplied by.
+// Returns the factor of the sum of `count` elements in their mean.
 BITPARE_INLINE float mean_multiplier(float scale, float new_scale, int64_t count) {
   return static_cast<float>(static_cast<double>(scale) /
                             (static_cast<double>(count) * static_cast<double>(new_scale)));

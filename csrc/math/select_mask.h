@@ -58,7 +58,7 @@ BITPARE_INLINE bool is_kept(const uint64_t* mask, int64_t i) {
   return mask[i / 64] >> (i % 64) & 1;
 }
 
-// Whether element i is among the `keep` that its group of `members` keeps.
+// Returns whether element i is among the `keep` that its group of `members` keeps.
 template <class Read>
 BITPARE_INLINE bool stays_in_group(const GroupLayout& l, int64_t keep, int64_t i, Read read,
                                    const uint64_t* before) {

@@ -18,7 +18,7 @@ struct UpdateRule {
 
 namespace math {
 
-// What a pending range holds: nothing, a range, or one that no scale fits.
+// The content of a pending range: nothing, a range, or one that no scale fits.
 enum class Pending : int32_t { none, range, broken };
 
 BITPARE_INLINE bool is_range(float low, float high) {

@@ -16,7 +16,7 @@ using ForwardSignature = std::tuple<Tensor, Tensor>(
 using GradientSignature = Tensor(const Tensor& dy, const Tensor& x, const Tensor& inside,
                                  int64_t activation, at::MemoryFormat memory_format);
 
-// What the op takes besides the values.
+// The op's arguments besides the values.
 struct Arguments {
   const Tensor& scale;
   const OptionalTensor& zero_point;
@@ -220,7 +220,7 @@ Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scal
   return is_mask(a.activation) ? Masked::apply(x, other, a, format) : Shaped::apply(x, a, format);
 }
 
-// Where autograd() does not stand before it, as in inference mode.
+// Runs where autograd() has not run before it, as in inference mode.
 std::tuple<Tensor, Tensor> written(c10::DispatchKeySet keys, const Tensor& x,
                                    const OptionalTensor& other, const Tensor& scale,
                                    const OptionalTensor& zero_point, const Tensor& control,

@@ -165,7 +165,7 @@ ReduceLayout layout_of(const Tensor& x, const Granularity& g, at::MemoryFormat f
   if (g.group) return {1, n / *g.group, *g.group};
   if (!g.axis) return {1, 1, n};
   int64_t axis = at::maybe_wrap_dim(*g.axis, x.dim()), outer = 1, inner = 1;
-  // Where a dimension stands in memory: channels_last moves dimension 1 to the end.
+  // The place of a dimension in memory: channels_last moves dimension 1 to the end.
   bool channels_last = format != at::MemoryFormat::Contiguous;
   auto place = [&](int64_t d) { return channels_last && d == 1 ? x.dim() : d; };
   for (int64_t d = 0; d < x.dim(); ++d) {

@@ -27,7 +27,7 @@ void check_zero_point(const char* op, const Tensor& x, const OptionalTensor& zer
                       const Granularity& granularity);
 void check_grid(const char* op, int64_t quant_min, int64_t quant_max);
 void check_rng(const char* op, Rounding rounding, const OptionalTensor& rng);
-// Of private ops, which get choices as numbers: from 0 to the last one.
+// Private ops get choices as numbers: from 0 to the last one.
 void check_choice(const char* op, const char* name, int64_t value, int64_t last);
 template <class Enum>
 void check_choice(const char* op, const char* name, int64_t value, Enum last) {
@@ -56,7 +56,7 @@ ReduceLayout layout_of(const Tensor& x, const Granularity& granularity, at::Memo
 // A scale tensor's shape for x.
 c10::SymDimVector scale_shape(const Tensor& x, const Granularity& granularity);
 
-// What a kernel reads of a quantizer; keeps the tensors alive.
+// The tensors a kernel reads of a quantizer, kept alive.
 struct QuantizerTensors {
   Tensor scale, zero_point;
   Quantizer quantizer;

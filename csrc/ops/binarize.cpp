@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> gradient_meta(const Tensor& dy, const Tensor& x, cons
           at::empty_like(scale, at::MemoryFormat::Contiguous)};
 }
 
-// What one call works with, the scale and threshold filled in where they were not given.
+// The arguments of one call, the scale and threshold filled in where they were not given.
 struct Call {
   Levels levels;
   bool clipped;

@@ -1,5 +1,5 @@
-// Where an op's body runs. A body is a template on Cpu or Cuda, fills a kernel's arguments, and
-// calls Device::run(op, x, [&](const auto& where) { kernel(args, where); }).
+// The places an op's body runs in. A body is a template on Cpu or Cuda, fills a kernel's arguments,
+// and calls Device::run(op, x, [&](const auto& where) { kernel(args, where); }).
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>

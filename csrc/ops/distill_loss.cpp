@@ -138,7 +138,7 @@ void check(const char* op, const Tensor& student, const Tensor& teacher,
               ": temperature must be above 0, got ", s.temperature);
 }
 
-// Of `_distill_loss`, which both losses call.
+// Checks the arguments of `_distill_loss`, which both losses call.
 void check(const Tensor& student, const Tensor& teacher, const OptionalTensor& target,
            const OptionalTensor& row_weight, const TopTeacher& top, const OptionalTensor& incoming,
            const Settings& s) {

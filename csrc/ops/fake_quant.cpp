@@ -22,7 +22,7 @@ using GradientSignature = Tensor(const Tensor& dy, const Tensor& x, const Tensor
                                  const OptionalTensor& rng, int64_t estimator, double delta,
                                  at::MemoryFormat memory_format);
 
-// What the public op and fake_quant_lsq call; rounding: a number of the enumeration.
+// Checks the arguments of the private op, which fake_quant_lsq calls too; rounding: its number.
 void check(const char* op, const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
            int64_t quant_min, int64_t quant_max, const Granularity& granularity, int64_t rounding,
            const OptionalTensor& rng, at::MemoryFormat format) {

@@ -4,7 +4,7 @@
 
 namespace bitpare::ops {
 
-// What it takes besides x. See math/fake_quant.h for `floored`.
+// The arguments besides x. See math/fake_quant.h for `floored`.
 struct FakeQuantArguments {
   const Tensor& scale;
   const OptionalTensor& zero_point;

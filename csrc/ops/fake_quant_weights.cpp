@@ -65,7 +65,7 @@ Tensor new_words(const Tensor& x) {
                           x.options().dtype(at::kLong).memory_format(std::nullopt));
 }
 
-// What kernels read of the weights, and the tensors that hold it.
+// The weights as kernels read them, and the tensors that hold them.
 struct Worklist {
   std::vector<Tensor> sources, y, inside;
   Tensor widest;
@@ -174,7 +174,7 @@ Quantized fake_quant_weights(TensorList x, TensorList scale, TensorList control,
   return quantized.call(x, scale, control);
 }
 
-// Whether the last word says that no value was clipped, where it can be looked at.
+// Returns whether the last word says that no value was clipped, if it can be looked at.
 bool nothing_clipped(const Tensor& inside) {
   if (!inside.is_cpu() || !shows_memory(inside) || !inside.is_contiguous()) return false;
   return inside.const_data_ptr<int64_t>()[inside.numel() - 1] == 0;

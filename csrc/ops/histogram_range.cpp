@@ -44,7 +44,7 @@ RangeMethod parse_method(c10::string_view name) {
       parse_name(kOp, "method", name, {"percentile", "mse", "entropy"}));
 }
 
-// What a method keeps of a histogram while it chooses.
+// The workspace of a method while it chooses.
 struct Scratch {
   Scratch(const Tensor& counts, HistogramRange* args) {
     bool by_error = args->method == RangeMethod::mse;

@@ -15,7 +15,7 @@ using Signature = std::tuple<Tensor, Tensor>(const Tensor& x, const Tensor& mask
                                              std::optional<int64_t> group, bool masks_gradient,
                                              bool save_inside, at::MemoryFormat memory_format);
 
-// What the op takes besides x.
+// The op's arguments besides x.
 struct Arguments {
   const Tensor& mask;
   const Tensor& scale;

@@ -22,7 +22,7 @@ void check(const Tensor& x, int64_t quant_min, int64_t quant_max, bool symmetric
               "], got ", steps);
 }
 
-// As layout_of, with one channel as one row.
+// Like layout_of, with one channel as one row.
 ReduceLayout rows_of(const Tensor& x, const Granularity& granularity, at::MemoryFormat format) {
   ReduceLayout l = layout_of(x, granularity, format);
   return l.channels == 1 ? ReduceLayout{1, 1, l.outer * l.inner} : l;

@@ -82,7 +82,7 @@ void body(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
   Device::run(x, [&](const auto& where) { bitpare::observe_histogram(args, where); });
 }
 
-// What autograd is to know: the three have other values now.
+// Tells autograd that the three have other values now.
 void bump(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
           std::optional<int64_t> axis) {
   static auto op = find_op<Signature>("bitpare::observe_histogram_");

@@ -7,16 +7,16 @@
 
 namespace bitpare::ops {
 
-// Whether what a tensor shows is what lies in its memory, which C++ may read.
+// Returns whether a tensor's values are those in its memory, which C++ may then read.
 inline bool shows_memory(const Tensor& x) {
   return !at::isTensorSubclassLike(x) && !x.is_neg() && !x.is_conj() && !x._is_zerotensor() &&
          x.has_storage();
 }
 
-// Whether nobody else can see dy, a plain tensor in the wanted layout: then a backward pass may
-// take its memory, as torch itself does before it adds gradients in place. Python, hooks, retained
-// gradients and other consumers each hold a reference of their own; a graph to be differentiated
-// again keeps dy later. On a GPU another stream may still read what nobody holds.
+// Returns whether nobody else sees dy, a plain tensor in the wanted layout. A backward pass may
+// then take its memory, as torch itself does before it adds gradients in place. Python, hooks,
+// retained gradients and other consumers each hold a reference of their own; a graph to be
+// differentiated again keeps dy later. On a GPU another stream may still read what nobody holds.
 inline bool may_overwrite(const Tensor& dy, at::MemoryFormat format) {
   return !at::GradMode::is_enabled() && dy.is_cpu() && dy.use_count() == 1 && shows_memory(dy) &&
          dy.storage().use_count() == 1 && dy.is_contiguous(format);

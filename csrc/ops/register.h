@@ -9,7 +9,7 @@
 
 namespace bitpare::ops {
 
-// What every op of this library declares.
+// The tags that every op of this library declares.
 inline const std::vector<at::Tag>& tags() {
   static const std::vector<at::Tag> all = {at::Tag::pt2_compliant_tag};
   return all;

@@ -34,7 +34,7 @@ T value_of(at::ArrayRef<T> values, size_t i) {
   return values[values.size() == 1 ? 0 : i];
 }
 
-// What is common to the public op and `_select_mask`.
+// The checks that the public op and `_select_mask` share.
 void check_scores(TensorList scores, at::ArrayRef<double> sparsity, bool together,
                   at::IntArrayRef min_keep, size_t masks) {
   size_t size = scores.size();
@@ -164,7 +164,7 @@ Tensor select_in_groups_meta(const Tensor& scores, int64_t keep, int64_t members
   return new_mask(scores);
 }
 
-// What is pruned as one.
+// The unit that is pruned as one.
 struct Pattern {
   enum class Kind { element, n_of_m, block, filter, channel } kind;
   int64_t first = 1, second = 1;  // N and M, or rows and columns of a block

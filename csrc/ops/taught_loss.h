@@ -22,8 +22,8 @@ inline void check_same_shape(const char* op, const Tensor& student, const Tensor
 
 using LossAndGradient = std::tuple<Tensor, Tensor>;
 
-// Of a private op: tensors of one type that a kernel takes, a weight for each of `rows`, and what
-// comes in as one number.
+// Checks the arguments of a private op: tensors of one type that a kernel takes, a weight for each
+// of `rows`, and an incoming gradient of one number.
 inline void check_taught(const char* op, const Tensor& student, const Tensor& teacher,
                          const OptionalTensor& row_weight, const c10::SymInt& rows,
                          const OptionalTensor& incoming) {
@@ -111,7 +111,7 @@ Tensor taught_loss(const Tensor& student, const Tensor& teacher, const OptionalT
   return std::get<0>(Loss::call(s, t, row_weight, std::nullopt, options..., false));
 }
 
-// What a private op's body begins with: its tensors laid out for a kernel, and room for results.
+// The tensors of a private op laid out for a kernel, and room for its results.
 struct TaughtTensors {
   Tensor student, teacher, weight, incoming, loss, gradient;
   at::TensorOptions floats;

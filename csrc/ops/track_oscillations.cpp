@@ -9,7 +9,7 @@ namespace {
 
 constexpr const char* kOp = "track_oscillations_";
 
-// What is kept of each element.
+// The state of each element.
 struct State {
   const Tensor &code, &turn, &frequency, &mean;
 };

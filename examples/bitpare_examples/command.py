@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-# What may differ between a run and the one that takes it up.
+# Options that may differ between a run and the one that takes it up.
 _NOT_SETTINGS = ("resume", "output", "tensorboard", "quick", "device", "download")
 
 

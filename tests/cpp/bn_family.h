@@ -23,7 +23,7 @@ struct BnCase {
   }
 };
 
-// What a BatchNorm and a quantizer hold, before and after.
+// The state of a BatchNorm and a quantizer, before and after.
 struct BnState {
   explicit BnState(int64_t channels)
       : weight(finite_values(channels, 21)),

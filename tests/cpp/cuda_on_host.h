@@ -158,7 +158,8 @@ inline void run_block(unsigned count) {
   }
 }
 
-// What each thread of the caller's warp passed, by lane; a lane that has returned passes nothing.
+// Returns what each thread of the caller's warp passed, by lane; a lane that has returned passes
+// nothing.
 template <class T, class Read>
 auto exchange(T value, Read read) {
   static_assert(sizeof(T) <= sizeof(uint64_t));

@@ -76,7 +76,7 @@ struct Unaligned {
   }
   T* data() { return reinterpret_cast<T*>(bytes.data()) + 1; }
   std::vector<T> values(int64_t n) { return std::vector<T>(data(), data() + n); }
-  // Whether the elements before and after the n that belong to it are untouched.
+  // Returns whether the elements before and after the n that belong to it are untouched.
   bool intact(int64_t n) {
     auto* first = bytes.data();
     auto* last = reinterpret_cast<uint8_t*>(data() + n);
@@ -121,7 +121,7 @@ Elementwise<T> run_estimator(const Case& c, const std::vector<float>& dy,
   return {out.values(c.n()), {}, out.intact(c.n())};
 }
 
-// What act_fake_quant is run with besides a case's first channel.
+// The arguments of act_fake_quant besides a case's first channel.
 struct ActCase {
   Activation activation = Activation::none;
   bool has_other = false, observe = true, quantize = true;

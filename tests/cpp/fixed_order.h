@@ -1,4 +1,4 @@
-// What the results of reductions are held to: their order, written a second time.
+// The order of reductions, written a second time: their results are held to it.
 #pragma once
 #include "families.h"
 

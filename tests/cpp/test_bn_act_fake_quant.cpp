@@ -159,7 +159,7 @@ TEST(BnActFakeQuant, IsTheFormulaInTheFixedOrder) {
   });
 }
 
-// As many pieces as make a tile of several, and more tiles than a thread's share.
+// Enough pieces for a tile of several, and more tiles than a thread's share.
 TEST(BnActFakeQuant, ManyPiecesToATile) {
   for (ReduceLayout l : {ReduceLayout{9000, 128, 1}, {20000, 20, 1}, {3, 4, 30000}}) {
     BnCase c = {l};

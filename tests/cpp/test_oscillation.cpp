@@ -86,7 +86,7 @@ Tracked<T> run_track(const Case& c, const Where& where) {
   float skip[2] = {0.0f, 1.0f};
   for (int look = 0; look < kLooks; ++look) {
     auto x = narrowed<T>(weights_at(c, look));
-    // What is frozen stays; the optimizer moved the rest.
+    // Frozen weights stay; the optimizer moved the rest.
     if (!x.empty()) std::memcpy(weight.data(), x.data(), x.size() * sizeof(T));
     TrackOscillations args = {weight.data(), kDType<T>,        n,           numbers.quantizer,
                               &control,      code.data(),      turn.data(), frequency.data(),

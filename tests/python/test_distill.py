@@ -338,7 +338,7 @@ def test_hints_make_adapters_that_train():
     before = kd.hints[0].adapter.weight.clone()
     losses = trained(kd, 30, lr=0.005)
     assert losses[-1] < losses[0] and not torch.equal(before, kd.hints[0].adapter.weight)
-    # What the sum is made of.
+    # The parts of the sum.
     kd.eval()
     features = {}
     for name, model in (("s", student), ("t", teacher)):
@@ -501,7 +501,7 @@ def test_a_cache_asks_the_teacher_once(tmp_path, top_k):
     assert torch.equal(again(x, y, index=index), first)
     with pytest.raises(KeyError, match="sample 1 is not there for seed 0"):
         again(x, y, index=torch.tensor([1, 0, 19, 7, 8, 2]))
-    # What is damaged counts as missing.
+    # Damaged rows count as missing.
     path = tmp_path / "0.values"
     data = bytearray(path.read_bytes())
     data[4 * (10 if top_k != 3 else 3) * 4 + 1] ^= 255  # a byte of sample 4

@@ -391,7 +391,7 @@ def test_digits_are_lighter_than_their_background():
     mask = data._placed(*_places(x))
     on = (mask > 0.5).expand_as(added)
     assert on.flatten(1).any(1).all()  # every scene has its digit
-    # Where noise has taken a pixel to the end of the range, nothing is left to add.
+    # If noise has taken a pixel to the end of the range, nothing is left to add.
     inside = on & (empty < 0.7) & (empty > 0)
     assert (added[inside] > 0).all()
     assert inside.sum() > 0.9 * on.sum()

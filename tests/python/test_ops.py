@@ -341,7 +341,7 @@ def test_gradient_is_the_reference(case):
             assert ((got[2].double() - dz).abs() <= bound * args[1].max().item()).all()
     elif case.op == "bn_act_fake_quant":
         expected = reference.BnActFakeQuant(*args, **kwargs)
-        # What the results are rounded from: each is a difference or a sum of such terms.
+        # Results are rounded from such terms: each is a difference or a sum of them.
         terms = torch.where(expected.inside, dy.double(), 0.0).abs()
         sums = (terms * expected.normal.abs()).sum(expected.axes), terms.sum(expected.axes)
         slope = (expected.weight / expected.std).abs() * max(dy.abs().flatten().tolist(), default=0)

@@ -149,7 +149,7 @@ void act_fake_quant(const ActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   }
 }
 
-// As straight_through, with x read as well.
+// Like straight_through, with x read as well.
 template <>
 void act_fake_quant_gradient(const ActFakeQuantGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {

@@ -15,7 +15,7 @@ constexpr int64_t kBlock = 64;
 constexpr int64_t kVectors = kBlock / kWidth;
 // Ranges begin at multiples of this: 64 KB of floats, small enough to stay in the cache.
 constexpr int64_t kChunk = 16384;
-// As many chunks make a fair share of a thread's work: waking one costs 2 to 5 us, in which a core
+// So many chunks make a fair share of a thread's work: waking one costs 2 to 5 us, in which a core
 // does as much.
 constexpr int64_t kGrainChunks = 2;
 constexpr int64_t kGrain = kGrainChunks * kChunk;
@@ -46,7 +46,7 @@ BITPARE_INLINE math::Affine<Vec> splat_affine(const math::Affine<float>& a) {
   return {math::splat<Vec>(a.scale), math::splat<Vec>(a.inverse), math::splat<Vec>(a.zero_point)};
 }
 
-// What vector k of a block is quantized with: one channel ...
+// The quantizer of vector k of a block: one channel ...
 struct OneChannel {
   math::Affine<Vec> all;
   [[gnu::always_inline]] math::Affine<Vec> at(int64_t) const { return all; }
@@ -174,7 +174,7 @@ BITPARE_INLINE Vec uniform_of(int64_t i, int64_t k, math::PhiloxKey key) {
   return math::uniform_from<Vec>(words.word[k * kWidth / 16]);
 }
 
-// What a formula is told about the vector it works on.
+// The facts that a formula gets about the vector it works on.
 struct Place {
   math::Affine<Vec> affine;
   int64_t block;        // the element the block begins at

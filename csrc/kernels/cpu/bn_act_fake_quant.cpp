@@ -5,7 +5,7 @@
 namespace bitpare {
 namespace {
 
-// What the batch's statistics are made of.
+// The terms of the batch's statistics.
 template <class T>
 struct ShiftedTerms {
   static constexpr int kTables = 1;
@@ -36,7 +36,7 @@ BITPARE_INLINE uint64_t bits_from(const uint64_t* words, int64_t at, int64_t cou
   return bits | words[from / 64 + 1] << (64 - shift);
 }
 
-// What the gradients of weight and bias, and through the statistics, are made of.
+// The terms of the gradients of weight and bias, and through the statistics.
 template <bool kShaped, class T>
 struct GradientTerms {
   static constexpr int kTables = kShaped ? 3 : 1;  // mean, slope, offset

@@ -40,7 +40,7 @@ struct Tiles {
   int64_t end(int64_t tile) const { return at_most((tile + 1) * elements, n); }
 };
 
-// What vector k of a block takes from the tables: the values of its elements ...
+// The numbers that vector k of a block takes from the tables: the values of its elements ...
 template <int kTables>
 struct SpreadTables {
   const float* at;
@@ -226,7 +226,7 @@ void sum_channels(ParallelFor parallel_for, const Tiles& t, const Terms& terms,
   int64_t channels = t.layout.channels, sums = t.columns ? t.count : t.sums;
   int64_t stride = t.columns ? t.elements / kSumRows : channels;
   int64_t blocks = (channels + kBlockOfChannels - 1) / kBlockOfChannels;
-  // What a channel costs beside its sums is worth a few of them.
+  // A channel costs as much as a few sums besides its own.
   int64_t grain = kGrain / (kBlockOfChannels * (2 * sums + 8)) + 1;
   parallel(parallel_for, blocks, grain, [&](int64_t first, int64_t last) {
     int64_t begin = first * kBlockOfChannels, end = at_most(last * kBlockOfChannels, channels);
@@ -238,7 +238,7 @@ void sum_channels(ParallelFor parallel_for, const Tiles& t, const Terms& terms,
   });
 }
 
-// Where a walk over neighbouring elements stands, where a channel's lie side by side.
+// The state of a walk over neighbouring elements, where a channel's lie side by side.
 template <int kTables>
 class ChannelWalk {
  public:
@@ -257,7 +257,7 @@ class ChannelWalk {
     return result;
   }
 
-  // Those of the next block, of several channels.
+  // Returns the tables of the next block, of several channels.
   SpreadTables<kTables> several() {
     for (int64_t p = 0; p < kBlock;) {
       int64_t run = at_most(inner_ - offset_, kBlock - p);

@@ -26,7 +26,7 @@ void fake_quant(const FakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   });
 }
 
-// As above with dy and x in, dx out.
+// Like the one above, with dy and x in, dx out.
 template <>
 void fake_quant_gradient(const FakeQuantGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
   math::PhiloxKey key = math::philox_key(args.rng);

@@ -51,7 +51,8 @@ void raise(int32_t* target, int32_t value) {
   }
 }
 
-// What elements first .. last - 1 add to the largest magnitude of a weight with a single scale.
+// Returns what elements first .. last - 1 add to the largest magnitude of a weight with a single
+// scale.
 template <class T>
 void widen(const Weight& w, int64_t first, int64_t last) {
   raise(w.widest, widest_of(static_cast<const T*>(w.x) + first, last - first, last - first));
@@ -81,7 +82,7 @@ void scale_wholes(const WeightScales& args) {
 
 uint64_t* clipped_flag(const Weight& w) { return w.inside + (w.n + kBlock - 1) / kBlock; }
 
-// Whether results are written past the cache, which they would not fit.
+// Returns whether results are written past the cache, which they would not fit.
 bool leaves_cache(const Weight* weights, int64_t size) {
   int64_t bytes = 0;
   for (int64_t i = 0; i < size; ++i) {

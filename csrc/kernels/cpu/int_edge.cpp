@@ -5,8 +5,8 @@
 namespace bitpare {
 namespace {
 
-// Of pixels first .. last - 1 of an image, a channel after the other: floats of an image's channel
-// are neighbours in memory as often as not, and bytes of a few channels are close.
+// Takes pixels first .. last - 1 of an image, a channel after the other: floats of an image's
+// channel are neighbours in memory as often as not, and bytes of a few channels are close.
 bool to_codes(const IntEdge& args, int64_t image, int64_t first, int64_t last) {
   Vec low = math::splat<Vec>(args.range.low), high = math::splat<Vec>(args.range.high);
   float inverse = 1.0f / args.scale;

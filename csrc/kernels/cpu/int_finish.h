@@ -36,7 +36,7 @@ BITPARE_INLINE Finish finish_of(const IntConv& args) {
           repeat_byte(static_cast<int32_t>(last.high) + last.zero)};
 }
 
-// Where everything fits into 32 bits the bounds are left to the bytes: the same codes, rounding
+// If everything fits into 32 bits the bounds are left to the bytes: the same codes, rounding
 // being monotonic. other: codes, if the call has some.
 template <bool kAdds>
 BITPARE_INLINE VecInt codes_of(const Finish& f, const IntConv& args, Vec sum, Vec multiplier,

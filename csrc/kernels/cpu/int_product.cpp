@@ -1,4 +1,4 @@
-// What the CUDA kernels do, for tests on machines without a GPU: convolutions on the CPU have
+// The CUDA kernels' work, for tests on machines without a GPU: convolutions on the CPU have
 // products of their own.
 #include "kernels/int_product.h"
 

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kLaneVectors = kSumLanes / kWidth;
 
-// What a formula is told about the vector it works on.
+// The facts that a formula gets about the vector it works on.
 struct Lanes {
   math::Affine<Vec> affine;
   int64_t channel;  // of lane 0; the others' too, or the next ones where channels are innermost

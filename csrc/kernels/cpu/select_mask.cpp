@@ -91,7 +91,7 @@ bool holds_nan(const Keys& keys) {
 // Several counters for each bucket, since neighbours often share one.
 constexpr int64_t kCopies = 4;
 
-// What candidates lie before a window, and in each of its buckets.
+// The numbers of candidates before a window, and in each of its buckets.
 struct Counts {
   int64_t before = 0;
   int32_t at[math::kBuckets * kCopies] = {};
@@ -421,7 +421,7 @@ class Selection {
     }
   }
 
-  // Of the ties, the first ones are pruned: each part learns how many of its own.
+  // The first ones of the ties are pruned: each part learns how many of its own.
   void share_ties() {
     int64_t left = search_.below;
     int64_t* ties = ties_;

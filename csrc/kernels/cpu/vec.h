@@ -111,7 +111,7 @@ BITPARE_INLINE uint64_t equal_bits(Vec a, Vec b) {
 BITPARE_INLINE uint64_t less_bits(Vec a, Vec b) {
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
 }
-// Of lanes that are all ones or 0.
+// Takes lanes that are all ones or 0.
 BITPARE_INLINE uint64_t true_bits(VecInt lanes) { return _mm512_movepi32_mask((__m512i)lanes); }
 BITPARE_INLINE uint64_t equal_bits(VecUint a, VecUint b) {
   return _mm512_cmpeq_epu32_mask((__m512i)a, (__m512i)b);

@@ -14,7 +14,7 @@ constexpr int64_t kPerBlock = kThreads * kPerThread;
 
 int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
 
-// What a formula is told about the element it works on.
+// The facts that a formula gets about the element it works on.
 struct Place {
   math::Affine<float> affine;
   int64_t i;

@@ -10,7 +10,7 @@ __device__ inline bool of_batch(const BnActFakeQuant& args) {
   return args.training && !args.control->freeze;
 }
 
-// What the batch's statistics are made of, and what is done with them.
+// The terms of the batch's statistics, and what is done with them.
 template <class T>
 struct Statistics {
   BnActFakeQuant args;
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads)
   terms.finish(channel, wanted ? sums : nullptr);
 }
 
-// What a thread that walks neighbouring elements knows of their channel.
+// The channel's numbers of a thread that walks neighbouring elements.
 struct Walk {
   int64_t channel, offset;
 

@@ -1,5 +1,5 @@
-// What a kernel file needs from CUDA. Compiled by nvcc it is CUDA; compiled as C++ it is the host
-// emulation that the tests run the same files on (tests/cpp/cuda_on_host.h).
+// The parts of CUDA that a kernel file needs. Compiled by nvcc it is CUDA; compiled as C++ it is
+// the host emulation that the tests run the same files on (tests/cpp/cuda_on_host.h).
 #pragma once
 #include <cstdint>
 

@@ -6,7 +6,7 @@
 namespace bitpare {
 namespace {
 
-// Those of up to eight neighbours from `first` on, of n; first is a multiple of 8.
+// Returns the bits of up to eight neighbours from `first` on, of n; first is a multiple of 8.
 BITPARE_INLINE uint32_t mask_bits(const uint64_t* mask, const MaskLayout& l, int64_t first,
                                   int64_t n) {
   const uint8_t* bytes = reinterpret_cast<const uint8_t*>(mask);

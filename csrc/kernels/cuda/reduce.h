@@ -9,7 +9,7 @@ namespace {
 constexpr int kWarp = 32;
 static_assert(kWarp == kSumLanes, "a warp holds the lanes of one chunk");
 
-// What a formula is told about the element it works on.
+// The facts that a formula gets about the element it works on.
 struct Lane {
   math::Affine<float> affine;
   int64_t channel;

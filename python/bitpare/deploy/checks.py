@@ -19,7 +19,7 @@ from bitpare.nn.quantizer import ACTIVATIONS
 
 RAW = ".raw"  # what a quantizer of a node's result was given
 UNITS_OF_FLOATS = 2.0**14  # of the largest result
-# Of what quantizes again within (attention): codes there may differ by one.
+# Attention quantizes again within: codes there may differ by one.
 UNITS_OF_SEVERAL = 2.0**6
 RESOLUTION = 2.0**-22
 
@@ -74,7 +74,7 @@ def values_of(traced: Traced, x: Any) -> dict[str, Any]:
     class Noting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            # What comes after may write into it.
+            # Later nodes may write into it.
             values[n.name] = value.clone() if isinstance(value, Tensor) else value
             return value
 

@@ -11,7 +11,7 @@ from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.kinds import TABLE, kind_of
 
-# What a node does before its quantizer. value: hands its input on; float: anything else.
+# The work of a node before its quantizer. value: hands its input on; float: anything else.
 CONV, NORM, ADD, MUL, CAT, MAX_POOL, MEAN_POOL, FLATTEN, VALUE, FLOAT = (
     "conv", "norm", "add", "mul", "cat", "max_pool", "mean_pool", "flatten", "value", "float",
 )  # fmt: skip
@@ -45,7 +45,7 @@ _NAMED = {
     "hardsigmoid": Activation(table=F.hardsigmoid),
 }
 _SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-# Where their argument `training` stands; it is on unless given.
+# The position of their argument `training`, which is on unless given.
 _RANDOM = {"dropout": 2, "dropout1d": 2, "dropout2d": 2, "dropout3d": 2, "stochastic_depth": 3}
 _FLATTENING = ("flatten", "view", "reshape")
 
@@ -86,7 +86,7 @@ def conv_window(layer: Any) -> dict[str, Any] | None:
         return None
     kernel, dilation = layer.kernel_size, layer.dilation
     if layer.padding == "same":
-        # What is odd goes to the end.
+        # An odd number's rest goes to the end.
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         first = [t // 2 for t in total]
         padding = [*first, *(t - f for t, f in zip(total, first, strict=True))]

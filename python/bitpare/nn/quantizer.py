@@ -20,7 +20,7 @@ from bitpare.quant.grid import Grid
 from bitpare.quant.spec import QSpec
 
 OBSERVE, QUANTIZE, FREEZE = 2, 3, 4
-# What kinds hold for each scale, along its last dimension.
+# The state that kinds hold for each scale, along its last dimension.
 PER_SCALE = ("scale", "zero_point", "offset", "range", "pending", "statistics")
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -78,9 +78,9 @@ class Quantizer(nn.Module):
         self.observing = self.quantizing = True
         self.loads = 0  # how often a state was loaded
         self.passing = Passing()
-        # Whether the BatchNorm before may quantize in this one's stead: it says so at each call.
+        # True if the BatchNorm before may quantize in this one's stead: it says so at each call.
         self.follows_norm = False
-        # Of a weight: a packed mask, if the forward pass has to apply it.
+        # A weight's packed mask, if the forward pass has to apply it.
         self.register_buffer("mask", None, persistent=False)
         self.mask_mode = "hard"
         # The modules that then see the result early: where one has hooks, nothing is fused.

@@ -81,7 +81,7 @@ class Coupled:
         for name, at in self.activated.items():
             if name in scores:
                 add(at, scores[name].double().cpu())
-        # What no score speaks of stays.
+        # Channels without a score stay.
         means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.inf).float()[:-1]
         found = list(means.split([len(units) for units in self.units]))
         if options.get("scope") == "local":

@@ -9,7 +9,7 @@ from bitpare.prune.targets import Target
 
 # Scores from what training shows: they are summed up at every step.
 FROM_GRADIENTS = ("taylor", "movement")
-# Those that are for pattern "channel".
+# The criteria of pattern "channel".
 OF_CHANNELS = ("bn_gamma", "apoz")
 CRITERIA = ("l1", "l2", "lamp", "random", "fpgm", *OF_CHANNELS, *FROM_GRADIENTS)
 Criterion = str | Callable[[str, Tensor], Tensor]

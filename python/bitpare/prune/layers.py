@@ -74,7 +74,7 @@ def residual_blocks(model: nn.Module, call: g.Call) -> list[str]:
                 path = f"{name}.{key}" if name else key
                 if shapes.get(path) == [True] and _adds_its_input(child, calls.get(path), results):
                     found.append(path)
-    # Of blocks within blocks the outer ones.
+    # Blocks within blocks are left out.
     return [n for n in found if not any(n.startswith(f"{outer}.") for outer in found)]
 
 

@@ -62,7 +62,7 @@ class Regrowth:
         change = min(int(self.share_at(step) * held), n - held)
         if change == 0:
             return mask
-        # Those of the least magnitude go; of what was pruned before, the best come back.
+        # The weights of the least magnitude go; the best of the pruned ones come back.
         stay = bpf.select_mask(
             [weight.abs()], _share(n - held + change, n), previous=[mask], min_keep=0
         )[0]

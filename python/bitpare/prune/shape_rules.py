@@ -8,7 +8,7 @@ from torch import fx
 
 from bitpare.prune.atoms import Atoms, AtomTable, Dims, argument_of, flattened, name_of
 
-# What is done with sizes, and with numbers made of them.
+# The functions of sizes, and of numbers made of them.
 _OF_SIZES = {
     "getattr", "size", "dim", "require_rank", "len",
     "getitem", "floordiv", "add", "sub", "mul", "truediv",
@@ -291,7 +291,7 @@ class ShapeRules(AtomTable):
             if fixed[new[at]]:
                 self.freeze([atoms], f"{self._path(node)}: reshaped to a fixed size")
             return [flat if k == at else None for k in range(len(new))]
-        # Of the dimensions it splits into, the last one that is not written as a number shrinks.
+        # It splits into several dimensions: the last one that is not written as a number shrinks.
         free = [k for k in wide if not fixed[new[k]]]
         if not free:
             self.freeze([atoms], f"{self._path(node)}: reshaped to a fixed size")
