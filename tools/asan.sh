@@ -17,3 +17,4 @@ mkdir -p "$package"
 "$venv/bin/cmake" --install "$build" --prefix "$package" > /dev/null
 runtime=$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):$(g++ -print-file-name=libstdc++.so.6)
 LD_PRELOAD=$runtime PYTHONPATH=$build/python "$venv/bin/python" tests/python/smoke.py
+LD_PRELOAD=$runtime PYTHONPATH=$build/python "$venv/bin/python" tests/python/fuzz.py --seconds 60
