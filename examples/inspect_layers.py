@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def quantized(model: nn.Module, config: bp.QConfig, x: Tensor) -> nn.Module:
     made = bp.prepare(model, config, example_inputs=(x[:1],))
-    return bp.calibrate(made, x[:512].split(64), progress=False).eval()
+    return bp.calibrate(made, data=x[:512].split(64), progress=False).eval()
 
 
 def print_losses(
@@ -50,7 +50,7 @@ def print_losses(
 ) -> str:
     """A row for each layer; returns the one that disturbs the output most."""
     x, _, test_x, test_y = data
-    effects = bp.report.effects(all_layers, [test_x[:256]], progress=False)
+    effects = bp.report.effects(all_layers, data=[test_x[:256]], progress=False)
     found = [row for row in effects.rows if row.role == "weight"]
     rows = []
     for row in found:
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(draw(before, after, titles, options.output / "weights.png"))
     path = options.output / "report.html"
     batches = test_x.split(250)
-    bp.report.html(made["before"], path, float_model=model, batches=batches, title="LeNet, layers")
+    bp.report.html(made["before"], path, float_model=model, data=batches, title="LeNet, layers")
     print(f"wrote {path}")
     return {**percents, "worst": worst}
 

@@ -51,13 +51,13 @@ def joint(
 ) -> tuple[nn.Module, bp.report.Recorder]:
     x, y, test_x, test_y = data
     model = bp.prepare(teacher, bp.QConfig.int8(), example_inputs=(x[:1],))
-    bp.calibrate(model, x[:512].split(BATCH), progress=False)
+    bp.calibrate(model, data=x[:512].split(BATCH), progress=False)
     kd = bp.distill.Distiller(model, teacher, bp.distill.SoftTarget(temperature=4.0, alpha=0.5))
     optimizer = torch.optim.SGD(bp.param_groups(model, weight_decay=1e-4), lr=0.05, momentum=0.9)
     steps = steps_of(y, options.joint_epochs, BATCH)
     quantization = bp.QatSchedule(
         model,
-        total_steps=steps,
+        steps=steps,
         bits={0: 8, 0.3: options.bits},
         freeze_oscillating={0.6: 0.02},
         freeze_bn=0.8,

@@ -44,12 +44,12 @@ def compressed(
     """Pruning, quantization and distillation in one loop."""
     x, y, test_x, test_y = data
     model = bp.prepare(teacher, CONFIGS[options.bits](), example_inputs=(x[:1],))
-    bp.calibrate(model, x[:512].split(BATCH), progress=False)
+    bp.calibrate(model, data=x[:512].split(BATCH), progress=False)
     soft = bp.distill.SoftTarget(options.temperature, options.alpha)
     kd = bp.distill.Distiller(model, teacher, soft)
     optimizer = torch.optim.SGD(bp.param_groups(model, weight_decay=1e-4), lr=0.05, momentum=0.9)
     steps = steps_of(y, options.qat_epochs, BATCH)
-    quantization = bp.QatSchedule(model, total_steps=steps, freeze_ranges=0.9).attach(optimizer)
+    quantization = bp.QatSchedule(model, steps=steps, freeze_ranges=0.9).attach(optimizer)
     ramp = bp.prune.Schedule.cubic(options.sparsity, begin=0, end=max(steps // 2, 1), every=20)
     pruner = bp.prune.Pruner(model, ramp).attach(optimizer)
     stage = f"int{options.bits}"
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         folder / "report.html",
         float_model=teacher,
         integer=integer,
-        batches=test_x.split(250),
+        data=test_x.split(250),
         history=recorder,
         sensitivity=scan,
         title="LeNet on real digits",

@@ -104,7 +104,7 @@ class Trainer:
         parts: dict[str, Any] = {}
         if quantized:
             steps = steps_of(y, epochs, self.options.batch)
-            schedule = bp.QatSchedule(model, total_steps=steps, freeze_bn=0.8, freeze_ranges=0.9)
+            schedule = bp.QatSchedule(model, steps=steps, freeze_bn=0.8, freeze_ranges=0.9)
             parts["quantization"] = schedule.attach(optimizer)
         called = model
         if command.processes()[1] > 1:
@@ -162,7 +162,7 @@ def trained(
         say(f"wrote {options.output / 'float.pt'}")
 
     qat = bp.prepare(model, bp.QConfig.int8(), example_inputs=(x[:1],))
-    bp.calibrate(qat, x[:1024].split(128), progress=False)
+    bp.calibrate(qat, data=x[:1024].split(128), progress=False)
     say(f"8 bits, calibrated only: {accuracy(qat, test_x, test_y):.1f} %")
     trainer(qat, "8 bits", options.qat_epochs, options.qat_lr, quantized=True)
     return model, qat, data

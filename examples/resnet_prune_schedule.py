@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return model.eval()
 
     masked = trained(model, options.epochs, "masked", {"pruner": pruner})
-    plan = bp.prune.plan_shrink(masked, (x[:1],), pruner=pruner)
+    plan = bp.prune.plan_shrink(masked, example_inputs=(x[:1],), pruner=pruner)
     print(f"\n{plan}\n")
-    small = bp.prune.shrink(masked, (x[:1],), pruner=pruner, optimizer=optimizer)
+    small = bp.prune.shrink(masked, example_inputs=(x[:1],), pruner=pruner, optimizer=optimizer)
     before = accuracy(small.eval(), test_x, test_y)
     held = sum(v.numel() for s in optimizer.state.values() for v in s.values() if v is not None)
     print(f"the smaller model, before it trains: {before:.1f} %; momentum of {held:,} weights\n")

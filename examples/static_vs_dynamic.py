@@ -43,7 +43,7 @@ def variants(model: nn.Module, x: Tensor, options: argparse.Namespace) -> dict[s
         config = bp.QConfig(weight=weight, activation=activation)
         found[name] = bp.prepare(model, config, example_inputs=(x[:1],)).eval()
         if not activation.dynamic:
-            bp.calibrate(found[name], x[: options.calibrate].split(64), progress=False)
+            bp.calibrate(found[name], data=x[: options.calibrate].split(64), progress=False)
     found["static, in integers"] = bp.convert(found["static"])
     found["dynamic, in integers"] = bp.convert(found["dynamic, per batch"])
     return found
