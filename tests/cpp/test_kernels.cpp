@@ -224,7 +224,7 @@ TEST(Binarize, IsTheFormula) {
       });
       q.threshold = numbers.scale.data();
       auto ternary = elementwise<T>(c, x, q, [](int64_t, float v, const auto& a, bool*) {
-        return math::level_of<Levels::ternary>(v, a.zero_point) * a.scale;
+        return math::level_of<Levels::ternary>(v, a.threshold) * a.scale;
       });
       sign.bits.clear();
       ternary.bits.clear();
@@ -322,7 +322,7 @@ TEST(Binarize, GradientIsTheFormulaInTheFixedOrder) {
         auto k = static_cast<size_t>(i);
         auto a = math::affine_of_channel(q, channel_of(c, i));
         return math::level_terms<Levels::ternary>(widened_once<T>(dy[k]), widened_once<T>(x[k]),
-                                                  a.scale, a.zero_point, true);
+                                                  a.scale, a.threshold, true);
       };
       auto expected = elementwise<T>(
           c, x, q, [&](int64_t i, float, const auto&, bool*) { return terms(i).dx; });

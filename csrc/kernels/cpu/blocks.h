@@ -43,7 +43,8 @@ void parallel_blocks(ParallelFor parallel_for, int64_t n, F f) {
 }
 
 BITPARE_INLINE math::Affine<Vec> splat_affine(const math::Affine<float>& a) {
-  return {math::splat<Vec>(a.scale), math::splat<Vec>(a.inverse), math::splat<Vec>(a.zero_point)};
+  return {math::splat<Vec>(a.scale), math::splat<Vec>(a.inverse), math::splat<Vec>(a.zero_point),
+          math::splat<Vec>(a.threshold)};
 }
 
 // The quantizer of vector k of a block: one channel ...
@@ -55,9 +56,11 @@ struct OneChannel {
 // ... or several, written out element by element.
 struct ManyChannels {
   const float *scale, *inverse, *zero_point;
+  const float* threshold;  // null where the quantizer has none
   [[gnu::always_inline]] math::Affine<Vec> at(int64_t k) const {
     int64_t j = k * kWidth;
-    return {load(scale + j), load(inverse + j), load(zero_point + j)};
+    return {load(scale + j), load(inverse + j), load(zero_point + j),
+            threshold ? load(threshold + j) : Vec{}};
   }
 };
 
@@ -70,6 +73,7 @@ class ChannelTable {
   void fill(const Quantizer& q, int64_t first, int64_t count) {
     int64_t inner = q.channel.inner, channels = q.channel.channels;
     int64_t channel = first / inner % channels, offset = first % inner;
+    has_threshold_ = q.threshold;
     for (int64_t p = 0; p < count;) {
       int64_t run = inner == 1 ? channels - channel : inner - offset;
       if (run > count - p) run = count - p;
@@ -85,13 +89,16 @@ class ChannelTable {
     }
   }
 
-  ManyChannels from(int64_t p) const { return {scale_ + p, inverse_ + p, zero_point_ + p}; }
+  ManyChannels from(int64_t p) const {
+    return {scale_ + p, inverse_ + p, zero_point_ + p, has_threshold_ ? threshold_ + p : nullptr};
+  }
 
  private:
   void write(const math::Affine<Vec>& a, int64_t p) {
     store(scale_ + p, a.scale);
     store(inverse_ + p, a.inverse);
     store(zero_point_ + p, a.zero_point);
+    if (has_threshold_) store(threshold_ + p, a.threshold);
   }
 
   // Whole vectors, past the end of the run: what follows overwrites it.
@@ -108,22 +115,25 @@ class ChannelTable {
         if (q.learned_zero_point) {
           zero_point = math::zero_point_on_grid(load(q.learned_zero_point + c), q);
         }
-        if (q.threshold) zero_point = load(q.threshold + c);
         Vec scale = q.scale ? load(q.scale + c) : math::splat<Vec>(1.0f);
-        write(math::affine(scale, zero_point, q), p + j);
+        math::Affine<Vec> a = math::affine(scale, zero_point, q);
+        if (q.threshold) a.threshold = load(q.threshold + c);
+        write(a, p + j);
       } else {
         for (int64_t l = j; l < run; ++l) {
           math::Affine<float> a = math::affine_of_channel(q, channel + l);
           scale_[p + l] = a.scale;
           inverse_[p + l] = a.inverse;
           zero_point_[p + l] = a.zero_point;
+          if (has_threshold_) threshold_[p + l] = a.threshold;
         }
       }
     }
   }
 
-  static constexpr int64_t kRoom = kPeriod + kBlock + kWidth;
-  float scale_[kRoom], inverse_[kRoom], zero_point_[kRoom];
+  static constexpr int64_t kSize = kPeriod + kBlock + kWidth;
+  float scale_[kSize], inverse_[kSize], zero_point_[kSize], threshold_[kSize];
+  bool has_threshold_ = false;
 };
 
 // body(i, channels) for the blocks that begin at i = begin, begin + 64, ... < end.
