@@ -37,7 +37,7 @@ ReduceLayout layout_in(const Tensor& x, at::MemoryFormat format) {
 
 Tensor new_statistics(const Tensor& x) {
   auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  return at::empty_symint({4 * x.sym_size(1) + 1}, options);
+  return at::empty_symint({layout::bn_statistics_floats(x.sym_size(1))}, options);
 }
 
 const float* floats_of(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
@@ -90,7 +90,7 @@ Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTen
   auto q = quantizer_in<Device>(kOp, scale, zero_point, dense_control);
   BnActFakeQuant args = {};
   args.layout = layout_in(x, format);
-  Tensor scratch = at::empty({bn_scratch(args.layout)}, statistics.options());
+  Tensor scratch = at::empty({layout::bn_floats(args.layout)}, statistics.options());
   args.x = source.const_data_ptr();
   args.y = y.data_ptr();
   args.inside = save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr;
@@ -158,7 +158,7 @@ Results write_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& 
   Array<uint64_t> bits(inside);
   Array<float> moments(statistics);
   ReduceLayout layout = layout_in(x, format);
-  Tensor scratch = at::empty({bn_scratch(layout)}, statistics.options());
+  Tensor scratch = at::empty({layout::bn_floats(layout)}, statistics.options());
   BnActFakeQuantGradient args = {dy.const_data_ptr(),
                                  source.const_data_ptr(),
                                  dx.data_ptr(),
@@ -187,7 +187,7 @@ void check_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& wei
                 weight->scalar_type());
     check_per_channel(kOp, "weight", x, *weight, {1, std::nullopt});
   }
-  c10::SymInt moments = 4 * x.sym_size(1) + 1;
+  c10::SymInt moments = layout::bn_statistics_floats(x.sym_size(1));
   TORCH_CHECK(statistics.scalar_type() == at::kFloat && statistics.sym_numel() == moments, kOp,
               ": statistics must have ", moments, " elements of float32, got ",
               statistics.sym_numel(), " of ", statistics.scalar_type());

@@ -45,7 +45,7 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
   args.temperature = static_cast<float>(temperature);
   args.between = static_cast<float>(beta);
   args.within = static_cast<float>(gamma);
-  Tensor scratch = at::empty({math::dist_scratch(args.rows, args.classes)}, tensors.floats);
+  Tensor scratch = at::empty({layout::dist_floats(args.rows, args.classes)}, tensors.floats);
   args.scratch = scratch.data_ptr<float>();
   tensors.give(&args);
   Device::run(student, [&](const auto& where) { bitpare::dist_loss(args, where); });

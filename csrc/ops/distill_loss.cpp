@@ -209,9 +209,9 @@ Result body(const Tensor& student, const Tensor& teacher, const OptionalTensor& 
   args.mean = mean;
   bool on_cpu = student.is_cpu();
   args.workers = on_cpu ? workers_for(rows, classes) : rows;
-  int64_t each = on_cpu ? math::distill_scratch(classes) : math::distill_scratch_on_cuda(classes);
+  int64_t each = on_cpu ? layout::distill_floats(classes) : layout::distill_floats_on_cuda(classes);
   Tensor scratch = at::empty({args.workers * each}, options);
-  Tensor sums = at::empty({math::distill_sums(rows)}, options);
+  Tensor sums = at::empty({math::chunks_of(rows)}, options);
   args.loss = loss.data_ptr<float>();
   args.factor = numbers.data_ptr<float>();
   args.total = args.factor + 1;

@@ -47,9 +47,9 @@ Range body(const Tensor& x, int64_t quant_min, int64_t quant_max, bool symmetric
   args.high = high.data_ptr<float>();
   args.rule = {static_cast<float>(quant_min), static_cast<float>(quant_max), symmetric, false};
   args.steps = steps;
-  Tensor grid = at::empty({(3 * steps + 1) * args.layout.channels}, options);
+  Tensor grids = at::empty({layout::mse_floats(steps, args.layout.channels)}, options);
   Tensor partial = new_partial(x, args.layout, std::max<int64_t>(steps, kMinMaxTerms));
-  args.grid = grid.data_ptr<float>();
+  args.grids = grids.data_ptr<float>();
   args.partial = partial.data_ptr<float>();
   MinMaxOf range = {};
   range.x = args.x;

@@ -39,7 +39,7 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
   args.distance = distance;
   args.angle = angle;
   Tensor scratch =
-      at::empty({math::relation_scratch(args.samples)}, tensors.floats.dtype(at::kDouble));
+      at::empty({layout::relation_doubles(args.samples)}, tensors.floats.dtype(at::kDouble));
   args.scratch = scratch.data_ptr<double>();
   tensors.give(&args);
   Device::run(student, [&](const auto& where) { bitpare::relation_loss(args, where); });

@@ -178,7 +178,7 @@ TEST(BnActFakeQuant, GradientInPlace) {
   on_every_cpu([&](const auto& cpu, const std::string& name) {
     auto expected = run_bn<float>(c, x, dy, cpu);
     BnState s(24);
-    std::vector<float> over(dy), scratch(static_cast<size_t>(bn_scratch(c.layout)));
+    std::vector<float> over(dy), scratch(static_cast<size_t>(layout::bn_floats(c.layout)));
     std::vector<float> dweight(24), dbias(24);
     bn_act_fake_quant_gradient(
         BnActFakeQuantGradient{over.data(), x.data(), over.data(), expected.inside.data(),

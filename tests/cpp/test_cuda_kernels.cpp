@@ -216,13 +216,13 @@ TEST(OnHost, FakeQuantWeights) {
 
 // The emulation itself: what it must catch, and what warps see.
 __global__ void neighbour_sum(const float* x, float* y, bool with_barrier) {
-  struct Room {
+  struct Values {
     float at[64];
   };
-  BITPARE_SHARED(Room, room);
-  room.at[threadIdx.x] = x[threadIdx.x];
+  BITPARE_SHARED(Values, shared);
+  shared.at[threadIdx.x] = x[threadIdx.x];
   if (with_barrier) __syncthreads();
-  y[threadIdx.x] = room.at[threadIdx.x] + room.at[(threadIdx.x + 1) % 64];
+  y[threadIdx.x] = shared.at[threadIdx.x] + shared.at[(threadIdx.x + 1) % 64];
 }
 
 TEST(OnHost, CatchesAMissingBarrier) {

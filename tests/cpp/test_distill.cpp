@@ -90,11 +90,11 @@ Found<T> run(const Problem& p, const Inputs& in, const Where& where, bool on_cpu
   auto half = narrowed<Half>(in.teacher);
   int64_t n = p.rows * p.classes, workers = on_cpu ? 3 : p.rows;
   int64_t each =
-      on_cpu ? math::distill_scratch(p.classes) : math::distill_scratch_on_cuda(p.classes);
+      on_cpu ? layout::distill_floats(p.classes) : layout::distill_floats_on_cuda(p.classes);
   Unaligned<T> gradient(n);
   std::vector<float> loss(static_cast<size_t>(p.rows)), numbers(2), scratch, sums;
   scratch.resize(static_cast<size_t>(each * workers), NAN);
-  sums.resize(static_cast<size_t>(math::distill_sums(p.rows)), NAN);
+  sums.resize(static_cast<size_t>(math::chunks_of(p.rows)), NAN);
   DistillLoss args = {};
   args.student = student.data();
   args.teacher = p.teacher == DType::float32 ? static_cast<const void*>(in.teacher.data())

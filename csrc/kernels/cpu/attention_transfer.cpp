@@ -22,11 +22,12 @@ void mean_squares(const T* x, int64_t channels, int64_t pixels, float* map) {
 }
 
 template <class T>
-void image(const AttentionTransfer& args, int64_t i, float* scratch) {
+void write_image(const AttentionTransfer& args, int64_t i,
+                 const layout::AttentionWorkspace& workspace) {
   int64_t n = args.pixels;
   const T* student = static_cast<const T*>(args.student) + i * args.student_channels * n;
   const T* teacher = static_cast<const T*>(args.teacher) + i * args.teacher_channels * n;
-  float *map = scratch, *taught = scratch + n, *partial = scratch + 2 * n;
+  float *map = workspace.student, *taught = workspace.teacher, *partial = workspace.partial;
   mean_squares(student, args.student_channels, n, map);
   mean_squares(teacher, args.teacher_channels, n, taught);
   float sums[math::kUnitTerms];
@@ -63,9 +64,10 @@ void attention_transfer(const AttentionTransfer& args, const OnCpu<BITPARE_ISA>&
   with_type(args.dtype, [&]<class T>(T*) {
     parallel(cpu.parallel_for, args.workers, 1, [&](int64_t first, int64_t last) {
       for (int64_t worker = first; worker < last; ++worker) {
-        float* scratch = args.scratch + worker * math::attention_scratch(args.pixels);
+        float* scratch = args.scratch + worker * layout::attention_floats(args.pixels);
+        auto workspace = layout::attention_workspace(scratch, args.pixels);
         int64_t end = at_most((worker + 1) * each, args.images);
-        for (int64_t i = worker * each; i < end; ++i) image<T>(args, i, scratch);
+        for (int64_t i = worker * each; i < end; ++i) write_image<T>(args, i, workspace);
       }
     });
   });

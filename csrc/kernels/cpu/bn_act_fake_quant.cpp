@@ -153,6 +153,10 @@ BITPARE_INLINE math::ActivationGrid<Vec> splat_grid(const math::ActivationGrid<f
           splat<Vec>(g.least),    splat<Vec>(g.most), g.positive};
 }
 
+ChannelTables tables_of(const layout::BnWorkspace& workspace, int64_t channels) {
+  return {workspace.tables, workspace.table, workspace.period, channels};
+}
+
 // The tables of slope and offset, and the statistics, of channels begin .. end - 1. The compiler
 // makes vectors of double of it.
 template <bool kOfBatch>
@@ -160,8 +164,8 @@ void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& 
                int64_t begin, int64_t end, const float* sums, const float* squares) {
   int64_t count = t.layout.outer * t.layout.inner, channels = t.layout.channels;
   const float *shift = tables.at(kMean), *weight = args.weight, *bias = args.bias;
-  float *slope = tables.at(kSlope), *offset = tables.at(kOffset), *mean = args.statistics;
-  float *v_slope = mean + bn_shape_tables(channels), *v_offset = v_slope + channels;
+  float *slope = tables.at(kSlope), *offset = tables.at(kOffset);
+  auto saved = layout::bn_statistics(args.statistics, channels);
   float *running_mean = args.running_mean, *running_var = args.running_var;
   double momentum = args.momentum, eps = args.eps;
 #pragma GCC ivdep
@@ -173,10 +177,10 @@ void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& 
       running_var[c] = math::running(running_var[c], math::unbiased(m.variance, count), momentum);
     }
     auto n = math::normalization(m, weight ? weight[c] : 1.0f, bias ? bias[c] : 0.0f, eps);
-    slope[c] = v_slope[c] = n.slope;
-    offset[c] = v_offset[c] = n.offset;
-    mean[c] = n.mean;
-    mean[channels + c] = n.inverse_std;
+    slope[c] = saved.slope[c] = n.slope;
+    offset[c] = saved.offset[c] = n.offset;
+    saved.mean[c] = n.mean;
+    saved.inverse_std[c] = n.inverse_std;
   }
 }
 
@@ -189,21 +193,20 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu
   Control control = *args.control;
   if (!args.pending) control.observe = 0;
   bool of_batch = args.training && !control.freeze;
-  float* partial = args.scratch;
-  ChannelTables tables = {partial + bn_sums(args.layout), bn_room(args.layout),
-                          bn_period(args.layout), t.layout.channels};
-  float* ranges = tables.at(kBnTables);
+  auto workspace = layout::bn_workspace(args.scratch, args.layout);
+  float *partial = workspace.partial, *ranges = workspace.ranges;
+  ChannelTables tables = tables_of(workspace, t.layout.channels);
   Quantizer q = args.quantizer;
   q.quant_min = static_cast<float>(control.quant_min);
   q.quant_max = static_cast<float>(control.quant_max);
-  args.statistics[2 * t.layout.channels] = of_batch ? 1.0f : 0.0f;
+  *layout::bn_statistics(args.statistics, t.layout.channels).of_batch = of_batch ? 1.0f : 0.0f;
   auto scalar_grid = math::activation_grid(q, args.activation);
   with_type(args.dtype, [&]<class T>(T*) {
     auto x = static_cast<const T*>(args.x);
     if (of_batch) {
       float* shift = tables.at(kMean);
       for (int64_t c = 0; c < t.layout.channels; ++c) shift[c] = math::widen(x[c * t.layout.inner]);
-      for (int64_t j = t.layout.channels; j < tables.room; ++j)
+      for (int64_t j = t.layout.channels; j < tables.size; ++j)
         shift[j] = shift[j - t.layout.channels];
       sum_channels(cpu.parallel_for, t, ShiftedTerms<T>{x}, tables.from(kMean), partial,
                    [&](int64_t begin, int64_t end, const float* sums, const float* squares) {
@@ -270,22 +273,21 @@ void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const Cha
       }
     }
   };
-  for_each_channel_block<kShaped ? kBnTables : kMean + 1>(t, tables, t.begin(tile), end, pass);
+  for_each_channel_block<kShaped ? layout::kBnTables : kMean + 1>(t, tables, t.begin(tile), end,
+                                                                  pass);
 }
 
 template <bool kShaped, class T>
 void write_gradient(const BnActFakeQuantGradient& args, ParallelFor parallel_for) {
   Tiles t(args.layout);
   int64_t channels = t.layout.channels, count = t.layout.outer * t.layout.inner;
-  const float* inverse_std = args.statistics + channels;
-  bool of_batch = args.statistics[2 * channels] != 0.0f;
-  ChannelTables tables = {args.scratch + bn_sums(args.layout), bn_room(args.layout),
-                          bn_period(args.layout), channels};
-  const float* saved = args.statistics + bn_shape_tables(channels);
-  for (int64_t c = 0; c < channels; ++c) tables.at(kMean)[c] = args.statistics[c];
+  auto saved = layout::bn_statistics(args.statistics, channels);
+  bool of_batch = *saved.of_batch != 0.0f;
+  ChannelTables tables = tables_of(layout::bn_workspace(args.scratch, args.layout), channels);
+  for (int64_t c = 0; c < channels; ++c) tables.at(kMean)[c] = saved.mean[c];
   for (int64_t c = 0; kShaped && c < channels; ++c) {
-    tables.at(kShapeSlope)[c] = saved[c];
-    tables.at(kShapeOffset)[c] = saved[channels + c];
+    tables.at(kShapeSlope)[c] = saved.slope[c];
+    tables.at(kShapeOffset)[c] = saved.offset[c];
   }
   tables.from(kMean).repeat(kShaped ? 3 : 1);
   GradientTerms<kShaped, T> terms = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
@@ -295,7 +297,7 @@ void write_gradient(const BnActFakeQuantGradient& args, ParallelFor parallel_for
                  for (int64_t c = begin; c < end; ++c) {
                    auto g = math::normalization_gradient(sums[c - begin], products[c - begin],
                                                          args.weight ? args.weight[c] : 1.0f,
-                                                         inverse_std[c], count);
+                                                         saved.inverse_std[c], count);
                    tables.at(kSlope)[c] = g.slope;
                    tables.at(kTilt)[c] = g.tilt;
                    tables.at(kOffset)[c] = g.offset;

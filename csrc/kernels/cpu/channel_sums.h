@@ -44,9 +44,9 @@ struct Tiles {
 template <int kTables>
 struct SpreadTables {
   const float* at;
-  int64_t room;
+  int64_t size;
   [[gnu::always_inline]] Vec get(int table, int64_t k) const {
-    return load(at + table * room + k * kWidth);
+    return load(at + table * size + k * kWidth);
   }
 };
 
@@ -57,19 +57,19 @@ struct OneOfTables {
   [[gnu::always_inline]] Vec get(int table, int64_t) const { return all[table]; }
 };
 
-// kTables values for each channel: table k is room floats from k * room on.
+// kTables values for each channel: table k is `size` floats from k * size on.
 struct ChannelTables {
   float* values;
-  int64_t room, period, channels;
+  int64_t size, period, channels;
 
-  float* at(int table) const { return values + table * room; }
-  ChannelTables from(int table) const { return {at(table), room, period, channels}; }
+  float* at(int table) const { return values + table * size; }
+  ChannelTables from(int table) const { return {at(table), size, period, channels}; }
 
   // Writes the values of the channels out over a wide row and the block after it.
   void repeat(int tables) const {
     for (int k = 0; k < tables; ++k) {
       float* v = at(k);
-      for (int64_t j = channels; j < room; ++j) v[j] = v[j - channels];
+      for (int64_t j = channels; j < size; ++j) v[j] = v[j - channels];
     }
   }
 
@@ -264,12 +264,12 @@ class ChannelWalk {
       for (int k = 0; k < kTables; ++k) {
         // Whole vectors, past the end of the run: what follows overwrites it.
         Vec value = math::splat<Vec>(tables_.at(k)[channel_]);
-        for (int64_t j = 0; j < run; j += kWidth) store(spread_ + k * kRoom + p + j, value);
+        for (int64_t j = 0; j < run; j += kWidth) store(spread_ + k * kSpread + p + j, value);
       }
       p += run;
       advance(run);
     }
-    return {spread_, kRoom};
+    return {spread_, kSpread};
   }
 
  private:
@@ -280,10 +280,10 @@ class ChannelWalk {
     if (++channel_ == tables_.channels) channel_ = 0;
   }
 
-  static constexpr int64_t kRoom = kBlock + kWidth;
+  static constexpr int64_t kSpread = kBlock + kWidth;
   ChannelTables tables_;
   int64_t inner_, channel_, offset_;
-  float spread_[kTables * kRoom];
+  float spread_[kTables * kSpread];
 };
 
 // body.operator()<kWhole>(i, tables) for the blocks of 64 elements of [begin, end), the last of
@@ -297,11 +297,11 @@ BITPARE_INLINE void for_each_channel_block(const Tiles& t, const ChannelTables& 
   if (t.columns) {
     int64_t p = 0;
     for (; i + kBlock <= end; i += kBlock) {
-      body.template operator()<true>(i, Spread{tables.values + p, tables.room});
+      body.template operator()<true>(i, Spread{tables.values + p, tables.size});
       p += kBlock;
       if (p >= tables.period) p -= tables.period;
     }
-    if (i < end) body.template operator()<false>(i, Spread{tables.values + p, tables.room});
+    if (i < end) body.template operator()<false>(i, Spread{tables.values + p, tables.size});
     return;
   }
   ChannelWalk<kTables> walk(t.layout, tables, begin);

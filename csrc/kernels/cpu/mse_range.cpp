@@ -55,17 +55,19 @@ void price_chunk(const MseRange& args, int64_t task, const Codes& codes) {
 template <class T>
 void price_columns(const MseRange& args, int64_t piece, int64_t first, const Codes& codes) {
   const ReduceLayout& l = args.layout;
-  int64_t pieces = math::pieces_of(l), part = args.steps * l.channels;
+  int64_t pieces = math::pieces_of(l);
+  layout::MseGrids grids = math::grids_of(args);
   int64_t count = at_most(l.channels - first, kWidth), begin = piece * kSumRows;
   int64_t rows = at_most(l.outer - begin, kSumRows);
   auto read = [&](const auto* p) { return count < kWidth ? load_some(p, count) : load(p); };
   auto write = [&](float* p, Vec v) { count < kWidth ? store_some(p, v, count) : store(p, v); };
   const T* x = static_cast<const T*>(args.x) + begin * l.channels + first;
-  Vec values[kSumRows], inverse_unit = read(args.grid + 3 * part + first);
+  Vec values[kSumRows], inverse_unit = read(grids.inverse_unit + first);
   for (int64_t r = 0; r < rows; ++r) values[r] = read(x + r * l.channels) * inverse_unit;
   for (int64_t k = 0; k < args.steps; ++k) {
-    const float* at = args.grid + k * l.channels + first;
-    math::Affine<Vec> a = {read(at), read(at + part), read(at + 2 * part)};
+    int64_t at = k * l.channels + first;
+    math::Affine<Vec> a = {read(grids.scale + at), read(grids.inverse + at),
+                           read(grids.zero_point + at)};
     Vec sum = {};
 #pragma GCC unroll 4
     for (int64_t r = 0; r < rows; ++r) {

@@ -74,9 +74,9 @@ template <class T>
 void count_slot(const ObserveHistogram& args, int64_t slot) {
   const ReduceLayout& l = args.layout;
   auto x = static_cast<const T*>(args.x);
-  int64_t room = l.channels * args.bins;
-  int64_t* counts = slot == 0 ? args.counts : args.shares + (slot - 1) * room;
-  if (slot > 0) __builtin_memset(counts, 0, static_cast<uint64_t>(room) * sizeof(int64_t));
+  int64_t size = l.channels * args.bins;
+  int64_t* counts = slot == 0 ? args.counts : args.shares + (slot - 1) * size;
+  if (slot > 0) __builtin_memset(counts, 0, static_cast<uint64_t>(size) * sizeof(int64_t));
   if (math::channels_innermost(l)) {
     int64_t end = l.outer * (slot + 1) / args.slots;
     for (int64_t o = l.outer * slot / args.slots; o < end; ++o) {
@@ -105,10 +105,10 @@ void count(const ObserveHistogram& args, ParallelFor parallel_for) {
   parallel(parallel_for, args.slots, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) count_slot<T>(args, slot);
   });
-  int64_t room = l.channels * args.bins;
-  parallel(parallel_for, room, kGrain, [&](int64_t first, int64_t last) {
+  int64_t size = l.channels * args.bins;
+  parallel(parallel_for, size, kGrain, [&](int64_t first, int64_t last) {
     for (int64_t slot = 1; slot < args.slots; ++slot) {
-      const int64_t* share = args.shares + (slot - 1) * room;
+      const int64_t* share = args.shares + (slot - 1) * size;
       for (int64_t i = first; i < last; ++i) args.counts[i] += share[i];
     }
   });

@@ -13,20 +13,20 @@ struct WarpRanges {
 };
 
 // The terms of all threads of a block, in thread 0. Every thread takes part.
-__device__ void fold_block(float* terms, WarpRanges* room) {
+__device__ void fold_block(float* terms, WarpRanges* shared) {
   int warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int t = 0; t < kActTerms; ++t) {
     for (int half = kWarp / 2; half > 0; half /= 2) {
       float other = __shfl_xor_sync(0xffffffffu, terms[t], half);
       terms[t] = math::MinMax::combine<float>(t, terms[t], other);
     }
-    if (threadIdx.x % kWarp == 0) room->at[t][warp] = terms[t];
+    if (threadIdx.x % kWarp == 0) shared->at[t][warp] = terms[t];
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int t = 0; t < kActTerms; ++t) {
     for (int w = 1; w < kWarps; ++w) {
-      terms[t] = math::MinMax::combine<float>(t, terms[t], room->at[t][w]);
+      terms[t] = math::MinMax::combine<float>(t, terms[t], shared->at[t][w]);
     }
   }
 }
@@ -61,7 +61,7 @@ BITPARE_INLINE float quantized(const Control& control, const math::Affine<float>
 // A thread takes eight neighbours, as in map(); a block writes one partial range.
 template <Activation kActivation, class T>
 __global__ void __launch_bounds__(kThreads) act_fake_quant_kernel(ActFakeQuant args) {
-  BITPARE_SHARED(WarpRanges, room);
+  BITPARE_SHARED(WarpRanges, shared);
   Control control = *args.control;
   int64_t n = args.n;
   int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
@@ -90,14 +90,14 @@ __global__ void __launch_bounds__(kThreads) act_fake_quant_kernel(ActFakeQuant a
     reinterpret_cast<uint8_t*>(args.inside)[first / 8] = static_cast<uint8_t>(bits);
   }
   if (!args.pending || !control.observe) return;
-  fold_block(terms, &room);
+  fold_block(terms, &shared);
   if (threadIdx.x != 0) return;
   for (int t = 0; t < kActTerms; ++t) args.partial[t * gridDim.x + blockIdx.x] = terms[t];
 }
 
 // One block folds the partial ranges and what is pending already.
 __global__ void __launch_bounds__(kThreads) fold_ranges(ActFakeQuant args, int64_t blocks) {
-  BITPARE_SHARED(WarpRanges, room);
+  BITPARE_SHARED(WarpRanges, shared);
   if (!args.control->observe) return;
   float terms[kActTerms];
   no_range(terms);
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) fold_ranges(ActFakeQuant args, int64
       terms[t] = math::MinMax::combine<float>(t, terms[t], args.partial[t * blocks + b]);
     }
   }
-  fold_block(terms, &room);
+  fold_block(terms, &shared);
   if (threadIdx.x == 0) math::fold_pending(args.pending, args.pending + 1, terms);
 }
 

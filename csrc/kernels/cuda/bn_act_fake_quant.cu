@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-static_assert(kPerBlock == kBnPart, "a block has room for its range");
+static_assert(kPerBlock == layout::kBnPart, "a block has one range");
 
 __device__ inline bool of_batch(const BnActFakeQuant& args) {
   return args.training && !args.control->freeze;
@@ -41,13 +41,13 @@ struct Statistics {
                                  args.bias ? args.bias[c] : 0.0f, args.eps);
     tables[c] = n.slope;
     tables[channels + c] = n.offset;
-    args.statistics[c] = n.mean;
-    args.statistics[channels + c] = n.inverse_std;
-    float* saved = args.statistics + bn_shape_tables(channels);
-    saved[c] = n.slope;
-    saved[channels + c] = n.offset;
+    auto saved = layout::bn_statistics(args.statistics, channels);
+    saved.mean[c] = n.mean;
+    saved.inverse_std[c] = n.inverse_std;
+    saved.slope[c] = n.slope;
+    saved.offset[c] = n.offset;
     if (c > 0) return;
-    args.statistics[2 * channels] = sums ? 1.0f : 0.0f;
+    *saved.of_batch = sums ? 1.0f : 0.0f;
     if (sums && args.num_batches_tracked) ++*args.num_batches_tracked;
   }
 };
@@ -63,11 +63,11 @@ struct ChannelValues {
 
 template <bool kShaped>
 __device__ ChannelValues values_of(const BnActFakeQuantGradient& args, int64_t channel) {
-  ChannelValues v = {args.statistics[channel], 0.0f, 0.0f};
+  auto saved = layout::bn_statistics(args.statistics, args.layout.channels);
+  ChannelValues v = {saved.mean[channel], 0.0f, 0.0f};
   if constexpr (kShaped) {
-    const float* saved = args.statistics + bn_shape_tables(args.layout.channels);
-    v.slope = saved[channel];
-    v.offset = saved[args.layout.channels + channel];
+    v.slope = saved.slope[channel];
+    v.offset = saved.offset[channel];
   }
   return v;
 }
@@ -92,8 +92,9 @@ struct Gradients {
   }
   __device__ void finish(int64_t c, const float* sums) const {
     int64_t count = args.layout.outer * args.layout.inner, channels = args.layout.channels;
+    auto saved = layout::bn_statistics(args.statistics, channels);
     auto g = math::normalization_gradient(sums[0], sums[1], args.weight ? args.weight[c] : 1.0f,
-                                          args.statistics[channels + c], count);
+                                          saved.inverse_std[c], count);
     tables[c] = g.slope;
     tables[channels + c] = g.tilt;
     tables[2 * channels + c] = g.offset;
@@ -151,11 +152,11 @@ __global__ void __launch_bounds__(kThreads)
 template <class Terms>
 __global__ void __launch_bounds__(kThreads)
     finish_sums(ReduceLayout layout, float* partial, Terms terms) {
-  BITPARE_SHARED(FoldRoom<2>, room);
+  BITPARE_SHARED(SharedFold<2>, shared);
   float sums[2];
   bool wanted = terms.wanted();
   if (wanted) {
-    fold_channel<math::Sum, 2>(room, math::channel_sums(layout), layout.channels, blockIdx.x,
+    fold_channel<math::Sum, 2>(shared, math::channel_sums(layout), layout.channels, blockIdx.x,
                                partial, sums);
   }
   if (threadIdx.x == 0) terms.finish(blockIdx.x, wanted ? sums : nullptr);
@@ -198,24 +199,24 @@ struct Walk {
   }
 };
 
-struct RangeRoom {
+struct SharedRange {
   float at[3][kThreads];
 };
 
 // The range of a block's threads, in its first.
-__device__ inline void fold_range(RangeRoom& room, float* terms) {
-  for (int t = 0; t < 3; ++t) room.at[t][threadIdx.x] = terms[t];
+__device__ inline void fold_range(SharedRange& shared, float* terms) {
+  for (int t = 0; t < 3; ++t) shared.at[t][threadIdx.x] = terms[t];
   __syncthreads();
   for (unsigned half = kThreads / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) {
       for (int t = 0; t < 3; ++t) {
-        float* mine = &room.at[t][threadIdx.x];
+        float* mine = &shared.at[t][threadIdx.x];
         *mine = math::MinMax::combine<float>(t, *mine, mine[half]);
       }
     }
     __syncthreads();
   }
-  for (int t = 0; t < 3; ++t) terms[t] = room.at[t][0];
+  for (int t = 0; t < 3; ++t) terms[t] = shared.at[t][0];
 }
 
 // y and one byte of bits for each thread's eight neighbours; the range of a block's v.
@@ -258,7 +259,7 @@ __device__ inline math::ActivationGrid<float> grid_of(const BnActFakeQuant& args
 template <bool kShaped, bool kActive, class T>
 __global__ void __launch_bounds__(kThreads)
     activate_kernel(BnActFakeQuant args, const float* tables, int64_t n, float* ranges) {
-  BITPARE_SHARED(RangeRoom, room);
+  BITPARE_SHARED(SharedRange, shared);
   auto grid = grid_of(args);
   float range[3];
   for (int t = 0; t < 3; ++t) range[t] = math::MinMax::identity<float>(t);
@@ -268,7 +269,7 @@ __global__ void __launch_bounds__(kThreads)
     activate<kShaped, kActive, false, T>(args, grid, tables, n, range);
   }
   if (!args.pending || !args.control->observe) return;
-  fold_range(room, range);
+  fold_range(shared, range);
   if (threadIdx.x > 0) return;
   for (int t = 0; t < 3; ++t) ranges[3 * blockIdx.x + t] = range[t];
 }
@@ -276,7 +277,7 @@ __global__ void __launch_bounds__(kThreads)
 // One block: the ranges of all blocks into the pending one.
 __global__ void __launch_bounds__(kThreads)
     observe_kernel(BnActFakeQuant args, int64_t blocks, const float* ranges) {
-  BITPARE_SHARED(RangeRoom, room);
+  BITPARE_SHARED(SharedRange, shared);
   if (!args.pending || !args.control->observe) return;
   float range[3];
   for (int t = 0; t < 3; ++t) range[t] = math::MinMax::identity<float>(t);
@@ -284,7 +285,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int t = 0; t < 3; ++t)
       range[t] = math::MinMax::combine<float>(t, range[t], ranges[3 * b + t]);
   }
-  fold_range(room, range);
+  fold_range(shared, range);
   if (threadIdx.x > 0) return;
   auto grid = grid_of(args);
   for (int t = 0; t < 2; ++t) range[t] = math::clamp(range[t], grid.least, grid.most);
@@ -318,7 +319,7 @@ __device__ void pass_gradient(const BnActFakeQuantGradient& args, const float* t
 template <bool kShaped, class T>
 __global__ void __launch_bounds__(kThreads)
     gradient_kernel(BnActFakeQuantGradient args, const float* tables, int64_t n) {
-  if (args.statistics[2 * args.layout.channels] != 0.0f) {
+  if (*layout::bn_statistics(args.statistics, args.layout.channels).of_batch != 0.0f) {
     pass_gradient<kShaped, true, T>(args, tables, n);
   } else {
     pass_gradient<kShaped, false, T>(args, tables, n);
@@ -350,8 +351,8 @@ void sum_channels(const OnCuda& cuda, const ReduceLayout& layout, float* partial
 void bn_act_fake_quant(const BnActFakeQuant& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t n = l.outer * l.channels * l.inner, blocks = blocks_for(n, kPerBlock);
-  float* tables = args.scratch + bn_sums(l);
-  float* ranges = tables + kBnTables * bn_room(l);
+  auto workspace = layout::bn_workspace(args.scratch, l);
+  float *tables = workspace.tables, *ranges = workspace.ranges;
   with_type(args.dtype, [&]<class T>(T*) {
     sum_channels(cuda, l, args.scratch, Statistics<T>{args, tables});
     auto kernel = activate_kernel<false, true, T>;
@@ -366,7 +367,7 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCuda& cuda) {
 void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t n = l.outer * l.channels * l.inner;
-  float* tables = args.scratch + bn_sums(l);
+  float* tables = layout::bn_workspace(args.scratch, l).tables;
   auto run = [&]<bool kShaped, class T>() {
     sum_channels(cuda, l, args.scratch, Gradients<kShaped, T>{args, tables});
     launch(gradient_kernel<kShaped, T>, blocks_for(n, kPerBlock), kThreads, cuda.stream, args,

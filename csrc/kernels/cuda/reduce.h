@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kTerms>
-struct FoldRoom {
+struct SharedFold {
   float at[kTerms][kThreads];
 };
 
@@ -83,7 +83,7 @@ struct FoldRoom {
 // folds a run of pieces whose length is a power of two, which is a subtree of the whole; the block
 // then folds the runs.
 template <class Rule, int kTerms>
-__device__ inline void fold_channel(FoldRoom<kTerms>& room, int64_t pieces, int64_t channels,
+__device__ inline void fold_channel(SharedFold<kTerms>& shared, int64_t pieces, int64_t channels,
                                     int64_t channel, float* partial, float* sums) {
   int64_t run = 1;
   while (run * kThreads < pieces) run *= 2;
@@ -91,7 +91,7 @@ __device__ inline void fold_channel(FoldRoom<kTerms>& room, int64_t pieces, int6
   int64_t count = first < pieces ? (first + run < pieces ? run : pieces - first) : 0;
   for (int t = 0; t < kTerms; ++t) {
     float* values = partial + (t * pieces + first) * channels + channel;
-    room.at[t][threadIdx.x] = math::fold_pairs<Rule>(t, values, count, channels);
+    shared.at[t][threadIdx.x] = math::fold_pairs<Rule>(t, values, count, channels);
   }
   __syncthreads();
   int runs = static_cast<int>((pieces + run - 1) / run);
@@ -99,21 +99,21 @@ __device__ inline void fold_channel(FoldRoom<kTerms>& room, int64_t pieces, int6
     int i = static_cast<int>(threadIdx.x) * 2 * step;
     if (i + step < runs) {
       for (int t = 0; t < kTerms; ++t) {
-        room.at[t][i] = Rule::template combine<float>(t, room.at[t][i], room.at[t][i + step]);
+        shared.at[t][i] = Rule::template combine<float>(t, shared.at[t][i], shared.at[t][i + step]);
       }
     }
     __syncthreads();
   }
-  for (int t = 0; t < kTerms; ++t) sums[t] = room.at[t][0];
+  for (int t = 0; t < kTerms; ++t) sums[t] = shared.at[t][0];
 }
 
 // finish(channel, sums) with each term folded over its pieces. A block takes one channel.
 template <class Rule, int kTerms, class Finish>
 __global__ void __launch_bounds__(kThreads)
     finish_channels(ReduceLayout layout, float* partial, Finish finish) {
-  BITPARE_SHARED(FoldRoom<kTerms>, room);
+  BITPARE_SHARED(SharedFold<kTerms>, shared);
   float sums[kTerms];
-  fold_channel<Rule, kTerms>(room, math::pieces_of(layout), layout.channels, blockIdx.x, partial,
+  fold_channel<Rule, kTerms>(shared, math::pieces_of(layout), layout.channels, blockIdx.x, partial,
                              sums);
   if (threadIdx.x == 0) finish(blockIdx.x, sums);
 }
