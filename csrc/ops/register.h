@@ -5,7 +5,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include "ops/device.h"
+#include "ops/options.h"
 
 namespace bitpare::ops {
 
@@ -54,30 +54,29 @@ class SameDevice {
   size_t number_ = 0;
 };
 
-template <class Signature>
+template <class Function, class = Signature<Function>>
 class Door;
 
-template <class Result, class... Arguments>
-class Door<Result(Arguments...)> {
+template <class Function, class Result, class... Arguments>
+class Door<Function, Result(Arguments...)> {
  public:
-  Door(const char* op, Result (*body)(Arguments...)) : op_(op), body_(body) {}
+  Door(const char* op, Function* body) : op_(op), body_(body) {}
 
   Result operator()(Arguments... arguments) const {
     SameDevice devices(op_);
     size_t number = 0;
     (devices.see(number++, arguments), ...);
-    return body_(std::forward<Arguments>(arguments)...);
+    return call_by_signature(body_, std::forward<Arguments>(arguments)...);
   }
 
  private:
   const char* op_;
-  Result (*body_)(Arguments...);
+  Function* body_;
 };
 
-template <class Result, class... Arguments>
-void implement(torch::Library& m, const char* op, c10::DispatchKey key,
-               Result (*body)(Arguments...)) {
-  m.impl(op, torch::dispatch(key, Door<Result(Arguments...)>(op, body)));
+template <class Function>
+void implement(torch::Library& m, const char* op, c10::DispatchKey key, Function* body) {
+  m.impl(op, torch::dispatch(key, Door<Function>(op, body)));
 }
 
 // Lazily negated or conjugated tensors and zero tensors are replaced by what they stand for, or

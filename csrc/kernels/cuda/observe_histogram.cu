@@ -65,7 +65,7 @@ struct SharedBins {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     count_rows(ObserveHistogram args, int64_t blocks_each, const T* x) {
-  BITPARE_SHARED(SharedBins, shared);
+  BITPARE_SHARED(SharedBins, bins);
   const ReduceLayout& l = args.layout;
   int64_t c = blockIdx.x / blocks_each, values = l.outer * l.inner;
   int64_t first = blockIdx.x % blocks_each * kValuesPerBlock;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   bool shared = args.bins <= kSharedBins;
   int64_t* counts = args.counts + c * args.bins;
   if (shared) {
-    for (int32_t b = threadIdx.x; b < args.bins; b += kThreads) shared.at[b] = 0;
+    for (int32_t b = threadIdx.x; b < args.bins; b += kThreads) bins.at[b] = 0;
   }
   __syncthreads();
   float per_bin = math::bins_per_unit(args.limit[c], args.bins);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
     float value = to_float(x[(o * l.channels + c) * l.inner + i]);
     int32_t bin = math::symmetric_bin(value, per_bin, args.bins);
     if (bin >= 0 && shared) {
-      atomicAdd(&shared.at[bin], 1u);
+      atomicAdd(&bins.at[bin], 1u);
     } else if (bin >= 0) {
       count_one(counts, bin, 1);
     }
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (!shared) return;
   for (int32_t b = threadIdx.x; b < args.bins; b += kThreads) {
-    if (shared.at[b] != 0) count_one(counts, b, shared.at[b]);
+    if (bins.at[b] != 0) count_one(counts, b, bins.at[b]);
   }
 }
 
