@@ -7,8 +7,6 @@ namespace {
 
 constexpr const char* kOp = "apply_mask";
 
-using Signature = Tensor(const Tensor& x, const Tensor& mask, at::MemoryFormat memory_format);
-
 void check(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   check_input(kOp, x);
   check_format(kOp, x, format, {});
@@ -34,7 +32,7 @@ Tensor meta(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
 }
 
 Tensor masked(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
-  static auto op = find_op<Signature>("bitpare::_apply_mask");
+  static auto op = find_op<decltype(meta)>("bitpare::_apply_mask");
   return op.call(x, mask, format);
 }
 

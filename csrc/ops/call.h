@@ -35,4 +35,9 @@ class BelowAutogradUnlessRecording {
   std::optional<at::AutoDispatchBelowADInplaceOrView> below_;
 };
 
+// A saved tensor, or none if none was saved.
+inline OptionalTensor if_defined(const Tensor& x) {
+  return x.defined() ? OptionalTensor(x) : std::nullopt;
+}
+
 }  // namespace bitpare::ops

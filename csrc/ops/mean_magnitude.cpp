@@ -7,9 +7,6 @@ namespace {
 
 constexpr const char* kOp = "mean_magnitude";
 
-using MeanSignature = Tensor(const Tensor& x, const OptionalTensor& threshold,
-                             std::optional<int64_t> axis, std::optional<int64_t> group);
-
 void check(const Tensor& x, const OptionalTensor& threshold, const Granularity& granularity) {
   check_input(kOp, x);
   check_granularity(kOp, x, granularity);
@@ -64,7 +61,7 @@ void check_threshold(const char* op, const Tensor& x, const OptionalTensor& thre
 }
 
 Tensor mean_magnitude(const Tensor& x, const OptionalTensor& threshold, const Granularity& g) {
-  static auto op = find_op<MeanSignature>("bitpare::_mean_magnitude");
+  static auto op = find_op<decltype(meta)>("bitpare::_mean_magnitude");
   return op.call(x, threshold, g.axis, g.group);
 }
 

@@ -52,10 +52,8 @@ void body(TensorList tensors, TensorList masks) {
   }
 }
 
-void written(c10::DispatchKeySet keys, TensorList tensors, TensorList masks) {
-  static auto op = find_op<void(TensorList, TensorList)>("bitpare::remask_");
+void note_written(TensorList tensors, TensorList) {
   for (const Tensor& t : tensors) bump_version(t);
-  op.redispatch(keys & c10::after_ADInplaceOrView_keyset, tensors, masks);
 }
 
 }  // namespace
@@ -71,7 +69,7 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def("remask_(Tensor(a!)[] tensors, Tensor[] masks) -> ()", tags());
   kernels(m, "remask_", body<Cpu>, body<Cuda>, check);
   no_gradient(m, "remask_");
+  writes<check, note_written>(m, "remask_");
 }
-TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("remask_", written); }
 
 }  // namespace bitpare::ops

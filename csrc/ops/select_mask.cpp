@@ -12,12 +12,6 @@ using at::TensorList;
 
 constexpr const char* kOp = "select_mask";
 
-using SelectSignature = std::vector<Tensor>(TensorList scores, at::ArrayRef<double> sparsity,
-                                            bool together, at::IntArrayRef min_keep,
-                                            TensorList previous);
-using NOfMSignature = Tensor(const Tensor& scores, int64_t keep, int64_t members,
-                             const OptionalTensor& previous);
-
 Tensor new_mask(const Tensor& x) {
   return at::empty_symint({mask_words(x.sym_numel())},
                           x.options().dtype(at::kLong).memory_format(std::nullopt));
@@ -272,7 +266,7 @@ Arguments checked(TensorList scores, at::ArrayRef<double> sparsity, c10::string_
 }
 
 std::vector<Tensor> n_of_m(const Arguments& a) {
-  static auto op = find_op<NOfMSignature>("bitpare::_select_n_of_m");
+  static auto op = find_op<decltype(select_in_groups_meta)>("bitpare::_select_n_of_m");
   std::vector<Tensor> masks;
   for (size_t i = 0; i < a.scores.size(); ++i) {
     int64_t keep = value_of(a.sparsity, i) == 0 ? a.pattern.second : a.pattern.first;
@@ -284,7 +278,7 @@ std::vector<Tensor> n_of_m(const Arguments& a) {
 }
 
 std::vector<Tensor> elements(const Arguments& a) {
-  static auto op = find_op<SelectSignature>("bitpare::_select_mask");
+  static auto op = find_op<decltype(select_meta)>("bitpare::_select_mask");
   return op.call(a.scores, a.sparsity, a.together, a.min_keep, a.previous);
 }
 

@@ -25,8 +25,4 @@ inline Tensor take_stored_gradient(AutogradContext* context, const Tensor& dy) {
   return gradient.mul_(factor);
 }
 
-inline OptionalTensor if_defined(const Tensor& x) {
-  return x.defined() ? OptionalTensor(x) : std::nullopt;
-}
-
 }  // namespace bitpare::ops

@@ -82,8 +82,7 @@ Tensor autograd(const Tensor& dy, const Tensor& inside, at::MemoryFormat format)
 }  // namespace
 
 Tensor straight_through(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
-  static auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, at::MemoryFormat)>("bitpare::_straight_through");
+  static auto op = find_op<decltype(meta)>("bitpare::_straight_through");
   return op.call(dy, inside, format);
 }
 

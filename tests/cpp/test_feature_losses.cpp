@@ -47,7 +47,7 @@ Apart<T> run_features(FeatureKind kind, int64_t rows, int64_t n, const float* in
   if (rows > 1) std::fill(student.begin(), student.begin() + n, T{});  // a row without length
   Unaligned<T> gradient(rows * n);
   auto loss = scratch_of(1), sums = scratch_of(rows);
-  auto partial = scratch_of(math::feature_partials(kind, rows, n));
+  auto partial = scratch_of(layout::feature_floats(kind, rows, n));
   std::vector<FeatureRow> units(static_cast<size_t>(rows));
   FeatureLoss args = {
       student.data(), teacher.data(), kDType<T>,       kind,           rows,         n,

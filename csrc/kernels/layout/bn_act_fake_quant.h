@@ -13,7 +13,10 @@ struct BnStatistics {
   Float* offset;       // [channels]
 };
 
-BITPARE_INLINE int64_t bn_statistics_floats(int64_t channels) { return 4 * channels + 1; }
+template <class Int>
+BITPARE_INLINE Int bn_statistics_floats(const Int& channels) {
+  return channels * 4 + 1;
+}
 
 template <class Float>
 BITPARE_INLINE BnStatistics<Float> bn_statistics(Float* statistics, int64_t channels) {
