@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/layout/distill_loss.h"
+#include "math/distill_top.h"
 
 namespace bitpare {
 

@@ -77,6 +77,19 @@ struct QuantizerTensors {
 QuantizerTensors quantizer_of(const char* op, const QuantizerOptions& options,
                               const ReduceLayout& layout, bool see_values);
 
+// The same from the arguments of an op on a grid.
+template <class Device, class Options>
+QuantizerTensors quantizer_on_grid(const char* op, const Options& o, const ReduceLayout& layout,
+                                   bool floored = false) {
+  return quantizer_of(op,
+                      {.scale = o.scale,
+                       .zero_point = o.zero_point,
+                       .quant_min = o.quant_min,
+                       .quant_max = o.quant_max,
+                       .floored = floored},
+                      layout, Device::kSeesValues);
+}
+
 // Checks x, its grid, scale and zero point, and its layout: what the ops on a grid share.
 template <class Options>
 void check_on_grid(const char* op, const Options& o) {

@@ -65,13 +65,7 @@ std::tuple<Tensor, Tensor> forward(const FakeQuantOptions& o) {
   Tensor source = o.x.contiguous(o.format), y = at::empty_like(source);
   Tensor inside = new_bits(source, o.save_inside);
   if (o.x.numel() == 0) return {y, inside};
-  auto q = quantizer_of(op,
-                        {.scale = o.scale,
-                         .zero_point = o.zero_point,
-                         .quant_min = o.quant_min,
-                         .quant_max = o.quant_max,
-                         .floored = o.floored},
-                        layout_of(o.x, o.granularity, o.format), Device::kSeesValues);
+  auto q = quantizer_on_grid<Device>(op, o, layout_of(o.x, o.granularity, o.format), o.floored);
   Array<int64_t> random(o.rng);
   FakeQuant args = {
       .x = source.const_data_ptr(),
@@ -105,12 +99,7 @@ Tensor gradient(const GradientOptions& o) {
   Tensor dy = o.dy.contiguous(o.format), source = o.x.contiguous(o.format);
   Tensor dx = at::empty_like(source);
   if (o.x.numel() == 0) return dx;
-  auto q = quantizer_of(kOp,
-                        {.scale = o.scale,
-                         .zero_point = o.zero_point,
-                         .quant_min = o.quant_min,
-                         .quant_max = o.quant_max},
-                        layout_of(o.x, o.granularity, o.format), Device::kSeesValues);
+  auto q = quantizer_on_grid<Device>(kOp, o, layout_of(o.x, o.granularity, o.format));
   Array<int64_t> random(o.rng);
   FakeQuantGradient args = {
       .dy = dy.const_data_ptr(),

@@ -76,13 +76,7 @@ Gradients gradient(const GradientOptions& o) {
   Tensor dx = at::empty_like(source), ds = at::empty_like(o.scale, at::MemoryFormat::Contiguous);
   Tensor dz = new_zero_point_gradient(o);
   ReduceLayout layout = layout_of(o.x, o.granularity, o.format);
-  auto q = quantizer_of(kOp,
-                        {.scale = o.scale,
-                         .zero_point = o.zero_point,
-                         .quant_min = o.quant_min,
-                         .quant_max = o.quant_max,
-                         .floored = true},
-                        layout, Device::kSeesValues);
+  auto q = quantizer_on_grid<Device>(kOp, o, layout, true);
   Tensor partial = new_partial(o.x, layout, kLsqTerms);
   double g = o.grad_scale.value_or(default_grad_scale(o.x, o.granularity, layout, o.quant_max));
   FakeQuantLsqGradient args = {

@@ -53,12 +53,7 @@ std::tuple<Tensor, Tensor> forward(const Options& o) {
   Tensor source = o.x.contiguous(o.format), y = at::empty_like(source);
   Tensor inside = new_bits(source, o.save_inside);
   if (o.x.numel() == 0) return {y, inside};
-  auto q = quantizer_of(kOp,
-                        {.scale = o.scale,
-                         .zero_point = o.zero_point,
-                         .quant_min = o.quant_min,
-                         .quant_max = o.quant_max},
-                        layout_of(o.x, o.granularity, o.format), Device::kSeesValues);
+  auto q = quantizer_on_grid<Device>(kOp, o, layout_of(o.x, o.granularity, o.format));
   Array<uint64_t> mask(o.mask);
   MaskedFakeQuant args = {
       .x = source.const_data_ptr(),

@@ -69,12 +69,7 @@ Tensor quantize(const QuantizeOptions& o) {
   Tensor source = o.x.contiguous(format);
   Tensor codes = at::empty_like(source, code_options(source, o.quant_min, o.quant_max));
   if (o.x.numel() == 0) return codes.contiguous(o.x.suggest_memory_format());
-  auto q = quantizer_of("quantize",
-                        {.scale = o.scale,
-                         .zero_point = o.zero_point,
-                         .quant_min = o.quant_min,
-                         .quant_max = o.quant_max},
-                        layout_of(o.x, o.granularity, format), Device::kSeesValues);
+  auto q = quantizer_on_grid<Device>("quantize", o, layout_of(o.x, o.granularity, format));
   int32_t saw_nan = 0;
   Quantize args = {
       .x = source.const_data_ptr(),
