@@ -59,7 +59,7 @@ std::string listed(at::IntArrayRef numbers) {
 
 // -- weights in few bits
 
-// How a tensor of int8 codes is stored. Codes are those of `bits` bits times 2^shift.
+// How a tensor of int8 codes is stored: each code is an integer of `bits` bits times 2^shift.
 struct Encoding {
   int64_t bits = 8, shift = 0;
   bool sparse = false;
@@ -138,7 +138,8 @@ std::string encoded(const Codes& codes, const Encoding& how) {
   return made;
 }
 
-// count: of the shape. Nothing is allocated before the bytes for it were seen to be there.
+// count: the elements of the shape. Memory is allocated only after the bytes for it are known to be
+// there.
 Tensor decoded(std::string_view bytes, const Encoding& how, int64_t count) {
   auto byte = [&](int64_t i) { return static_cast<unsigned char>(bytes[static_cast<size_t>(i)]); };
   auto size = static_cast<int64_t>(bytes.size());

@@ -1,4 +1,4 @@
-// Dense products that are a library's (torch's _int_mm), between kernels of ours.
+// Dense products by a library (torch's _int_mm), between our own kernels.
 #pragma once
 #include <cstdlib>
 #include <string_view>
@@ -20,7 +20,7 @@ inline bool uses_library(const at::Device& device) {
   return device.is_cuda() || wanted;
 }
 
-// In parts, so that what the taps see does not take much memory.
+// Works in parts, so that the patches do not take much memory.
 template <class Where>
 void by_library(const IntConv& conv, const Tensor& weight, const Where& where) {
   const ConvShape& s = conv.shape;

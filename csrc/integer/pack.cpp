@@ -149,7 +149,7 @@ ConvWeights pack_conv(const Node& node, const Tensors& tensors, int64_t channels
     sums.data_ptr<int32_t>()[place] = static_cast<int32_t>(sum * (int64_t{1} << packing.up));
     multiplier.data_ptr<float>()[place] = by;
     if (node.dynamic) offset.data_ptr<float>()[place] = offsets.const_data_ptr<float>()[o];
-    // Room for the zero point, and for the rounding of floats.
+    // Leaves a margin for the zero point and for the rounding of floats.
     double most = static_cast<double>(reach.all()) * (1 << packing.up) * std::abs(by);
     made.fits = made.fits && most < (1 << 30);
   }

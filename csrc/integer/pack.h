@@ -1,4 +1,4 @@
-// Weights as the kernels take them, from the tensors that a spec names.
+// Packs weights for the kernels, from the tensors that a spec names.
 #pragma once
 #include <ATen/ATen.h>
 

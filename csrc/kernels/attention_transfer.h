@@ -1,6 +1,5 @@
-// How far the attention maps of a student's features are from a teacher's: an image's map is the
-// mean of squares over channels, as a unit vector over pixels. With the gradient, an image at a
-// time.
+// The distance between the attention maps of a student's and a teacher's features, and its
+// gradient. An image's map is the mean of squares over channels, as a unit vector over pixels.
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/layout/attention_transfer.h"

@@ -1,5 +1,5 @@
-// How far the class probabilities of a student are from being correlated to a teacher's, in each
-// row and in each column, and its gradient in the logits.
+// One minus the correlation of a student's and a teacher's class probabilities, in each row and in
+// each column, and its gradient with respect to the logits.
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/layout/dist_loss.h"
@@ -35,7 +35,7 @@ BITPARE_INLINE float dist_weight(const DistLoss& args, int64_t row) {
   return args.weight ? args.weight[row] : 1.0f;
 }
 
-// One over the sum of weights, or 0 where no row has any.
+// Returns one over the sum of weights, or 0 if all are 0.
 BITPARE_INLINE float per_weight(const layout::DistWorkspace& workspace) {
   return workspace.weights[0] > 0.0f ? 1.0f / workspace.weights[0] : 0.0f;
 }
@@ -48,8 +48,8 @@ BITPARE_INLINE float dist_total(const DistLoss& args, const layout::DistWorkspac
   return args.temperature * args.temperature * (between + within);
 }
 
-// The factors of the slopes of a row's and of the columns' correlations in the gradient of
-// a probability, and that in the gradient of a logit.
+// The factors of the slopes of a row's and a column's correlation in the gradient of a probability,
+// and the factor of the gradient of a logit.
 struct DistSlopes {
   float row, column, logit;
 };

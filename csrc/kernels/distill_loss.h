@@ -58,7 +58,7 @@ BITPARE_INLINE float factor_of(float weights, bool mean) {
   return weights == 0.0f ? 0.0f : 1.0f / weights;
 }
 
-// A target that is no class makes its row's loss NaN: the CPU looks before, CUDA cannot.
+// A target that is not a class makes its row's loss NaN on CUDA; the CPU checks targets first.
 BITPARE_INLINE bool is_class(const DistillLoss& args, int64_t target) {
   return target >= 0 && target < args.classes;
 }

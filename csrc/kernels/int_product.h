@@ -1,5 +1,5 @@
-// A dense convolution as a product of matrices that somebody else computes: what goes into it, and
-// what becomes of its sums.
+// A dense convolution by a library's matrix product: writes the patches that go into it, and
+// converts its sums to the results.
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/int_conv.h"
@@ -20,7 +20,7 @@ template <class Isa>
 void int_patches(const IntProduct& args, const OnCpu<Isa>& cpu);
 void int_patches(const IntProduct& args, const OnCuda& cuda);
 
-// From sums to what the convolution stores.
+// Converts sums to the values that the convolution stores.
 template <class Isa>
 void int_finish(const IntProduct& args, const OnCpu<Isa>& cpu);
 void int_finish(const IntProduct& args, const OnCuda& cuda);

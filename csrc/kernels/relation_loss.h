@@ -1,5 +1,5 @@
-// How far the relations between a student's features of a batch's samples are from those between
-// the teacher's: distances over their mean, and angles; with the gradient.
+// The difference between the relations of a batch's samples in a student's and in a teacher's
+// features, and its gradient. Relations are distances, divided by their mean, and angles.
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/layout/relation_loss.h"
@@ -27,20 +27,20 @@ void relation_loss(const RelationLoss& args, const OnCuda& cuda);
 
 namespace math {
 
-// values[samples]: the sum of those before.
+// Writes the sum of values[0 .. samples - 1] to values[samples].
 BITPARE_INLINE void total_of(double* values, int64_t samples) {
   double sum = 0.0;
   for (int64_t i = 0; i < samples; ++i) sum += values[i];
   values[samples] = sum;
 }
 
-// One over the mean distance between samples that are apart; 0 if none are.
+// Returns one over the mean distance between samples that differ, or 0 if none do.
 BITPARE_INLINE double per_mean(const RelationLoss& args, const layout::Relations& of) {
   double sum = of.sum[args.samples];
   return sum > 0.0 ? of.others[args.samples] / sum : 0.0;
 }
 
-// A pair's distance in the student over the mean, that in the teacher subtracted.
+// Returns a pair's distance over the mean, in the student minus in the teacher.
 BITPARE_INLINE double pair_apart(const RelationLoss& args,
                                  const layout::RelationWorkspace& workspace, int64_t i, int64_t j) {
   double s = __builtin_sqrt(layout::element(workspace.student.squares, args.samples, i, j));

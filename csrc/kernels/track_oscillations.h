@@ -1,4 +1,4 @@
-// One look at a weight after an optimizer step: see math/oscillation.h.
+// Updates the state of a weight after an optimizer step: see math/oscillation.h.
 #pragma once
 #include "kernels/backend.h"
 #include "math/control.h"

@@ -1,4 +1,5 @@
-// Pending ranges of many quantizers merged into those in force, and their scales and zero points.
+// Merges the pending ranges of many quantizers into their ranges, and updates scales and zero
+// points.
 #pragma once
 #include "kernels/backend.h"
 #include "math/update_ranges.h"

@@ -1,5 +1,5 @@
-// The state that a quantizer in training reads on the device, so that a schedule changes it with
-// neither a synchronisation nor a recompilation, and what it writes there.
+// The state of a quantizer in training, which kernels read and write on the device, so that a
+// schedule can change it without a synchronisation or a recompilation.
 #pragma once
 #include "math/minmax.h"
 

@@ -182,7 +182,7 @@ BITPARE_INLINE V divergence_term(V p, V q, V u) {
   return absolute(u) < half ? q * (u * u * series) : far;
 }
 
-// A class's share in the divergences of q and p from m; log(q / m).
+// Writes a class's share in the divergences of q and p from m, and returns log(q / m).
 template <class V>
 BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* terms) {
   V q = student * splat<V>(1.0f / row.at[kStudentSum]);

@@ -1,4 +1,4 @@
-// Rounding to a small floating point format: sign, E exponent bits, M mantissa bits.
+// Rounds to a small floating point format: sign, E exponent bits, M mantissa bits.
 #pragma once
 #include "math/fake_quant.h"
 

@@ -5,7 +5,7 @@
 
 namespace bitpare {
 
-// The stand-in for the derivative of rounding in a backward pass.
+// The replacement for the derivative of rounding in a backward pass.
 enum class Estimator : int32_t { ste, identity, ewgs, tanh };
 
 // Which scale an element uses: element i, counted in memory order, is of channel

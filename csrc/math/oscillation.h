@@ -15,7 +15,7 @@ struct Oscillation {
   V weight, code, turn, frequency, mean;
 };
 
-// The state at the first look.
+// Returns the state after the first step.
 template <class V>
 BITPARE_INLINE Oscillation<V> first_look(V weight, const Affine<V>& a, V low, V high) {
   V zero = splat<V>(0.0f), code = quantize<Rounding::nearest>(weight, a, low, high, zero).code;
@@ -23,8 +23,8 @@ BITPARE_INLINE Oscillation<V> first_look(V weight, const Affine<V>& a, V low, V 
   return {weight, code, zero, zero, code};
 }
 
-// One look later. Where the frequency is above `threshold` the weight is frozen at the integer
-// nearest to the mean, and set to its value now and from then on. NaN counts as no change.
+// Returns the state after the next step. If the frequency is above `threshold` the weight is frozen
+// at the integer nearest to the mean, and set to its value from then on. NaN counts as no change.
 template <class V>
 BITPARE_INLINE Oscillation<V> next_look(const Oscillation<V>& o, const Affine<V>& a, V low, V high,
                                         V momentum, V threshold) {

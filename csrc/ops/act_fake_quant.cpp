@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> act_fake_quant(const ForwardOptions& options) {
   return call(op, options);
 }
 
-// One bit for each element says all: x and other get the same gradient.
+// The saved bits determine the gradient, which is the same for x and other.
 struct Masked : torch::autograd::Function<Masked> {
   static constexpr bool is_traceable = true;
 
@@ -242,7 +242,7 @@ Tensor autograd(const PublicOptions& o) {
   return masked ? Masked::apply(o.x, o.other, options) : Shaped::apply(o.x, options);
 }
 
-// Called where autograd() was not, as in inference mode.
+// Runs where autograd() did not, as in inference mode.
 void note_written(const ForwardOptions& o) {
   if (o.pending) bump_version(*o.pending);
 }

@@ -36,7 +36,7 @@ Tensor masked(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   return op.call(x, mask, format);
 }
 
-// Linear in x: the gradient is masked as x is, or passes as it came.
+// The op is linear in x: the gradient is masked like x, or passes unchanged.
 struct Masked : torch::autograd::Function<Masked> {
   static constexpr bool is_traceable = true;
 

@@ -1,6 +1,6 @@
-// Checks of what users pass, and its translation to what kernels take. Checks look at types and
-// shapes only, so they serve real and meta tensors alike; values are looked at where a kernel's
-// arguments are filled, on the CPU.
+// Checks users' arguments, and converts them to kernels' arguments. Checks read types and shapes
+// only, so they serve real and meta tensors alike; values are checked on the CPU, where a kernel's
+// arguments are filled.
 #pragma once
 #include "math/fake_float.h"
 #include "math/fake_quant.h"
@@ -48,8 +48,8 @@ Rounding parse_rounding(const char* op, c10::string_view name);
 int64_t parse_name(const char* op, const char* argument, c10::string_view name,
                    std::initializer_list<const char*> names);
 
-// The layout the kernels walk: x's own where it is contiguous or channels_last, else contiguous;
-// groups lie along the last dimension, so they always need contiguous.
+// Returns the layout in which kernels read x: its own if that is contiguous or channels_last, else
+// contiguous. Groups lie along the last dimension, so they always need contiguous.
 at::MemoryFormat format_of(const Tensor& x, const Granularity& granularity);
 ReduceLayout layout_of(const Tensor& x, const Granularity& granularity, at::MemoryFormat format);
 

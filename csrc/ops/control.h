@@ -11,7 +11,8 @@ inline void check_control(const char* op, const Tensor& control) {
               control.scalar_type(), " of ", control.sym_numel());
 }
 
-// Tensors that are written in place lie dense, so that kernels write to them directly.
+// Checks a tensor that is written in place: it must be contiguous, so that kernels write to it
+// directly.
 inline void check_written(const char* op, const char* name, const Tensor& t, at::ScalarType type,
                           const c10::SymInt& elements) {
   TORCH_CHECK(t.scalar_type() == type && t.sym_numel() == elements, op, ": ", name,
@@ -70,7 +71,8 @@ inline const Control* control_of(const Tensor& contiguous) {
   return reinterpret_cast<const Control*>(contiguous.const_data_ptr<int32_t>());
 }
 
-// The tensors a kernel reads of such a quantizer. On the CPU values are checked, if it quantizes.
+// Returns the tensors that a kernel reads of such a quantizer. On the CPU values are checked, if it
+// quantizes.
 template <class Device>
 QuantizerTensors quantizer_in(const char* op, const OptionalTensor& scale,
                               const OptionalTensor& zero_point, const Tensor& contiguous_control) {

@@ -22,7 +22,7 @@ struct DistOp {
   }
 };
 
-// Nothing correlates where there is one class; rows are all but the last dimension.
+// With one class nothing correlates: the loss is 0. Rows are all but the last dimension.
 template <class Device>
 LossAndGradient body(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
                      const OptionalTensor& incoming, double temperature, double beta, double gamma,

@@ -51,7 +51,7 @@ c10::SymDimVector loss_shape(const Tensor& student, int64_t reduction) {
   return {sizes.begin(), sizes.end() - 1};
 }
 
-// How many rows are worked on at once: each takes scratch.
+// How many rows are processed at once: each needs a workspace.
 int64_t workers_for(int64_t rows, int64_t classes) {
   int64_t tasks = rows * classes / (1 << 14);
   return std::max<int64_t>(1, std::min<int64_t>({at::get_num_threads(), rows, tasks}));

@@ -43,7 +43,7 @@ void check_values(TensorList x, TensorList control) {
   }
 }
 
-// Layouts in which dimension 0 is outermost.
+// Returns x in a dense layout with dimension 0 outermost.
 Tensor in_rows(const Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
 
 Weight weight_of(const Tensor& source, const Tensor& scale, const Tensor& control) {
@@ -63,7 +63,7 @@ Tensor new_words(const Tensor& x) {
                           x.options().dtype(at::kLong).memory_format(std::nullopt));
 }
 
-// The weights as kernels read them, and the tensors that hold them.
+// The weights as kernels read them, and the tensors that own their memory.
 struct Worklist {
   std::vector<Tensor> sources, y, inside;
   Tensor widest;
@@ -139,7 +139,7 @@ Quantized quantize_meta(TensorList x, TensorList scale, TensorList control) {
   return {y, inside};
 }
 
-// Both in one pass.
+// Computes scales and quantizes in one pass.
 template <class Device>
 Quantized scale_and_quantize(TensorList x, TensorList scale, TensorList control,
                              bool power_of_two) {
@@ -154,7 +154,7 @@ Quantized scale_and_quantize(TensorList x, TensorList scale, TensorList control,
   return {list.y, list.inside};
 }
 
-// A compiler takes no op that both mutates and returns lists: it sees two.
+// torch.compile supports no op that both mutates and returns lists, so it sees two ops.
 Quantized fake_quant_weights(TensorList x, TensorList scale, TensorList control,
                              bool power_of_two) {
   bool plain = !x.empty();

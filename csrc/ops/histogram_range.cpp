@@ -57,7 +57,7 @@ RangeMethod parse_method(c10::string_view name) {
       parse_name(kOp, "method", name, {"percentile", "mse", "entropy"}));
 }
 
-// The workspace of a method while it chooses.
+// The workspace of a method.
 struct Scratch {
   Scratch(const Tensor& counts, HistogramRange* args) {
     bool by_error = args->method == RangeMethod::mse;

@@ -14,7 +14,7 @@ namespace {
 
 using Weight = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 
-// noted: the dense gradient, summed up, for those who bring pruned weights back.
+// noted: the sum of dense gradients, by which pruned weights are chosen to grow back.
 struct State {
   Tensor mask, noted;
   bool masks, notes = false;
@@ -51,8 +51,8 @@ struct Hook : torch::autograd::FunctionPreHook {
   std::shared_ptr<State> state;
 };
 
-// torch's own ways to add such a hook leave either those of Python or those of C++: this one joins
-// what is there. A first hook in Python, set later, still removes it.
+// torch's own functions to add such a hook drop either those of Python or those of C++; this one
+// keeps both. A first Python hook that is set later still removes it.
 std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>& hooks_of(const Tensor& weight) {
   torch::autograd::impl::materialize_autograd_meta(weight);
   return torch::autograd::impl::hooks(weight);
@@ -60,7 +60,7 @@ std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>& hooks_of(const T
 
 class MaskedWeights : public torch::CustomClassHolder {
  public:
-  // masks: whether weights and gradients are masked, or gradients only noted.
+  // hard: whether weights and gradients are masked; otherwise gradients are only noted.
   MaskedWeights(const std::vector<Tensor>& weights, const std::vector<Tensor>& masks, bool hard) {
     TORCH_CHECK(weights.size() == masks.size(), "MaskedWeights: a mask for each weight");
     for (size_t i = 0; i < weights.size(); ++i) {

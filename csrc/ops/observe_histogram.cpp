@@ -55,7 +55,8 @@ void check_limits(const Tensor& limit) {
   }
 }
 
-// Threads share channels that are fewer than they are, as long as bins are few beside the values.
+// If there are fewer channels than threads, threads share channels, provided that bins are few
+// compared with the values.
 int64_t slots_for(const ReduceLayout& l, int64_t n, int64_t bins) {
   int64_t threads = at::get_num_threads();
   if (l.channels == 0 || l.channels >= threads) return 1;

@@ -60,7 +60,7 @@ void check_quantize(const QuantizeOptions& o) {
   check_zero_point("quantize", o.x, o.zero_point, o.granularity);
 }
 
-// Groups need contiguous; the result takes x's layout back.
+// Groups need a contiguous layout; the result is converted back to x's layout.
 template <class Device>
 Tensor quantize(const QuantizeOptions& o) {
   Device::require("quantize", o.x);

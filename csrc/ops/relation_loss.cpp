@@ -46,7 +46,7 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
   return tensors.results();
 }
 
-// Features are read once for each sample, so halves are made floats first.
+// Features are read once for each sample, so half-precision ones are converted first.
 template <bool kDifferentiable>
 Tensor relation_loss(const Tensor& student, const Tensor& teacher, double distance, double angle) {
   check_features(kOp, student, teacher);

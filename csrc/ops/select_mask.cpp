@@ -17,18 +17,18 @@ Tensor new_mask(const Tensor& x) {
                           x.options().dtype(at::kLong).memory_format(std::nullopt));
 }
 
-// How many of n are pruned: the ratio is met exactly, but for what a float cannot hold.
+// How many of n are pruned: the ratio of n, rounded down except for float error.
 int64_t pruned_of(double sparsity, int64_t n) {
   return static_cast<int64_t>(std::floor(sparsity * static_cast<double>(n) + 1e-6));
 }
 
-// One value for all, or one for each.
+// Returns entry i, or the only entry.
 template <class T>
 T value_of(at::ArrayRef<T> values, size_t i) {
   return values[values.size() == 1 ? 0 : i];
 }
 
-// The checks that the public op and `_select_mask` share.
+// Checks what the public op and `_select_mask` share.
 void check_scores(TensorList scores, at::ArrayRef<double> sparsity, bool together,
                   at::IntArrayRef min_keep, size_t masks) {
   size_t size = scores.size();
@@ -164,7 +164,7 @@ struct Pattern {
   int64_t first = 1, second = 1;  // N and M, or rows and columns of a block
 };
 
-// Two numbers with `between` between them.
+// Parses two numbers with the character `between` between them.
 bool parse_pair(const std::string& text, char between, Pattern* pattern) {
   const char* end = text.data() + text.size();
   auto [middle, wrong] = std::from_chars(text.data(), end, pattern->first);
@@ -206,7 +206,8 @@ void check_fits(const Pattern& p, size_t i, const Tensor& x) {
   }
 }
 
-// x as [rows, R, columns, C, inner], where a unit is what shares the first, third and last index.
+// Returns x's shape as [rows, R, columns, C, inner]; elements with the same first, third and last
+// index are one unit.
 c10::SymDimVector blocked_shape(const Pattern& p, const Tensor& x) {
   c10::SymInt rows = x.sym_size(0), columns = x.dim() > 1 ? x.sym_size(1) : c10::SymInt(1),
               inner = 1;
@@ -220,7 +221,7 @@ Tensor in_blocks(const Pattern& p, const Tensor& x) {
   return x.reshape_symint(blocked_shape(p, x));
 }
 
-// Summed in float64, so that the order of the sum does not show.
+// Means are computed in float64, so that the order of the sum does not matter.
 Tensor unit_scores(const Pattern& p, const Tensor& x) {
   return in_blocks(p, x).to(at::kDouble).mean({1, 3}).to(at::kFloat);
 }

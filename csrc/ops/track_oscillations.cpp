@@ -29,7 +29,7 @@ struct Options {
   }
 };
 
-// A weight and its state are walked in the order they lie in memory.
+// A weight and its state are read in memory order, so their layouts must agree.
 void check(const Options& o) {
   check_input(kOp, o.weight);
   c10::SymInt n = o.weight.sym_numel(), scales = o.scale.sym_numel();

@@ -17,7 +17,8 @@ inline void serial(int64_t begin, int64_t end, int64_t, RangeBody body, void* co
   body(context, begin, end);
 }
 
-// Small pieces, last first: a kernel that leans on order or on whole ranges fails.
+// Runs small pieces, the last first, so that a kernel that depends on order or on whole ranges
+// fails.
 inline void reversed(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
   int64_t pieces = (end - begin + grain - 1) / grain;
   for (int64_t p = pieces - 1; p >= 0; --p) {
@@ -26,7 +27,7 @@ inline void reversed(int64_t begin, int64_t end, int64_t grain, RangeBody body, 
   }
 }
 
-// f(OnCpu<Isa>, name) for each instruction set here, serial and reversed.
+// Calls f(OnCpu<Isa>, name) for each instruction set of this machine, in order and reversed.
 template <class F>
 void on_every_cpu(F f) {
   for (auto c : {CpuCapability::baseline, CpuCapability::avx2, CpuCapability::avx512}) {

@@ -114,7 +114,7 @@ inline void start(Thread& thread) {
   thread.state = State::ready;
 }
 
-// Lets the threads of [first, last) go on where all that are not done wait at `barrier`.
+// Lets the threads of [first, last) continue if all that are not done wait at `barrier`.
 inline bool release(unsigned first, unsigned last, State barrier) {
   std::vector<Thread>& threads = block().threads;
   bool waiting = false;

@@ -1,4 +1,4 @@
-// One case of each kernel family, run wherever it is told to, with everything it wrote as result.
+// Runs one case of a kernel family on a given device, and returns everything that it wrote.
 #pragma once
 #include "backends.h"
 #include "kernels/act_fake_quant.h"
@@ -42,7 +42,7 @@ struct Case {
   }
 };
 
-// The quantizer's numbers; scales of which some are at the floor where that is allowed.
+// The quantizer's numbers; some scales are at the floor if that is allowed.
 struct Numbers {
   std::vector<float> scale, learned;
   std::vector<int32_t> zero_point;
@@ -67,7 +67,7 @@ struct Numbers {
   }
 };
 
-// Memory filled with a pattern, at an address that is aligned for nothing but T.
+// Memory filled with a pattern, at an address that is aligned for T only.
 template <class T>
 struct Unaligned {
   explicit Unaligned(int64_t n) : bytes(static_cast<size_t>(n + 2) * sizeof(T) + 64, 0xA5) {}
@@ -324,7 +324,7 @@ Reduced<T> run_minmax(const Case& c, const std::vector<float>& x, int32_t bins, 
   return {{}, low, high, total};
 }
 
-// Quantizers of a model, of 1 to 700 scales, in every state that a step can meet them in.
+// The quantizers of a model, with 1 to 700 scales, in every state that a step can find them in.
 struct States {
   std::vector<std::vector<float>> pending, range, scale;
   std::vector<std::vector<int32_t>> zero_point;
@@ -390,14 +390,14 @@ inline void expect_same(const States& got, const States& expected, const std::st
   }
 }
 
-// The weights of a model: their sizes, the number of their scales, and what is asked of them.
+// The weights of a model: their sizes, the number of their scales, and their controls.
 struct WeightCase {
   int64_t scales, length;
   int32_t observe = 1, quantize = 1;
   bool odd = false;  // with NaN and infinities
 };
 
-// More than a CUDA launch takes at once, with rows of every length, and all that one can hold.
+// More weights than one CUDA launch takes, with rows of every length.
 inline std::vector<WeightCase> weight_cases() {
   std::vector<WeightCase> cases = {{1, 40000},
                                    {3, 20000},

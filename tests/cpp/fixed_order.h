@@ -1,4 +1,4 @@
-// The order of reductions, written a second time: their results are held to it.
+// A second implementation of the order of reductions, which the kernels' results must equal.
 #pragma once
 #include "families.h"
 

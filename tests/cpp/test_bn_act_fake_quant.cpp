@@ -55,7 +55,7 @@ float sum_of(const ReduceLayout& l, int64_t channel, Term term) {
   return in_pairs(sums);
 }
 
-// One value through the formulas, with the mode's template picked at run time.
+// Applies the formulas to one value, with the mode's template picked at run time.
 math::Activated<float> activated(const BnCase& c, float v, const math::ActivationGrid<float>& g) {
   bool active = is_mask(c.activation) && c.activation != Activation::none;
   if (c.quantize) {

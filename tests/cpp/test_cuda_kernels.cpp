@@ -25,7 +25,7 @@ void expect_same(const Reduced<T>& got, const Reduced<T>& expected, const std::s
   expect_same_bits(got.counts, expected.counts, what + " counts");
 }
 
-// run(case, where) on both, for each case and type.
+// Calls run(case, where) on a CPU and on CUDA, for each case and type.
 template <class Run>
 void compare(const std::vector<Case>& cases, Run run) {
   for_each_type([&]<class T>(T type) {
@@ -214,7 +214,7 @@ TEST(OnHost, FakeQuantWeights) {
   });
 }
 
-// The emulation itself: what it must catch, and what warps see.
+// Tests of the emulation itself: the errors it must catch, and what warps see.
 __global__ void neighbour_sum(const float* x, float* y, bool with_barrier) {
   struct Values {
     float at[64];

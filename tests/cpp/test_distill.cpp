@@ -181,7 +181,7 @@ TEST(DistillLoss, HasTheSameBitsEverywhere) {
   });
 }
 
-// The loss of one row in double: softmaxes as they are defined.
+// Returns the loss of one row in double, from softmaxes as they are defined.
 double reference(const Problem& p, const Inputs& in, const std::vector<double>& z, int64_t r) {
   auto rule = p.rule();
   auto softmax = [&](auto value, double t) {

@@ -19,7 +19,7 @@ struct Apart {
   bool intact = true;
 };
 
-// run(where, on_cpu) everywhere.
+// Calls run(where, on_cpu) on every CPU kernel and on CUDA.
 template <class T, class Run>
 void expect_same_bits_everywhere(const std::string& what, Run run) {
   Apart<T> expected;

@@ -20,7 +20,8 @@
 namespace bitpare {
 namespace {
 
-// run(where) on every instruction set for bytes, then on the CUDA emulation: all as the first.
+// Calls run(where) on every instruction set for bytes, then on the CUDA emulation, and expects the
+// same bytes everywhere.
 template <class Run>
 auto expect_same_bytes_everywhere(const std::string& what, Run run) {
   decltype(run(OnCpu<Baseline>{serial})) expected = run(OnCpu<Baseline>{serial});
@@ -136,7 +137,7 @@ struct ConvData {
     std::fill(plain_bias.begin(), plain_bias.end(), 0);
   }
 
-  // The definition, in 64 bits.
+  // Computes the definition in 64 bits.
   int64_t sum(int64_t n, int64_t y, int64_t x, int64_t o) const {
     const ConvShape& s = args.shape;
     int64_t found = plain_bias[static_cast<size_t>(o)], taps = math::taps_of(s);
@@ -255,7 +256,7 @@ TEST(IntConv, DoesNotSaturate) {
   EXPECT_EQ(first, -4096.0f * 255 * 128);
 }
 
-// The same through patches and sums, in two parts.
+// Computes the same by patches and sums, in two parts.
 template <class Where>
 std::vector<uint8_t> run_by_product(ConvData& data, const Where& where) {
   const ConvShape& s = data.args.shape;

@@ -104,7 +104,7 @@ float act_formula(const ActCase& a, const Quantizer& q, const math::Affine<float
   return a.quantize ? math::dequantize(code.code, affine) : w;
 }
 
-// The range of what was seen, folded into (1, 2).
+// Returns the range of the values seen, merged into (1, 2).
 std::vector<float> folded(const std::vector<float>& seen) {
   std::vector<float> pending = {1.0f, 2.0f};
   for (float w : seen) {
@@ -444,7 +444,7 @@ TEST(Qparams, IsTheFormula) {
   }
 }
 
-// One quantizer's step, as the header describes it.
+// Updates one quantizer as the header describes it.
 void update_by_hand(States& s, size_t i, const UpdateRule& rule) {
   auto &pending = s.pending[i], &range = s.range[i];
   size_t n = s.scale[i].size();
@@ -488,7 +488,7 @@ TEST(UpdateRanges, IsTheFormula) {
   }
 }
 
-// One weight, by the formulas for a single value.
+// Quantizes one weight by the formulas for a single value.
 template <class T>
 QuantizedWeight<T> weight_by_hand(const WeightCase& c, bool power_of_two) {
   auto x = weight_values(c);

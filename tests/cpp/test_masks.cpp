@@ -16,7 +16,7 @@ std::vector<uint8_t> some_kept(int64_t n) {
   return kept;
 }
 
-// f(where, name) on every instruction set, and on CUDA.
+// Calls f(where, name) on every instruction set, and on CUDA.
 template <class F>
 void everywhere(F f) {
   on_every_cpu(f);

@@ -1,4 +1,4 @@
-// Selections: every CPU kernel and the CUDA ones on the host against a sort.
+// Tests the selection of masks: every CPU kernel, and the CUDA kernels on the host, against a sort.
 #include <algorithm>
 #include <numeric>
 #include <tuple>
@@ -24,7 +24,7 @@ struct Tensor {
 
 using Place = std::tuple<bool, float, size_t, int64_t>;  // in the order of pruning
 
-// Masks that prune the first `pruned` of those that may go.
+// Writes masks that prune the first `pruned` of the elements that may be pruned.
 std::vector<std::vector<uint64_t>> by_sorting(const std::vector<Tensor>& tensors, int64_t pruned) {
   std::vector<Place> order;
   for (size_t t = 0; t < tensors.size(); ++t) {

@@ -5,7 +5,7 @@
 namespace bitpare {
 namespace {
 
-// The mean over channels of x squared. The map stays in the cache while x streams by.
+// Computes the mean over channels of x squared. The map stays in the cache while x is read once.
 template <class T>
 void mean_squares(const T* x, int64_t channels, int64_t pixels, float* map) {
   for_each_vector(pixels, [&](int64_t at, int64_t count) { write(map, at, count, Vec{}); });
@@ -37,7 +37,7 @@ void write_image(const AttentionTransfer& args, int64_t i,
   FeatureRow row = math::feature_row(sums);
   Vec to_student = math::splat<Vec>(row.student), to_teacher = math::splat<Vec>(row.teacher);
   Vec cosine = math::splat<Vec>(row.cosine);
-  // The slope takes the teacher's place.
+  // The slope overwrites the teacher's map.
   sum_row<1>(n, partial, args.losses + i, [&](int64_t at, int64_t count, Vec* terms) {
     Vec slope;
     terms[0] = math::unit_apart(read(map, at, count), read(taught, at, count), to_student,
@@ -57,7 +57,7 @@ void write_image(const AttentionTransfer& args, int64_t i,
 
 }  // namespace
 
-// A core takes whole images, which stay in its cache from the first look to their gradient.
+// Each core works through whole images; an image stays in the cache until its gradient is written.
 template <>
 void attention_transfer(const AttentionTransfer& args, const OnCpu<BITPARE_ISA>& cpu) {
   int64_t each = (args.images + args.workers - 1) / args.workers;

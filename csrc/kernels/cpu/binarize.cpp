@@ -4,7 +4,7 @@
 
 namespace bitpare {
 
-// A core takes blocks of 64 values: x in, y out.
+// Each core works through blocks of 64 values: it reads x and writes y.
 template <>
 void binarize(const Binarize& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {
@@ -21,7 +21,7 @@ void binarize(const Binarize& args, const OnCpu<BITPARE_ISA>& cpu) {
   });
 }
 
-// dy and x in, dx out; the sums stay in registers.
+// Reads dy and x once and writes dx; the sums stay in registers.
 template <>
 void binarize_gradient(const BinarizeGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
   auto finish = [&](int64_t c, const float* sums) { args.scale_gradient[c] = sums[0]; };

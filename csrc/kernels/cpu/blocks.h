@@ -1,6 +1,6 @@
-// Loops over flat ranges in blocks of 64 elements: one word of bits, whole vectors, and the scale
-// of each element worked out without a division per element. Every elementwise kernel is a call
-// of map() with its formula.
+// Loops over flat ranges in blocks of 64 elements, which are one word of bits and a whole number of
+// vectors, and find the scale of each element without a division. Every elementwise kernel calls
+// map() with its formula.
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/cpu/vec.h"
@@ -15,11 +15,11 @@ constexpr int64_t kBlock = 64;
 constexpr int64_t kVectors = kBlock / kWidth;
 // Ranges begin at multiples of this: 64 KB of floats, small enough to stay in the cache.
 constexpr int64_t kChunk = 16384;
-// So many chunks make a fair share of a thread's work: waking one costs 2 to 5 us, in which a core
-// does as much.
+// A thread gets at least this many chunks: waking it costs 2 to 5 us, in which a core does as much
+// work.
 constexpr int64_t kGrainChunks = 2;
 constexpr int64_t kGrain = kGrainChunks * kChunk;
-// Results larger than this go past the cache: about half of a last-level cache.
+// Results of more bytes are written past the cache: about half of a last-level cache.
 constexpr int64_t kStreamBytes = 16 << 20;
 
 // f(begin, end) over [0, count).
@@ -184,7 +184,7 @@ BITPARE_INLINE Vec uniform_of(int64_t i, int64_t k, math::PhiloxKey key) {
   return math::uniform_from<Vec>(words.word[k * kWidth / 16]);
 }
 
-// The facts that a formula gets about the vector it works on.
+// The position and channel values of the vector that a formula works on.
 struct Place {
   math::Affine<Vec> affine;
   int64_t block;        // the element the block begins at
@@ -192,7 +192,7 @@ struct Place {
   uint64_t inside = 0;  // for the formula to set: one bit per lane
 };
 
-// The random numbers that a rounding needs: none, mostly.
+// Returns the random numbers for stochastic rounding; other roundings need none.
 template <Rounding kRounding>
 BITPARE_INLINE Vec uniform(const Place& place, math::PhiloxKey key) {
   if constexpr (kRounding == Rounding::stochastic) return uniform_of(place.block, place.k, key);

@@ -70,7 +70,7 @@ struct GradientTerms {
   }
 };
 
-// The least, the most, and NaN once one was seen.
+// A range as three terms: the least, the most, and NaN once one was seen.
 struct Range {
   Vec terms[3];
   Range() {
@@ -79,7 +79,7 @@ struct Range {
   [[gnu::always_inline]] void add(Vec v) {
     for (int t = 0; t < 3; ++t) terms[t] = math::MinMax::combine<Vec>(t, terms[t], v);
   }
-  // Folded into three floats.
+  // Merges the range into three floats.
   void add_to(float* into) const {
     for (int t = 0; t < 3; ++t) {
       float lanes[kWidth];
@@ -89,11 +89,12 @@ struct Range {
   }
 };
 
-// kShapeSlope, kShapeOffset: those of v, where the backward pass needs v.
+// kShapeSlope, kShapeOffset: slope and offset of v, which the backward pass of a shaped activation
+// needs.
 enum Table { kSlope, kOffset, kTilt, kMean, kShapeSlope, kShapeOffset };
 
-// One tile of y = activated(slope * x + offset): x in, y and one bit out. The range is that of v,
-// shaped; the caller clamps it as the other activations do.
+// Computes one tile of y = activated(slope * x + offset) and its bits. The range is that of v after
+// a shaped activation; the caller clamps it as relu and relu6 would.
 template <bool kShaped, bool kActive, bool kQuantize, bool kObserve, class T>
 void activate_tile(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& tables,
                    const math::ActivationGrid<Vec>& grid, int64_t tile, float* range) {
@@ -157,8 +158,8 @@ ChannelTables tables_of(const layout::BnWorkspace& workspace, int64_t channels) 
   return {workspace.tables, workspace.table, workspace.period, channels};
 }
 
-// The tables of slope and offset, and the statistics, of channels begin .. end - 1. The compiler
-// makes vectors of double of it.
+// Writes slope, offset and statistics of channels begin .. end - 1. The compiler vectorizes the
+// loop, in double.
 template <bool kOfBatch>
 void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& tables,
                int64_t begin, int64_t end, const float* sums, const float* squares) {
@@ -186,7 +187,8 @@ void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& 
 
 }  // namespace
 
-// x in for the batch's statistics; x in again, in the opposite order, y and bits out.
+// Reads x for the batch's statistics, then again in the opposite order, which finds the last values
+// in the cache, and writes y and bits.
 template <>
 void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   Tiles t(args.layout);
@@ -242,7 +244,7 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu
 
 namespace {
 
-// One tile of dx: dy, x and one bit in.
+// Computes one tile of dx.
 template <bool kShaped, bool kOfBatch, class T>
 void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const ChannelTables& tables,
                    int64_t tile) {
@@ -319,7 +321,8 @@ void write_gradient(const BnActFakeQuantGradient& args, ParallelFor parallel_for
 
 }  // namespace
 
-// dy, x and bits in for the sums; again, in the opposite order, dx out.
+// Reads dy, x and bits for the sums, then again in the opposite order, which finds the last ones in
+// the cache, and writes dx.
 template <>
 void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {

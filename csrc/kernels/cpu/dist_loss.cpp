@@ -7,7 +7,7 @@ namespace {
 
 using layout::DistWorkspace;
 
-// The softmax of a row; the same for every class in a row that is left out.
+// Writes the softmax of a row, or equal probabilities if the row has no weight.
 template <class T>
 void soften(const DistLoss& args, const void* logits, int64_t row, float* out, float* partial) {
   int64_t n = args.classes;
@@ -27,7 +27,7 @@ void soften(const DistLoss& args, const void* logits, int64_t row, float* out, f
       n, [&](int64_t at, int64_t count) { write(out, at, count, read(out, at, count) * share); });
 }
 
-// A row's probabilities, and how they correlate.
+// Writes a row's probabilities and their correlation.
 template <class T>
 void correlate_row(const DistLoss& args, const DistWorkspace& workspace, int64_t r) {
   int64_t n = args.classes;
@@ -45,7 +45,8 @@ void correlate_row(const DistLoss& args, const DistWorkspace& workspace, int64_t
   workspace.row_losses[r] = math::dist_weight(args, r) * (1.0f - c.value);
 }
 
-// Sums down the columns at .. at + count - 1, in the order of math/reduce.h: f(row, terms).
+// Sums the terms that f(row, terms) gives down columns at .. at + count - 1, in the order of
+// math/reduce.h.
 template <int kTerms, class F>
 BITPARE_INLINE void sum_columns(const DistLoss& args, const DistWorkspace& workspace, int64_t at,
                                 int64_t count, Vec* sums, F f) {
@@ -96,7 +97,7 @@ void correlate_columns(const DistLoss& args, const DistWorkspace& workspace, int
   }
 }
 
-// Through the softmax: q (g - sum of q g). The slopes g take the place of the teacher.
+// The gradient through the softmax is q (g - sum of q g). The slopes g overwrite the teacher's row.
 template <class T>
 void write_gradient(const DistLoss& args, const DistWorkspace& workspace, int64_t r) {
   int64_t n = args.classes;
@@ -127,7 +128,7 @@ void write_gradient(const DistLoss& args, const DistWorkspace& workspace, int64_
 
 }  // namespace
 
-// Rows, then columns, then rows for the gradient.
+// Goes over rows, then over columns, then over rows again for the gradient.
 template <>
 void dist_loss(const DistLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
   DistWorkspace workspace = layout::dist_workspace(args.scratch, args.rows, args.classes);

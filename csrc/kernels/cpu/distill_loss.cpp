@@ -5,8 +5,8 @@
 namespace bitpare {
 namespace {
 
-// One row: its logits as floats, in place or copied to the workspace, and the parts of the
-// workspace. soft_student and teacher have the classes that are left out at -infinity.
+// One row: its logits as floats, in place or copied to the workspace, and the row's workspace. In
+// soft_student and teacher the classes that are left out are -infinity.
 struct Row {
   const float *student, *soft_student, *teacher, *labels;
   float *hard_exp, *student_exp, *teacher_exp, *distance, *partial;
@@ -31,7 +31,7 @@ BITPARE_INLINE math::DistillExponentials<Vec> read_exponentials(const DistillRul
   return e;
 }
 
-// The sums over a row, leaving its exponentials in the scratch.
+// Computes the sums over a row, and leaves its exponentials in the workspace.
 template <Hard kHard, Soft kSoft>
 DistillSums sum_up(const DistillLoss& args, const Row& row) {
   int64_t n = args.classes;
@@ -58,7 +58,7 @@ DistillSums sum_up(const DistillLoss& args, const Row& row) {
   return sums;
 }
 
-// The logarithms to the middle take the place of the teacher's exponentials.
+// The logarithms log(q / m) overwrite the teacher's exponentials.
 void sum_up_middle(const DistillLoss& args, const Row& row, const DistillSums& sums,
                    float* middle) {
   sum_row<2>(args.classes, row.partial, middle, [&](int64_t at, int64_t count, Vec* terms) {
@@ -68,7 +68,7 @@ void sum_up_middle(const DistillLoss& args, const Row& row, const DistillSums& s
   });
 }
 
-// The gradient, if `out` is not null; the sum of the divergence's terms.
+// Writes the gradient, unless `out` is null, and returns the sum of the divergence's terms.
 template <Hard kHard, Soft kSoft>
 float write_gradient(const DistillLoss& args, const Row& row, const DistillSlopes& slopes,
                      float* out) {
@@ -112,7 +112,7 @@ struct Top {
   }
 };
 
-// Sums over the classes that are given and the others; the result's loss and slopes.
+// Sums over the given classes and over the others as one, and adds to the result's loss and slopes.
 math::TopSums add_top(const Top& top, const DistillSums& sums, float scale, float* divergence,
                       DistillResult* result) {
   const DistillRule& rule = top.rule;
@@ -136,7 +136,7 @@ math::TopSums add_top(const Top& top, const DistillSums& sums, float scale, floa
 
 // -- rows
 
-// Logits as floats: where they lie, or a copy; with classes left out, always a copy.
+// Returns logits as floats: in place if they are float32 and no copy is wanted, else a copy.
 const float* floats_of(const void* all, DType type, int64_t row, int64_t n, float* copy,
                        bool always) {
   if (type == DType::float32 && !always) return static_cast<const float*>(all) + row * n;
@@ -178,7 +178,7 @@ struct Rows {
   }
 
  private:
-  // in_place: the gradient's row, if it is of floats, or null: it holds exponentials before.
+  // in_place: the gradient's row if it is float32, else null; until then it holds exponentials.
   Row row_of(int64_t r, float* in_place) const {
     int64_t n = args.classes;
     Row row = {};
@@ -267,7 +267,7 @@ float sum_of_weights(const DistillLoss& args) {
 
 }  // namespace
 
-// A core takes whole rows; a row stays in the cache from the first look to its gradient.
+// Each core works through whole rows; a row stays in the cache until its gradient is written.
 template <>
 void distill_loss(const DistillLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
   args.factor[0] = math::factor_of(sum_of_weights(args), args.mean);

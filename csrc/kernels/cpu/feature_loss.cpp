@@ -21,7 +21,7 @@ void by_elements(const FeatureLoss& args, const OnCpu<BITPARE_ISA>& cpu, float s
                        static_cast<const T*>(args.teacher));
 }
 
-// One number of the rows that a vector's lanes belong to: rows of one element lie side by side.
+// Returns number(row) for each lane: one row for all, unless rows have one element each.
 template <class F>
 BITPARE_INLINE Vec of_row(const FeatureLoss& args, const Lanes& lanes, F number) {
   if (args.n > 1 || args.rows == 1) return math::splat<Vec>(number(lanes.channel));
@@ -69,7 +69,7 @@ void by_rows(const FeatureLoss& args, const OnCpu<BITPARE_ISA>& cpu, float scale
 
 }  // namespace
 
-// Both in, the gradient out; unit vectors read twice.
+// Reads student and teacher once and writes the gradient; kinds of unit vectors read them twice.
 template <>
 void feature_loss(const FeatureLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
   float scale = math::feature_factor(args) * (args.incoming ? args.incoming[0] : 1.0f);

@@ -90,7 +90,7 @@ BITPARE_INLINE void store_depthwise(const IntConv& args, const Finish& finish,
               clamped_bytes(gathered(sums), finish.least, finish.most), block.count);
 }
 
-// Output pixels begin .. end - 1.
+// Computes output pixels begin .. end - 1.
 template <int kTaps>
 void depthwise_pixels(const IntConv& args, const Finish& finish, const DepthwiseBlock& block,
                       int64_t begin, int64_t end) {

@@ -4,7 +4,7 @@
 
 namespace bitpare {
 
-// x in; two sums a channel.
+// Reads x once, and keeps two sums for each channel.
 template <>
 void mean_magnitude(const MeanMagnitude& args, const OnCpu<BITPARE_ISA>& cpu) {
   Quantizer q;

@@ -8,7 +8,7 @@ namespace {
 using layout::Relations;
 using layout::RelationWorkspace;
 
-// The same lanes on every instruction set: the compiler makes of it what there is.
+// Vectors of the same length on every instruction set, which the compiler splits as needed.
 typedef double Doubles __attribute__((vector_size(8 * kDoubleLanes)));
 typedef float Floats __attribute__((vector_size(4 * kDoubleLanes)));
 
@@ -49,7 +49,7 @@ double squared_distance(const float* a, const float* b, int64_t n) {
   return math::fold_doubles(lanes, kFeatureLanes);
 }
 
-// A sample's distances to those after it.
+// Writes a sample's distances to the samples after it.
 void measure(const RelationLoss& args, const Relations& to, const float* x, int64_t size,
              int64_t i) {
   layout::element(to.squares, args.samples, i, i) =
@@ -68,7 +68,7 @@ void measure(const RelationLoss& args, const Relations& to, const float* x, int6
   }
 }
 
-// f(j) over a row, in lanes.
+// Sums f(j) over a row, in lanes.
 template <class F>
 double sum_of_samples(int64_t samples, F f) {
   double lanes[kDoubleLanes] = {};
@@ -99,7 +99,7 @@ void compare_distances(const RelationLoss& args, const RelationWorkspace& worksp
   });
 }
 
-// All angles of which j is a side: at every i, to every k.
+// Compares all angles with a side to j: at every i, to every k.
 void compare_angles(const RelationLoss& args, const RelationWorkspace& workspace, int64_t j) {
   int64_t stride = layout::stride_of(args.samples);
   const Relations &s = workspace.student, &t = workspace.teacher;
@@ -137,7 +137,7 @@ void compare_angles(const RelationLoss& args, const RelationWorkspace& workspace
 void write_gradient(const RelationLoss& args, const RelationWorkspace& workspace, int64_t i) {
   int64_t n = args.student_size, samples = args.samples;
   const float* x = args.student + i * n;
-  // The pulls take the place of the losses, which are summed up.
+  // The pulls overwrite the losses, which are already summed.
   double* pulls = workspace.triples + i * layout::stride_of(samples);
   for (int64_t j = 0; j < samples; ++j) pulls[j] = math::pull(args, workspace, i, j);
   for_each_vector(n, [&](int64_t at, int64_t count) {
@@ -161,7 +161,7 @@ void relation_loss(const RelationLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
       for (int64_t i = first; i < last; ++i) f(args, workspace, i);
     });
   };
-  // Samples from both ends: the first has most pairs, the last none.
+  // Pairs samples from both ends, to balance the work: the first has the most pairs, the last none.
   int64_t size = args.student_size + args.teacher_size;
   parallel(cpu.parallel_for, (n + 1) / 2, 1 + (1 << 14) / (1 + n * size),
            [&](int64_t first, int64_t last) {

@@ -22,7 +22,7 @@ uint64_t kept_before(const Scores& s, int64_t i) {
   return s.before ? s.before[i / kBlock] & valid_word(s.n, i) : valid_word(s.n, i);
 }
 
-// Which elements are looked at: those masked already, or the others.
+// Which elements are candidates: those that are masked already, or the others.
 struct Pool {
   bool from_masked;
 
@@ -30,13 +30,13 @@ struct Pool {
     uint64_t kept = kept_before(s, i);
     return from_masked ? valid_word(s.n, i) & ~kept : kept;
   }
-  // Pruned without a look at their score.
+  // Those that are pruned whatever their score.
   uint64_t pruned(const Scores& s, int64_t i) const {
     return from_masked ? 0 : valid_word(s.n, i) & ~kept_before(s, i);
   }
 };
 
-// The keys of a block, in vectors. Past the end they are those of 0.
+// The keys of a block, in vectors. Past the end they are the key of 0.
 struct Keys {
   VecUint at[kVectors];
 };
@@ -58,7 +58,7 @@ BITPARE_INLINE Keys keys_of(const Scores& s, int64_t i) {
   return keys;
 }
 
-// The bits that f gives of each vector of keys.
+// Collects the bits that f returns for each vector of keys.
 template <class F>
 BITPARE_INLINE uint64_t bits_where(const Keys& keys, F f) {
   uint64_t word = 0;
@@ -74,7 +74,8 @@ bool holds_nan(const Keys& keys) {
   return ~bits_where(keys, [&](VecUint key) { return less_bits(key - least, count); });
 }
 
-// Several counters for each bucket, since neighbours often share one.
+// Several counters for each bucket: neighbours often fall into the same one, and would wait for
+// each other.
 constexpr int64_t kCopies = 4;
 
 // The numbers of candidates before a window, and in each of its buckets.
@@ -118,8 +119,8 @@ BITPARE_INLINE void count(const Keys& keys, uint64_t candidates, const Window& w
   }
 }
 
-// Goes on to the bucket of the last one to be pruned. Returns how many candidates it holds, 0 where
-// the window does not hold that one.
+// Narrows the search to the bucket that holds the last element to be pruned. Returns how many
+// candidates are in it, or 0 if the element lies outside the window.
 template <class CountOf>
 int64_t take_bucket(int64_t before, CountOf count_of, Search* search) {
   int64_t below = search->below - before;
@@ -135,9 +136,9 @@ int64_t take_bucket(int64_t before, CountOf count_of, Search* search) {
   return 0;
 }
 
-// Keys that stand for all candidates: a guess of the window takes the place of a pass over them.
+// How many keys are sampled: a window guessed from them saves a pass over all candidates.
 constexpr int64_t kSample = 8192;
-// Neighbours are alike, so that few of them are taken from one place.
+// Neighbours are alike, so few are sampled in one place.
 constexpr int64_t kSampledNeighbours = 16;
 
 // The key of a rank among the sample.

@@ -22,7 +22,7 @@ void parallel_parts(ParallelFor parallel_for, const Active& active, F f) {
       parallel_for, active.size, [&](int64_t i) { return active.size_of(i); }, f);
 }
 
-// The mask of a piece, ties still in it, and how many of those each part has.
+// Writes the mask of a piece, which still keeps the ties, and how many ties each part has.
 template <class T>
 void write_piece(const Scores& s, const Pool& pool, const Search* search, int64_t first,
                  int64_t last, int64_t* ties) {
@@ -150,8 +150,8 @@ class Selection {
     search_.window = guessed_window(sample, size, search_.below, candidates);
   }
 
-  // One pass over all candidates; how many the bucket of the threshold holds, 0 where it lies
-  // outside the window.
+  // Makes one pass over all candidates. Returns how many are in the bucket of the threshold, or 0
+  // if it lies outside the window.
   template <bool kFirst>
   int64_t narrow() {
     int64_t before = 0, total[math::kBuckets] = {};
@@ -179,7 +179,7 @@ class Selection {
     return take_bucket(before, [&](int32_t bucket) { return total[bucket]; }, &search_);
   }
 
-  // f(each) on every thread, with each(g) calling g(i, first, last) for the thread's pieces, which
+  // Calls f(each) on every thread; each(g) calls g(i, first, last) for the thread's pieces, which
   // hold fewer than 2^31 elements.
   template <class F>
   void parallel_for_pieces(F f) {
@@ -210,8 +210,8 @@ class Selection {
     });
   }
 
-  // The mask, where few candidates share the bucket of 1 << shift keys that the search has come to:
-  // they are set apart, and sorted.
+  // Writes the mask if few candidates are in the bucket of 1 << shift keys that the search has
+  // reached: those are collected and sorted.
   void write_and_sort(int32_t shift) {
     Candidate sorted[kMostSorted];
     int64_t count = 0;
@@ -249,7 +249,7 @@ class Selection {
     }
   }
 
-  // The first ones of the ties are pruned: each part learns how many of its own.
+  // Prunes the first ties: tells each part how many of its own.
   void share_ties() {
     int64_t left = search_.below;
     int64_t* ties = ties_;
@@ -285,8 +285,8 @@ int64_t kept_by(const Scores& s) {
   return kept;
 }
 
-// A tensor that would keep too little is settled by itself, and the others make up for it; then the
-// threshold only rises, so that it would be settled the same in the end.
+// A tensor that would keep too few elements is selected by itself, and the others make up for it.
+// That only raises the threshold, so the tensor would still keep too few: its selection is final.
 void select_group(const Scores* scores, int64_t size, const SelectMask& args,
                   ParallelFor parallel_for) {
   uint8_t* settled = args.settled;
@@ -309,7 +309,7 @@ void select_group(const Scores* scores, int64_t size, const SelectMask& args,
 
 }  // namespace
 
-// Scores in once, or up to three times, for the threshold, and once for the mask.
+// Reads the scores one to three times to find the threshold, and once to write the mask.
 template <>
 void select_mask(const SelectMask& args, const OnCpu<BITPARE_ISA>& cpu) {
   for (int64_t begin = 0, end = 0; begin < args.size; begin = end) {

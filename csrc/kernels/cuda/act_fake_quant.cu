@@ -12,7 +12,7 @@ struct WarpRanges {
   float at[kActTerms][kWarps];
 };
 
-// The terms of all threads of a block, in thread 0. Every thread takes part.
+// Merges the terms of all threads of a block into thread 0's. Every thread calls.
 __device__ void fold_block(float* terms, WarpRanges* shared) {
   int warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int t = 0; t < kActTerms; ++t) {
@@ -39,7 +39,7 @@ struct Less {
   __host__ __device__ bool operator()(float a, float b) const { return a < b; }
 };
 
-// One value: y, its bit, and what it adds to the range.
+// Computes y and the bit of one value, and merges it into the range.
 template <Activation kActivation>
 BITPARE_INLINE float quantized(const Control& control, const math::Affine<float>& affine, float v,
                                bool* inside, float* terms) {
@@ -123,8 +123,8 @@ struct Sloped {
 
 }  // namespace
 
-// x in, y and one bit out; ranges by block, then one small launch, which does nothing where
-// nothing is observed.
+// Reads x, and writes y, one bit, and a range for each block; a small second launch merges the
+// ranges, and does nothing if none is observed.
 void act_fake_quant(const ActFakeQuant& args, const OnCuda& cuda) {
   if (args.n == 0) return;
   int64_t blocks = blocks_for(args.n, kPerBlock);
@@ -136,7 +136,7 @@ void act_fake_quant(const ActFakeQuant& args, const OnCuda& cuda) {
   if (args.pending) launch(fold_ranges, 1, kThreads, cuda.stream, args, blocks);
 }
 
-// dy, x and one bit in, dx out.
+// Reads dy, x and one bit, and writes dx.
 void act_fake_quant_gradient(const ActFakeQuantGradient& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     with_shaped_activation(args.activation, [&]<Activation kActivation>() {

@@ -30,7 +30,7 @@ struct StoreSum {
 
 }  // namespace
 
-// x in, y out.
+// Reads x and writes y.
 void binarize(const Binarize& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     with_levels(args.levels, [&]<Levels kLevels>() {
@@ -40,7 +40,7 @@ void binarize(const Binarize& args, const OnCuda& cuda) {
   });
 }
 
-// dy and x in, dx out.
+// Reads dy and x, and writes dx.
 void binarize_gradient(const BinarizeGradient& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     with_levels(args.levels, [&]<Levels kLevels>() {

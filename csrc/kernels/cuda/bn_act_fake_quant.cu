@@ -10,7 +10,7 @@ __device__ inline bool of_batch(const BnActFakeQuant& args) {
   return args.training && !args.control->freeze;
 }
 
-// The terms of the batch's statistics, and what is done with them.
+// Sums the terms of the batch's statistics, and writes the statistics.
 template <class T>
 struct Statistics {
   BnActFakeQuant args;
@@ -56,7 +56,7 @@ __device__ inline bool is_inside(const uint64_t* words, int64_t i) {
   return reinterpret_cast<const uint8_t*>(words)[i / 8] >> (i % 8) & 1;
 }
 
-// mean, slope, offset of one channel; the last two where v is needed.
+// mean, slope and offset of one channel; the last two only for shaped activations.
 struct ChannelValues {
   float mean, slope, offset;
 };
@@ -72,7 +72,7 @@ __device__ ChannelValues values_of(const BnActFakeQuantGradient& args, int64_t c
   return v;
 }
 
-// The same of the gradients.
+// The same for the gradients.
 template <bool kShaped, class T>
 struct Gradients {
   BnActFakeQuantGradient args;
@@ -107,7 +107,7 @@ struct SharedRange {
   float at[3][kThreads];
 };
 
-// The range of a block's threads, in its first.
+// Merges the ranges of a block's threads; the result is valid in its first thread.
 __device__ inline void fold_range(SharedRange& shared, float* terms) {
   for (int t = 0; t < 3; ++t) shared.at[t][threadIdx.x] = terms[t];
   __syncthreads();
@@ -123,7 +123,8 @@ __device__ inline void fold_range(SharedRange& shared, float* terms) {
   for (int t = 0; t < 3; ++t) terms[t] = shared.at[t][0];
 }
 
-// y and one byte of bits for each thread's eight neighbours; the range of a block's v.
+// Writes y and one byte of bits for each thread's eight neighbours, and returns the range of their
+// v.
 template <bool kShaped, bool kActive, bool kQuantize, class T>
 __device__ void activate(const BnActFakeQuant& args, const math::ActivationGrid<float>& grid,
                          const float* tables, int64_t n, float* range) {
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int t = 0; t < 3; ++t) ranges[3 * blockIdx.x + t] = range[t];
 }
 
-// One block: the ranges of all blocks into the pending one.
+// Runs as one block: merges the ranges of all blocks into the pending one.
 __global__ void __launch_bounds__(kThreads)
     observe_kernel(BnActFakeQuant args, int64_t blocks, const float* ranges) {
   BITPARE_SHARED(SharedRange, shared);
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
   math::fold_pending(args.pending, args.pending + 1, range);
 }
 
-// dx for each thread's eight neighbours.
+// Writes dx for each thread's eight neighbours.
 template <bool kShaped, bool kOfBatch, class T>
 __device__ void pass_gradient(const BnActFakeQuantGradient& args, const float* tables, int64_t n) {
   int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
@@ -232,7 +233,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-// x in for the statistics, nothing where they are not wanted; x in again, y and bits out.
+// Reads x for the statistics unless the running ones are used, then again, and writes y and bits.
 void bn_act_fake_quant(const BnActFakeQuant& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t n = l.outer * l.channels * l.inner, blocks = blocks_for(n, kPerBlock);
@@ -248,7 +249,7 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCuda& cuda) {
   launch(observe_kernel, 1, kThreads, cuda.stream, args, blocks, ranges);
 }
 
-// dy, x and bits in for the sums; again, dx out.
+// Reads dy, x and bits for the sums, then again, and writes dx.
 void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t n = l.outer * l.channels * l.inner;

@@ -11,7 +11,7 @@
 namespace bitpare {
 namespace {
 
-// A thread takes one sum of one channel: neighbours read neighbours.
+// Each thread takes one sum of one channel; neighbouring threads read neighbouring elements.
 template <class Terms>
 __global__ void __launch_bounds__(kThreads)
     sum_columns(ReduceLayout layout, float* partial, Terms terms) {
@@ -105,7 +105,7 @@ void sum_channels(const OnCuda& cuda, const ReduceLayout& layout, float* partial
   }
 }
 
-// The channel's numbers of a thread that walks neighbouring elements.
+// The channel of a thread's element, and of the elements after it.
 struct Walk {
   int64_t channel, offset;
 

@@ -19,7 +19,7 @@ struct Logits {
 
 using Shared = SharedRow<kDistillTerms>;
 
-// A block takes one row. Exponentials are worked out again where they are wanted: the logits are in
+// Each block takes one row. Exponentials are recomputed where they are needed: the logits are in
 // the cache.
 template <Hard kHard, Soft kSoft>
 struct Row {
@@ -111,7 +111,7 @@ struct Row {
     return math::top_bucket(args.rule, top, distance(j), teacher.at(j), args.logsumexp[r]);
   }
 
-  // The sum of value(j) over the classes that are given: each warp by itself, in lanes.
+  // Returns the sum of value(j) over the given classes. Each warp computes it, in lanes.
   template <class F>
   __device__ float sum_given(F value) const {
     float lane = 0.0f;
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kMostRowWarps* kWarp) rows_kernel(DistillLoss 
   args.loss[r] = weight * (valid ? result.loss : scale);
 }
 
-// One block: the factor before the rows, their sum after them.
+// Runs as one block: the factor before the rows, their sum after them.
 __global__ void __launch_bounds__(kMostRowWarps* kWarp) factor_kernel(DistillLoss args) {
   BITPARE_SHARED(Shared, shared);
   float weights;

@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// incoming lies on the device, so each thread reads it.
+// incoming is in device memory, so each thread reads it.
 BITPARE_INLINE float scale_on_device(const FeatureLoss& args) {
   return math::feature_factor(args) * (args.incoming ? args.incoming[0] : 1.0f);
 }

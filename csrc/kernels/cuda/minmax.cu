@@ -38,7 +38,7 @@ struct StoreRange {
 
 }  // namespace
 
-// x in once.
+// Reads x once.
 void minmax(const MinMaxOf& args, const OnCuda& cuda) {
   Quantizer q;
   q.channel = {args.layout.inner, args.layout.channels};

@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// Values of a channel that a block counts; a histogram of as many bins fits its shared memory.
+// How many values of a channel a block counts; a histogram of as many bins fits its shared memory.
 constexpr int64_t kValuesPerBlock = 8192;
 constexpr int32_t kSharedBins = 8192;
 
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads) count_columns(ObserveHistogram args,
 
 }  // namespace
 
-// x in twice; nothing of it is looked at on the host.
+// Reads x twice, without a synchronisation with the host.
 void observe_histogram(const ObserveHistogram& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t values = l.outer * l.inner;

@@ -7,7 +7,7 @@ namespace {
 using layout::Relations;
 using layout::RelationWorkspace;
 
-// A thread for each of n.
+// Runs one thread for each of n.
 template <class F>
 __global__ void __launch_bounds__(kThreads) each_kernel(int64_t n, RelationLoss args, F f) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -33,7 +33,7 @@ __device__ inline double sum_of_samples(int64_t samples, F f) {
   return math::fold_doubles(lanes, kDoubleLanes);
 }
 
-// A warp takes a pair, [i, j] with j up to the stride.
+// Each warp takes a pair [i, j], with j up to the stride.
 __global__ void __launch_bounds__(kThreads) measure_kernel(RelationLoss args) {
   RelationWorkspace workspace = layout::relation_workspace(args.scratch, args.samples);
   int64_t pair = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -108,7 +108,7 @@ struct Angle {
   }
 };
 
-// A thread takes a side (i, j), then the side opposite to all angles (j, k).
+// Each thread takes a side (i, j), then the side (j, k), which is opposite to the angles at all i.
 struct CompareAngles {
   __device__ void operator()(const RelationLoss& args, const RelationWorkspace& workspace,
                              int64_t at) const {
@@ -139,7 +139,7 @@ struct SumAngles {
   }
 };
 
-// One thread: there are as many numbers as samples.
+// Runs as one thread: there are as many numbers as samples.
 struct TotalDistances {
   __device__ void operator()(const RelationLoss& args, const RelationWorkspace& workspace,
                              int64_t) const {

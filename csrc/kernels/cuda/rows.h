@@ -1,5 +1,5 @@
-// Sums and maxima over one row by a block, in the order of math/reduce.h: the counterpart of
-// kernels/cpu/rows.h. All threads of the block call, and get the result.
+// Computes sums and maxima over one row by a block, in the order of math/reduce.h: the counterpart
+// of kernels/cpu/rows.h. All threads of the block call these functions, and get the result.
 #pragma once
 #include "kernels/cuda/reduce.h"
 
@@ -21,13 +21,13 @@ struct SharedRow {
   float most[kMostRowWarps];
 };
 
-// The sum over a warp's lanes, in lane 0's order on all of them.
+// Returns the sum over a warp's lanes, added in lane 0's order on all of them.
 __device__ inline float sum_of_warp(float x) {
   for (int half = kWarp / 2; half > 0; half /= 2) x += __shfl_xor_sync(0xffffffffu, x, half);
   return x;
 }
 
-// f(i, terms). partial: kTerms floats for each chunk, in global memory.
+// Sums the terms that f(i, terms) gives. partial: kTerms floats for each chunk, in global memory.
 template <int kTerms, int kMost, class F>
 __device__ inline void sum_row(SharedRow<kMost>& shared, int64_t n, float* partial, float* sums,
                                F f) {
@@ -67,7 +67,7 @@ __device__ inline float sum_of(SharedRow<kMost>& shared, const float* p, int64_t
   return sum;
 }
 
-// The largest of f(i); -infinity for none; a NaN is passed over.
+// Returns the largest f(i), or -infinity if there is none. NaN is skipped.
 template <int kMost, class F>
 __device__ inline float greatest(SharedRow<kMost>& shared, int64_t n, F f) {
   float most = -__builtin_inff();
