@@ -28,8 +28,8 @@ BITPARE_INLINE float limit_of(float limit, float odd) { return odd == odd ? limi
 template <class V>
 BITPARE_INLINE typename Value<V>::Int bin_of(V x, V low, V inverse_width, int32_t bins) {
   V position = Value<V>::floor((x - low) * inverse_width), zero = splat<V>(0.0f);
-  V held = position > zero ? position : zero, last = splat<V>(static_cast<float>(bins - 1));
-  V bin = held < last ? held : last;
+  V raised = position > zero ? position : zero, last = splat<V>(static_cast<float>(bins - 1));
+  V bin = raised < last ? raised : last;
   return Value<V>::to_int(x == x ? bin : splat<V>(-1.0f));
 }
 

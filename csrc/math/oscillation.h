@@ -39,9 +39,10 @@ BITPARE_INLINE Oscillation<V> next_look(const Oscillation<V>& o, const Affine<V>
   V turn = direction == zero ? o.turn : direction;
   turn = frequency > threshold ? frozen : turn;
   turn = o.turn == frozen ? frozen : turn;
-  V held = o.turn == frozen ? o.code : nearest;
-  return {turn == frozen ? dequantize(held, a) : o.weight, turn == frozen ? held : now, turn,
-          o.turn == frozen ? o.frequency : frequency, turn == frozen ? held : mean};
+  V frozen_code = o.turn == frozen ? o.code : nearest;
+  return {turn == frozen ? dequantize(frozen_code, a) : o.weight,
+          turn == frozen ? frozen_code : now, turn, o.turn == frozen ? o.frequency : frequency,
+          turn == frozen ? frozen_code : mean};
 }
 
 }  // namespace bitpare::math

@@ -65,13 +65,13 @@ BITPARE_INLINE bool stays_in_group(const GroupLayout& l, int64_t keep, int64_t i
   int64_t slab = l.members * l.inner, within = i % slab;
   int64_t first = i - within + within % l.inner;
   uint32_t key = order_key(read(i));
-  bool held = !before || is_kept(before, i);
+  bool kept = !before || is_kept(before, i);
   int64_t earlier = 0;  // how many of the group are pruned before this one
   for (int64_t m = 0, j = first; m < l.members; ++m, j += l.inner) {
     uint32_t other = order_key(read(j));
-    bool other_held = !before || is_kept(before, j);
+    bool other_kept = !before || is_kept(before, j);
     bool less = other != key ? other < key : j < i;
-    earlier += other_held != held ? held : less;
+    earlier += other_kept != kept ? kept : less;
   }
   return earlier >= l.members - keep;
 }

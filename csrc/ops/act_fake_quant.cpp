@@ -58,9 +58,9 @@ void check_other(const ForwardOptions& o) {
               o.x.scalar_type(), " like x, got ", o.other->scalar_type());
   TORCH_CHECK(o.other->sym_sizes() == o.x.sym_sizes(), kOp, ": other must have shape ",
               o.x.sym_sizes(), " like x (it is not broadcast), got ", o.other->sym_sizes());
-  TORCH_CHECK(is_mask(static_cast<Activation>(o.activation)), kOp,
-              ": other goes with activation 'none', 'relu' and 'relu6' only, whose gradient needs "
-              "no x; add before the call");
+  TORCH_CHECK(
+      is_mask(static_cast<Activation>(o.activation)), kOp,
+      ": other needs activation 'none', 'relu' or 'relu6'; for others add it to x before the call");
 }
 
 void check(const ForwardOptions& o) {

@@ -18,7 +18,8 @@ void check_input(const char* op, const Tensor& x) {
 }
 
 void check_granularity(const char* op, const Tensor& x, const Granularity& g) {
-  TORCH_CHECK(!(g.axis && g.group), op, ": axis and group exclude each other, got axis=", *g.axis,
+  TORCH_CHECK(!(g.axis && g.group), op,
+              ": axis and group cannot be given together, got axis=", *g.axis,
               " and group=", *g.group);
   if (g.axis) {
     TORCH_CHECK(*g.axis >= -x.dim() && *g.axis < x.dim(), op, ": axis must be in [", -x.dim(), ", ",
@@ -100,8 +101,8 @@ void check_format(const char* op, const Tensor& x, at::MemoryFormat format, cons
               (format == at::MemoryFormat::ChannelsLast && x.dim() == 4) ||
               (format == at::MemoryFormat::ChannelsLast3d && x.dim() == 5);
   TORCH_CHECK(fits && (!g.group || format == at::MemoryFormat::Contiguous), op,
-              ": memory_format must be a dense one of x's ", x.dim(), " dimensions",
-              g.group ? ", contiguous with group" : "", ", got ", format);
+              ": memory_format must be a dense format for ", x.dim(), " dimensions",
+              g.group ? ", and contiguous with group" : "", ", got ", format);
 }
 
 void check_like(const char* op, const char* name, const Tensor& value, const Tensor& x) {

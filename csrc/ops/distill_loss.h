@@ -101,7 +101,7 @@ inline void check_teacher(const char* op, const Options& o) {
   auto shape = o.student.sym_sizes(), rows = shape.slice(0, shape.size() - 1);
   auto given = o.teacher.sym_sizes();
   TORCH_CHECK(o.indices.has_value() == o.logsumexp.has_value(), op,
-              ": teacher_indices and teacher_logsumexp go together");
+              ": teacher_indices and teacher_logsumexp must be given together");
   if (!o.indices) {
     TORCH_CHECK(given.equals(shape), op,
                 ": student_logits and teacher_logits must have the same rows and classes, got ",

@@ -81,7 +81,7 @@ Tensor quantize(const QuantizeOptions& o) {
       .saw_nan = &saw_nan,
   };
   Device::run(o.x, [&](const auto& where) { bitpare::quantize(args, where); });
-  TORCH_CHECK(!saw_nan, "quantize: x holds NaN, which no integer stands for");
+  TORCH_CHECK(!saw_nan, "quantize: x holds NaN, which has no integer code");
   return codes.contiguous(o.x.suggest_memory_format());
 }
 

@@ -2,6 +2,7 @@
 // threads of a block in three orders.
 #include "bn_family.h"
 #include "families.h"
+#include "list_families.h"
 #include "on_cuda.h"
 
 namespace bitpare {

@@ -33,8 +33,8 @@ int32_t widest_of(const T* x, int64_t n, int64_t readable) {
   for (; i + kWidth <= n; i += kWidth) most[0] = larger(most[0], magnitudes(load(x + i)));
   if (i < n) {
     Vec rest = i + kWidth <= readable ? load(x + i) : load_some(x + i, n - i);
-    VecInt held = lane_numbers() < static_cast<int32_t>(n - i);
-    most[1] = larger(most[1], magnitudes(rest) & held);
+    VecInt valid = lane_numbers() < static_cast<int32_t>(n - i);
+    most[1] = larger(most[1], magnitudes(rest) & valid);
   }
   VecInt all = larger(larger(most[0], most[1]), larger(most[2], most[3]));
 #pragma GCC unroll 4

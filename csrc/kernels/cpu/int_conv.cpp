@@ -75,16 +75,16 @@ BITPARE_INLINE void multiply(const uint8_t* const* rows, const int8_t* w, int64_
                              int64_t blocks, VecInt (&sums)[kTileRows][kVectors]) {
   constexpr int kEach = 8 / kBits;
   for (int64_t block = 0; block < blocks; ++block, w += math::kBlockBytes) {
-    VecInt held[kVectors];
+    VecInt fields[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      held[v] = load_bytes(w + v / kPanelVectors * panel + v % kPanelVectors * 4 * kWidth);
+      fields[v] = load_bytes(w + v / kPanelVectors * panel + v % kPanelVectors * 4 * kWidth);
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kEach; ++q) {
       VecInt b[kVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) b[v] = weights_of<kBits>(held[v], q);
+      for (int v = 0; v < kVectors; ++v) b[v] = weights_of<kBits>(fields[v], q);
 #pragma GCC unroll 16
       for (int i = 0; i < kTileRows; ++i) {
         VecInt a = repeat_quad(rows[i] + (block * kEach + q) * kQuad);

@@ -104,10 +104,10 @@ __global__ void __launch_bounds__(kThreads) fake_quant_weights_kernel(Batch<Weig
   if (first < n) {
     float values[kPerThread];
     load_pack(static_cast<const T*>(w.x), first, n, values);
-    uint32_t held = first + kPerThread <= n ? 0xff : 0xff >> (first + kPerThread - n);
-    inside = held;
+    uint32_t valid = first + kPerThread <= n ? 0xff : 0xff >> (first + kPerThread - n);
+    inside = valid;
     if (w.control->quantize) inside &= quantize_pack(w, first, values);
-    if (inside != held) w.inside[words] = 1;
+    if (inside != valid) w.inside[words] = 1;
     store_pack(static_cast<T*>(w.y), first, n, values);
   }
   reinterpret_cast<uint8_t*>(w.inside)[first / 8] = static_cast<uint8_t>(inside);

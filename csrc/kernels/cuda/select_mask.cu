@@ -132,7 +132,7 @@ struct Sums {
   int64_t at[kThreads];
 };
 
-// Returns the sum of x over the threads before this one, and writes that of all threads.
+// Returns the sum of `value` over the threads before this one, and writes that of all threads.
 __device__ int64_t sum_before(Sums& sums, int64_t value, int64_t* all) {
   sums.at[threadIdx.x] = value;
   __syncthreads();
@@ -209,8 +209,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t tile = 0; tile < parts; tile += kThreads) {
     int64_t part = tile + static_cast<int64_t>(threadIdx.x), total = 0;
     int64_t mine = part < parts ? ties[part] : 0;
-    int64_t room = left - sum_before(sums, mine, &total);
-    if (part < parts) ties[part] = room <= 0 ? 0 : room < mine ? room : mine;
+    int64_t share = left - sum_before(sums, mine, &total);
+    if (part < parts) ties[part] = share <= 0 ? 0 : share < mine ? share : mine;
     left -= total;
     if (left < 0) left = 0;
   }
@@ -225,10 +225,10 @@ __global__ void __launch_bounds__(kThreads)
   Eight e = eight_of(s, run);
   Verdict v = verdict_of<T>(s, e, g);
   int64_t total = 0;
-  int64_t room = ties[s.first_part + static_cast<int64_t>(blockIdx.x) - s.first_block] -
-                 sum_before(sums, ones(v.equal), &total);
+  int64_t ties_left = ties[s.first_part + static_cast<int64_t>(blockIdx.x) - s.first_block] -
+                      sum_before(sums, ones(v.equal), &total);
   uint32_t pruned = v.below | (g.from_masked ? 0 : e.masked);
-  for (uint32_t equal = v.equal; equal && room > 0; equal &= equal - 1, --room) {
+  for (uint32_t equal = v.equal; equal && ties_left > 0; equal &= equal - 1, --ties_left) {
     pruned |= equal & (0u - equal);
   }
   if (e.first >= (s.n + 63) / 64 * 64) return;
