@@ -180,7 +180,7 @@ Extent<Int> Program::extent_of(const Node& node, const std::vector<Extent<Int>>&
   };
   Extent<Int> in = of(0), made = in;
   bool slid = node.kind == Kind::conv || (node.kind == Kind::pool && !node.adaptive);
-  // As in torch, a batch may be empty but its images may not.
+  // A batch may be empty but its images may not, as in torch.
   TORCH_CHECK(
       (node.kind != Kind::pool && node.kind != Kind::conv) || (in.height > 0 && in.width > 0), kOp,
       ": ", node.name, ": an image of ", in.height, " x ", in.width, " has no pixels");

@@ -22,7 +22,7 @@ struct DenseTile {
   int64_t group, first_panel, first_row;
 };
 
-// Where the taps of a tile's pixels lie.
+// The addresses of the taps of a tile's pixels.
 template <int kTileRows>
 struct DenseRows {
   const uint8_t* first[kTileRows];  // of a convolution of single pixels

@@ -30,7 +30,7 @@ struct Pool {
     uint64_t kept = kept_before(s, i);
     return from_masked ? valid_word(s.n, i) & ~kept : kept;
   }
-  // Those that are pruned whatever their score.
+  // Elements that are pruned whatever their score.
   uint64_t pruned(const Scores& s, int64_t i) const {
     return from_masked ? 0 : valid_word(s.n, i) & ~kept_before(s, i);
   }
