@@ -71,22 +71,15 @@ class ChannelTable {
 
   // Writes the values of elements first .. first + count - 1; count is at most kPeriod + kBlock.
   void fill(const Quantizer& q, int64_t first, int64_t count) {
-    int64_t inner = q.channel.inner, channels = q.channel.channels;
-    int64_t channel = first / inner % channels, offset = first % inner;
-    has_threshold_ = q.threshold;
-    for (int64_t p = 0; p < count;) {
-      int64_t run = inner == 1 ? channels - channel : inner - offset;
-      if (run > count - p) run = count - p;
-      if (inner == 1) {
+    for_each_run(q, first, count, [&](int64_t channel, int64_t p, int64_t run) {
+      if (q.channel.inner == 1) {
         write_channels(q, channel, p, run);
-        channel = 0;
       } else {
         write_run(splat_affine(math::affine_of_channel(q, channel)), p, run);
-        offset = 0;
-        if (++channel == channels) channel = 0;
       }
-      p += run;
-    }
+    });
+    has_threshold_ = q.threshold;
+    if (has_threshold_) fill_thresholds(q, first, count);
   }
 
   ManyChannels from(int64_t p) const {
@@ -94,11 +87,35 @@ class ChannelTable {
   }
 
  private:
+  // f(channel, p, run): `run` elements from first + p on are of one channel, or with inner = 1 of
+  // as many channels, of which the first is given.
+  template <class F>
+  void for_each_run(const Quantizer& q, int64_t first, int64_t count, F f) {
+    int64_t inner = q.channel.inner, channels = q.channel.channels;
+    int64_t channel = first / inner % channels, offset = first % inner;
+    for (int64_t p = 0; p < count;) {
+      int64_t run = inner == 1 ? channels - channel : inner - offset;
+      if (run > count - p) run = count - p;
+      f(channel, p, run);
+      offset = 0;
+      if (inner == 1 || ++channel == channels) channel = 0;
+      p += run;
+    }
+  }
+
+  // Kept apart, so that quantizers without thresholds do not pay for them.
+  [[gnu::noinline]] void fill_thresholds(const Quantizer& q, int64_t first, int64_t count) {
+    for_each_run(q, first, count, [&](int64_t channel, int64_t p, int64_t run) {
+      for (int64_t j = 0; j < run; ++j) {
+        threshold_[p + j] = q.threshold[q.channel.inner == 1 ? channel + j : channel];
+      }
+    });
+  }
+
   void write(const math::Affine<Vec>& a, int64_t p) {
     store(scale_ + p, a.scale);
     store(inverse_ + p, a.inverse);
     store(zero_point_ + p, a.zero_point);
-    if (has_threshold_) store(threshold_ + p, a.threshold);
   }
 
   // Whole vectors, past the end of the run: what follows overwrites it.
@@ -116,16 +133,13 @@ class ChannelTable {
           zero_point = math::zero_point_on_grid(load(q.learned_zero_point + c), q);
         }
         Vec scale = q.scale ? load(q.scale + c) : math::splat<Vec>(1.0f);
-        math::Affine<Vec> a = math::affine(scale, zero_point, q);
-        if (q.threshold) a.threshold = load(q.threshold + c);
-        write(a, p + j);
+        write(math::affine(scale, zero_point, q), p + j);
       } else {
         for (int64_t l = j; l < run; ++l) {
           math::Affine<float> a = math::affine_of_channel(q, channel + l);
           scale_[p + l] = a.scale;
           inverse_[p + l] = a.inverse;
           zero_point_[p + l] = a.zero_point;
-          if (has_threshold_) threshold_[p + l] = a.threshold;
         }
       }
     }
