@@ -17,11 +17,16 @@ template <class Device>
 Tensor body(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   Device::require(kOp, x);
   check(x, mask, format);
-  Tensor source = x.contiguous(format), y = at::empty_like(source), words = mask.contiguous();
+  Tensor source = x.contiguous(format), y = at::empty_like(source);
   if (x.numel() == 0) return y;
-  ApplyMask args = {source.const_data_ptr(), y.data_ptr(),
-                    static_cast<const uint64_t*>(words.const_data_ptr()), dtype_of(kOp, x),
-                    mask_layout(x, format)};
+  Array<uint64_t> words(mask);
+  ApplyMask args = {
+      .x = source.const_data_ptr(),
+      .y = y.data_ptr(),
+      .mask = words.data(),
+      .dtype = dtype_of(kOp, x),
+      .layout = mask_layout(x, format),
+  };
   Device::run(x, [&](const auto& where) { bitpare::apply_mask(args, where); });
   return y;
 }

@@ -94,8 +94,9 @@ Range body(const Options& o) {
   args.bins = static_cast<int32_t>(counts.size(1));
   args.method = parse_method(o.method);
   args.left_out = 1.0 - o.percentile / 100.0;
-  args.rule = {static_cast<float>(o.quant_min), static_cast<float>(o.quant_max), o.symmetric,
-               false};
+  args.rule = {.quant_min = static_cast<float>(o.quant_min),
+               .quant_max = static_cast<float>(o.quant_max),
+               .symmetric = o.symmetric};
   args.candidates = std::min(args.bins / 2, math::kMostCandidates);
   Scratch scratch(counts, &args);
   Device::run(counts, [&](const auto& where) { bitpare::histogram_range(args, where); });

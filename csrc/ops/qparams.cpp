@@ -47,13 +47,17 @@ Qparams body(const Options& o) {
   if (Device::kSeesValues) check_values(low, high);
   Tensor scale = at::empty_like(low);
   Tensor zero_point = at::empty_like(low, low.options().dtype(at::kInt));
-  QparamsFromRange args = {low.const_data_ptr<float>(),
-                           high.const_data_ptr<float>(),
-                           scale.data_ptr<float>(),
-                           zero_point.data_ptr<int32_t>(),
-                           low.numel(),
-                           {static_cast<float>(o.quant_min), static_cast<float>(o.quant_max),
-                            o.symmetric, o.power_of_two}};
+  QparamsFromRange args = {
+      .low = low.const_data_ptr<float>(),
+      .high = high.const_data_ptr<float>(),
+      .scale = scale.data_ptr<float>(),
+      .zero_point = zero_point.data_ptr<int32_t>(),
+      .n = low.numel(),
+      .rule = {.quant_min = static_cast<float>(o.quant_min),
+               .quant_max = static_cast<float>(o.quant_max),
+               .symmetric = o.symmetric,
+               .power_of_two = o.power_of_two},
+  };
   Device::run(low, [&](const auto& where) { bitpare::qparams(args, where); });
   return {scale, zero_point};
 }

@@ -41,9 +41,14 @@ void body(TensorList tensors, TensorList masks) {
     if (!dense) copies[i] = tensors[i].contiguous();
     const Tensor& t = dense ? tensors[i] : copies[i];
     words.push_back(masks[i].contiguous());
-    items.push_back({t.data_ptr(), static_cast<const uint64_t*>(words[i].const_data_ptr()),
-                     mask_layout(t, dense ? format : at::MemoryFormat::Contiguous), t.numel(),
-                     static_cast<int32_t>(t.element_size()), 0});
+    items.push_back({
+        .x = t.data_ptr(),
+        .mask = static_cast<const uint64_t*>(words[i].const_data_ptr()),
+        .layout = mask_layout(t, dense ? format : at::MemoryFormat::Contiguous),
+        .n = t.numel(),
+        .bytes = static_cast<int32_t>(t.element_size()),
+        .first_block = 0,
+    });
   }
   Remask args = {items.data(), static_cast<int64_t>(items.size())};
   Device::run(tensors[0], [&](const auto& where) { bitpare::remask(args, where); });

@@ -94,7 +94,15 @@ std::vector<Tensor> select(TensorList scores, at::ArrayRef<double> sparsity, boo
   auto options = masks[0].options();
   int64_t nan = -1, size = static_cast<int64_t>(items.size());
   Tensor ties = at::empty({std::max<int64_t>(parts, 1)}, options), settled, groups, buckets;
-  SelectMask args = {items.data(), size, ties.data_ptr<int64_t>(), nullptr, &nan, nullptr, nullptr};
+  SelectMask args = {
+      .scores = items.data(),
+      .size = size,
+      .ties = ties.data_ptr<int64_t>(),
+      .settled = nullptr,
+      .nan = &nan,
+      .groups = nullptr,
+      .buckets = nullptr,
+  };
   if (Device::kSeesValues) {
     settled = at::empty({size}, options.dtype(at::kByte));
     args.settled = settled.data_ptr<uint8_t>();
@@ -133,18 +141,19 @@ Tensor select_in_groups(const Tensor& scores, int64_t keep, int64_t members,
                         const OptionalTensor& previous) {
   Device::require(kOp, scores);
   check_groups(scores, keep, members, previous);
-  Tensor source = scores.contiguous(), before = previous ? previous->contiguous() : Tensor();
-  Tensor mask = new_mask(scores);
+  Tensor source = scores.contiguous(), mask = new_mask(scores);
+  Array<uint64_t> before(previous);
   if (scores.numel() == 0) return mask;
   int64_t outer = scores.size(0), channels = scores.size(1);
   int64_t inner = scores.numel() / (outer * channels);
   SelectNOfM args = {
-      source.const_data_ptr(),
-      before.defined() ? static_cast<const uint64_t*>(before.const_data_ptr()) : nullptr,
-      static_cast<uint64_t*>(mask.data_ptr()),
-      dtype_of(kOp, scores),
-      {outer * channels / members, members, inner},
-      keep};
+      .x = source.const_data_ptr(),
+      .before = before.data(),
+      .mask = static_cast<uint64_t*>(mask.data_ptr()),
+      .dtype = dtype_of(kOp, scores),
+      .layout = {.slabs = outer * channels / members, .members = members, .inner = inner},
+      .keep = keep,
+  };
   Device::run(scores, [&](const auto& where) { bitpare::select_n_of_m(args, where); });
   if constexpr (Device::kSeesValues) {
     TORCH_CHECK(!source.isnan().any().item<bool>(), kOp, ": scores hold NaN");
