@@ -238,7 +238,7 @@ std::string encode(const Saved& model) {
 
 namespace {
 
-// The product of sizes; throws where one is negative or the product is not of this machine.
+// Returns the product of sizes; throws if one is negative or the product overflows.
 int64_t count_of(const std::vector<int64_t>& shape) {
   int64_t count = 1;
   for (int64_t n : shape) {
@@ -317,7 +317,8 @@ Saved decode(std::string_view file) {
   Saved made;
   made.spec = metadata.at("spec").text("spec");
   const std::string& encodings = metadata.at("encodings").text("encodings");
-  // Tensors lie one after the other, as safetensors has it: else a few bytes could be many tensors.
+  // Tensors must lie one after the other, as safetensors requires; otherwise a few bytes could pass
+  // for many tensors.
   std::vector<std::pair<int64_t, int64_t>> spans;
   for (const auto& [name, entry] : header.object("header")) {
     if (name == "__metadata__") continue;

@@ -13,7 +13,7 @@ namespace bitpare::integer {
 using at::Tensor;
 using Tensors = std::map<std::string, Tensor>;
 
-// The beginning of errors of integer models.
+// The prefix of errors of integer models.
 constexpr const char* kOp = "integer model";
 
 struct ConvWeights {

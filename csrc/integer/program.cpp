@@ -228,7 +228,7 @@ std::vector<Extent<Int>> Program::extents(at::TensorList inputs, Sizes sizes) co
   return known;
 }
 
-// Rows keep what is before the channels in the input they come from.
+// Rows keep the dimensions before the channels of the input that they come from.
 template <class Int, class Sizes>
 std::vector<Int> Program::result_sizes(const Output& output, const Extent<Int>& extent,
                                        at::TensorList inputs, Sizes sizes) const {

@@ -6,7 +6,7 @@
 
 namespace bitpare::integer {
 
-// A grid that was found at run time: one scale and zero point, or one for each row.
+// A dynamic grid: one scale and zero point, or one for each row.
 struct FoundGrid {
   Tensor scale, zero;
   const Node* node = nullptr;

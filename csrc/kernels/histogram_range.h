@@ -1,4 +1,4 @@
-// The range of quantization that a histogram asks for.
+// Chooses the range of a quantizer from a histogram.
 #pragma once
 #include "kernels/backend.h"
 #include "math/histogram.h"

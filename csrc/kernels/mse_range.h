@@ -1,4 +1,4 @@
-// The part of its own range that each channel is best quantized with.
+// Chooses the part of each channel's range that has the least squared error.
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/layout/mse_range.h"
@@ -7,8 +7,8 @@
 namespace bitpare {
 
 // x: laid out as `layout`, of dtype; one channel lies as one row. low, high: [channels], the range
-// of each channel, which k / steps of it replaces, k the one of 1 ... steps whose grid has the
-// least sum of squared errors. grids: layout::MseGrids; partial: scratch, [steps,
+// of each channel, which is replaced by k / steps of it, with the k of 1 ... steps whose grid has
+// the least sum of squared errors. grids: layout::MseGrids; partial: scratch, [steps,
 // pieces_of(layout), channels].
 struct MseRange {
   const void* x;

@@ -31,8 +31,8 @@ struct UpdateRanges {
 
 namespace math {
 
-// Scale j of a quantizer, once it is known what the step does: merge, or leave the range alone.
-// `merges` so far: count[0] before this step.
+// Updates scale j of a quantizer. merge: whether the step's range is merged; otherwise the range
+// stays. `merges` so far: count[0] before this step.
 BITPARE_INLINE void update_scale(const QuantizerState& s, const UpdateRule& rule, int64_t j,
                                  bool merge, int64_t merges) {
   float low = s.range[j], high = s.range[s.n + j];

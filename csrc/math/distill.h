@@ -49,7 +49,7 @@ enum DistillTerm : int32_t {
   kDistillTerms
 };
 
-// Bits of the terms that a pair of losses has.
+// Returns the bits of the terms that a pair of losses sums up.
 constexpr int32_t terms_of(Hard hard, Soft soft) {
   int32_t all = 0;
   if (hard != Hard::none) all |= 1 << kHardSum | 1 << kAligned;
@@ -75,8 +75,8 @@ struct DistillTarget {
 //   + student exp(a / T) - teacher exp(b / T) [+ pull exp(a / T)]   forward, top [decoupled]
 //   + student exp(a / T) (log(q / p) - offset)                      reverse
 //   + student exp(a / T) (log(q / m) - offset)                      jensen_shannon
-// ratio: the logarithm of the student's sum over the teacher's; to_same: what brings the
-// exponentials of the one to the sum of the other.
+// ratio: the logarithm of the student's sum over the teacher's; to_same: the factor that brings the
+// exponentials of one to the sum of the other.
 struct DistillSlopes {
   float hard = 0.0f, flat = 0.0f, label = 0.0f, hit = 0.0f;
   float student = 0.0f, teacher = 0.0f, offset = 0.0f, ratio = 0.0f, to_same = 0.0f;
@@ -193,9 +193,9 @@ BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* t
   return log_q;
 }
 
-// e: as distill_terms() gave them; middle: as middle_terms() did. divergence: the class's share in
-// forward and reverse, and of decoupled in that among the others, times the sum of what it is
-// weighted with.
+// e: from distill_terms(); middle: from middle_terms(). divergence: the class's share in the
+// divergence (for decoupled, in that among the others), before it is divided by the sum of
+// exponentials.
 template <Hard kHard, Soft kSoft, class V>
 BITPARE_INLINE V distill_gradient(const DistillSlopes& s, const DistillExponentials<V>& e, V label,
                                   V middle, V* divergence) {

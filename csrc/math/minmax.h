@@ -20,7 +20,8 @@ struct MinMax {
   }
 };
 
-// NaN where one was seen; + 0 makes a zero positive, so that the order of merging leaves no trace.
+// Returns a limit of the range, NaN if one was seen. Adding 0 makes a zero positive, so that the
+// result does not depend on the order of merging.
 BITPARE_INLINE float limit_of(float limit, float odd) { return odd == odd ? limit + 0.0f : odd; }
 
 // The bin of x among `bins` equal ones over [low, low + bins / inverse_width]; values beyond the

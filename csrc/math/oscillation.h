@@ -8,8 +8,9 @@ namespace bitpare::math {
 // turn of a frozen weight; else it is the direction of the last change: -1, 0 or 1.
 constexpr float kFrozen = 2.0f;
 
-// code: the integer at the last look, or the one it is frozen at. frequency: the running mean of
-// "changed, and opposite to the change before". mean: the running mean of the integers.
+// code: the integer after the last step, or the one that the weight is frozen at. frequency: the
+// running mean of "changed, and opposite to the change before". mean: the running mean of the
+// integers.
 template <class V>
 struct Oscillation {
   V weight, code, turn, frequency, mean;

@@ -1,5 +1,5 @@
-// bitpare::MaskedWeights: weights that stay 0 where their masks say so, and their gradients before
-// they are accumulated.
+// bitpare::MaskedWeights keeps masked weights at 0, and masks their gradients before they are
+// accumulated.
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/custom_class.h>

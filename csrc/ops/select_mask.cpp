@@ -167,7 +167,7 @@ Tensor select_in_groups_meta(const Tensor& scores, int64_t keep, int64_t members
   return new_mask(scores);
 }
 
-// The unit that is pruned as one.
+// The elements that are pruned together.
 struct Pattern {
   enum class Kind { element, n_of_m, block, filter, channel } kind;
   int64_t first = 1, second = 1;  // N and M, or rows and columns of a block

@@ -44,7 +44,8 @@ std::vector<T> narrowed(const std::vector<float>& x) {
   return y;
 }
 
-// Values around a few steps of a grid, with ties, infinities, NaN, both zeros and subnormals.
+// Returns values around a few steps of a grid, with ties, infinities, NaN, both zeros and
+// subnormals.
 inline std::vector<float> test_values(int64_t n, unsigned seed, float spread = 3.0f) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0f, spread);
@@ -64,7 +65,7 @@ inline std::vector<float> finite_values(int64_t n, unsigned seed, float spread =
   return x;
 }
 
-// The bits of each element, NaN made one, for comparisons that no tolerance softens.
+// Returns the bits of each element, all NaN as the same bits, for comparisons without a tolerance.
 inline uint32_t comparable(float x) {
   return x == x ? __builtin_bit_cast(uint32_t, x) : 0x7fc00000u;
 }

@@ -58,7 +58,7 @@ BITPARE_INLINE float quantized(const Control& control, const math::Affine<float>
   return y;
 }
 
-// A thread takes eight neighbours, as in map(); a block writes one partial range.
+// Each thread takes eight neighbours, as in map(); each block writes one partial range.
 template <Activation kActivation, class T>
 __global__ void __launch_bounds__(kThreads) act_fake_quant_kernel(ActFakeQuant args) {
   BITPARE_SHARED(WarpRanges, shared);
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) act_fake_quant_kernel(ActFakeQuant a
   for (int t = 0; t < kActTerms; ++t) args.partial[t * gridDim.x + blockIdx.x] = terms[t];
 }
 
-// One block folds the partial ranges and what is pending already.
+// Runs as one block: merges the partial ranges into the pending range.
 __global__ void __launch_bounds__(kThreads) fold_ranges(ActFakeQuant args, int64_t blocks) {
   BITPARE_SHARED(WarpRanges, shared);
   if (!args.control->observe) return;

@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// Counts are integers, so the order of the atomic additions leaves no trace.
+// Counts are integers, so the order of the atomic additions does not matter.
 struct RangeAndBin {
   int64_t* counts;
   const float* low;

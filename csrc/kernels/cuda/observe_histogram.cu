@@ -61,7 +61,7 @@ struct SharedBins {
 };
 
 // A block takes kValuesPerBlock values of one channel, counted in shared memory first. Counts are
-// integers, so the order of the atomic additions leaves no trace.
+// integers, so the order of the atomic additions does not matter.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     count_rows(ObserveHistogram args, int64_t blocks_each, const T* x) {
