@@ -5,7 +5,7 @@
 
 namespace bitpare {
 
-// f(OnCuda, name), with the threads of a block in three orders.
+// Calls f(OnCuda, name), with the threads of a block in three orders.
 template <class F>
 void on_cuda(F f) {
   using cuda_on_host::Order;

@@ -55,7 +55,7 @@ float sum_of(const ReduceLayout& l, int64_t channel, Term term) {
   return in_pairs(sums);
 }
 
-// One value through the formulas, with the mode's template picked at run time.
+// Applies the formulas to one value, with the mode's template picked at run time.
 math::Activated<float> activated(const BnCase& c, float v, const math::ActivationGrid<float>& g) {
   bool active = is_mask(c.activation) && c.activation != Activation::none;
   if (c.quantize) {
@@ -178,7 +178,7 @@ TEST(BnActFakeQuant, GradientInPlace) {
   on_every_cpu([&](const auto& cpu, const std::string& name) {
     auto expected = run_bn<float>(c, x, dy, cpu);
     BnState s(24);
-    std::vector<float> over(dy), scratch(static_cast<size_t>(bn_scratch(c.layout)));
+    std::vector<float> over(dy), scratch(static_cast<size_t>(layout::bn_floats(c.layout)));
     std::vector<float> dweight(24), dbias(24);
     bn_act_fake_quant_gradient(
         BnActFakeQuantGradient{over.data(), x.data(), over.data(), expected.inside.data(),

@@ -2,6 +2,7 @@
 // threads of a block in three orders.
 #include "bn_family.h"
 #include "families.h"
+#include "list_families.h"
 #include "on_cuda.h"
 
 namespace bitpare {
@@ -25,7 +26,7 @@ void expect_same(const Reduced<T>& got, const Reduced<T>& expected, const std::s
   expect_same_bits(got.counts, expected.counts, what + " counts");
 }
 
-// run(case, where) on both, for each case and type.
+// Calls run(case, where) on a CPU and on CUDA, for each case and type.
 template <class Run>
 void compare(const std::vector<Case>& cases, Run run) {
   for_each_type([&]<class T>(T type) {
@@ -214,15 +215,15 @@ TEST(OnHost, FakeQuantWeights) {
   });
 }
 
-// The emulation itself: what it must catch, and what warps see.
+// Tests of the emulation itself: the errors it must catch, and what warps see.
 __global__ void neighbour_sum(const float* x, float* y, bool with_barrier) {
-  struct Room {
+  struct Values {
     float at[64];
   };
-  BITPARE_SHARED(Room, room);
-  room.at[threadIdx.x] = x[threadIdx.x];
+  BITPARE_SHARED(Values, shared);
+  shared.at[threadIdx.x] = x[threadIdx.x];
   if (with_barrier) __syncthreads();
-  y[threadIdx.x] = room.at[threadIdx.x] + room.at[(threadIdx.x + 1) % 64];
+  y[threadIdx.x] = shared.at[threadIdx.x] + shared.at[(threadIdx.x + 1) % 64];
 }
 
 TEST(OnHost, CatchesAMissingBarrier) {

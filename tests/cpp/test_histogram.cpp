@@ -9,8 +9,8 @@
 namespace bitpare {
 namespace {
 
-// f(where, name) on every instruction set and, where the fibers of its threads are not too many to
-// wait for, on CUDA.
+// Calls f(where, name) on every instruction set and on CUDA, unless that would take too many
+// fibers.
 template <class F>
 void everywhere(bool and_cuda, F f) {
   on_every_cpu(f);
@@ -53,7 +53,7 @@ Histograms run_observe(const Case& c, const Batches& batches, int32_t bins, int6
   return h;
 }
 
-// Every batch counted at the last limit: what folding has to equal.
+// Counts every batch at the last limit, which folding has to equal.
 template <class T>
 Histograms counted_at_once(const Case& c, const Batches& batches, int32_t bins) {
   Histograms h = no_histograms(c, bins);
