@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 # Seconds that a file takes on one core, measured with GCC 12 and nvcc 13; others take a second.
 SECONDS = {
@@ -51,7 +51,7 @@ class Display:
 
 
 def lines_of(command: list[str], ended: list[int]) -> Iterator[str | None]:
-    """Yield the lines that a command prints, and None each second; its exit status goes to `ended`."""
+    """Yield the lines that a command prints, and None each second; `ended` gets its exit status."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -64,35 +64,36 @@ def lines_of(command: list[str], ended: list[int]) -> Iterator[str | None]:
             yield lines.get(timeout=1)
         except queue.Empty:
             yield None
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted too
+            raise SystemExit("\nstopped; the same command goes on from here") from None
     ended.append(process.wait())
 
 
 def build(cmake: str, folder: pathlib.Path, jobs: int) -> int:
-    """Compile; returns CMake's exit status. Warnings and errors are shown as they come."""
-    display, ended = Display(), list[int]()
-    weights = missing(folder)
-    whole, state = sum(weights.values()), ""
-    if whole > 60:
-        about = spoken(whole / jobs)
-        display.line(f"compiling {len(weights)} files, {jobs} at a time: about {about}, less where "
-                     "a compiler cache has them")  # fmt: skip
+    """Compile a folder that CMake configured, and return CMake's exit status. Warnings and errors
+    are shown as they come."""
+    display, ended, state = Display(), list[int](), ""
+    expected = missing(folder)
+    whole = sum(expected.values())
+    if whole / jobs > 30:
+        files = f"compiling {len(expected)} files, {jobs} at a time"
+        display.line(f"{files}: about {spoken(whole / jobs)}, less where a compiler cache has them")
     for line in lines_of([cmake, "--build", str(folder), "-j", str(jobs)], ended):
-        step = re.match(r"\[(\d+)/(\d+)\] (.*)", line or "")
+        step = re.match(r"\[(\d+)/(\d+)\] .*?(\S+)$", line or "")
         if step:
-            done, total = int(step[1]), int(step[2])
-            name = step[3].rsplit(" ", 1)[-1].rstrip("\n")
-            weights.pop(name, None)
-            left = sum(weights.values()) if whole else (total - done) * 1.0
-            passed = (whole - left) if whole else done * 1.0
-            rest = left * display.elapsed() / max(passed, 1e-3)
-            source = "/".join(pathlib.Path(name).with_suffix("").parts[-2:])
-            state = f"compiled {done} of {total} files, about {spoken(rest)} left ({source})"
-        elif line is not None and not line.startswith(("ninja: ", "[")):
+            expected.pop(step[3], None)
+            left = sum(expected.values()) or int(step[2]) - int(step[1])
+            seconds = left * display.elapsed() / max(whole - left, int(step[1]))
+            source = "/".join(pathlib.Path(step[3]).with_suffix("").parts[-2:])
+            done = f"compiled {step[1]} of {step[2]} files"
+            state = f"{done}, about {spoken(seconds)} left ({source})"
+        elif line and not line.startswith(("ninja: ", "[")):
             display.line(line.rstrip("\n"))
         if state:
             display.state(state)
     if state and not ended[0]:
-        display.line(f"compiled {total} files in {spoken(display.elapsed())}")
+        display.line(f"compiled in {spoken(display.elapsed())}")
     return ended[0]
 
 
@@ -109,19 +110,22 @@ def missing(folder: pathlib.Path) -> dict[str, float]:
     return found
 
 
+WORTH_SAYING = re.compile(r"\s*(Downloading|Installing|Setting up|Unpacking) ")
+
+
 def several(match: re.Match[str]) -> str:
     return f"unpacking {match[1].count(',') + 1} packages"
 
 
-def run(title: str, command: list[str], shown: Callable[[str], bool]) -> int:
+def run(title: str, command: list[str]) -> int:
     """Show the last line of a command that matters; all it printed where it fails."""
     display, ended, printed, state = Display(), list[int](), list[str](), ""
     display.line(title)
     for line in lines_of(command, ended):
         if line is not None:
             printed.append(line)
-            state = line.strip() if shown(line) else state
-            state = re.sub(r"Installing .*: (.*)", several, state)
+            if WORTH_SAYING.match(line):
+                state = re.sub(r"Installing .*: (.*)", several, line.strip())
         if state:
             display.state(f"  {state} ({spoken(display.elapsed())} so far)")
     if ended[0]:
@@ -131,18 +135,11 @@ def run(title: str, command: list[str], shown: Callable[[str], bool]) -> int:
     return ended[0]
 
 
-def main(arguments: list[str]) -> int:
-    kind, first, *rest = arguments
-    try:
-        if kind == "build":
-            return build(shutil.which("cmake") or "cmake", pathlib.Path(first), int(rest[0]))
-        return run(
-            first, rest, re.compile(r"\s*(Downloading|Installing|Setting up|Unpacking)").match
-        )
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+def main(kind: str, first: str, *rest: str) -> int:
+    if kind == "build":
+        return build(shutil.which("cmake") or "cmake", pathlib.Path(first), int(rest[0]))
+    return run(first, list(rest))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))

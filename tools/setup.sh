@@ -32,7 +32,7 @@ if [ ${#need[@]} -gt 0 ]; then
   fi
 fi
 
-# What is there already: the torch, and a line for each file of requirements.
+# The file .ready says what is there: the torch, and a line for each file of requirements.
 ready=$venv/.ready
 [ "$(head -n 1 "$ready" 2>/dev/null)" = "torch $torch" ] || rm -f "$ready"
 wanted=() lines=()
