@@ -29,7 +29,9 @@ def spoken(seconds: float) -> str:
 
 
 class Display:
-    """One line of state. A log gets it when ten seconds have passed since the last."""
+    """One line of state, which a log gets every now and then."""
+
+    every = 10.0  # seconds
 
     def __init__(self) -> None:
         self.terminal = sys.stdout.isatty()
@@ -41,7 +43,7 @@ class Display:
     def state(self, text: str) -> None:
         if self.terminal:
             print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
-        elif time.monotonic() - self.last >= 10:
+        elif time.monotonic() - self.last >= self.every:
             self.line(text)
             self.last = time.monotonic()
 

@@ -12,7 +12,7 @@ os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 import pytest
 import torch
 
-# Seconds that each file takes; `pytest --store-seconds` writes them anew.
+# Seconds of a processor that each file takes; `pytest --store-seconds` writes them anew.
 SECONDS = pathlib.Path(__file__).with_name("seconds.json")
 
 
@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(config, items):
         config.pluginmanager.register(Progress(reporter, items, expected), "progress")
 
 
+def processor_seconds():
+    """Return the time that this process and those it waited for have computed: unlike the time on
+    the clock, a busy machine hardly changes it."""
+    return sum(os.times()[:4])
+
+
 class Progress:
     """Prints the file that begins, the time so far and left, and a test that takes long."""
 
@@ -48,7 +54,7 @@ class Progress:
         self.reporter, self.expected = reporter, expected
         self.tests = Counter(item.path.name for item in items)
         self.order = list(self.tests)
-        self.start = self.began = time.monotonic()
+        self.start, self.began = time.monotonic(), processor_seconds()
         self.file, self.test, self.seconds = "", "", Counter()
         self.out = open(os.dup(1), "w")  # noqa: SIM115  (while a test runs, 1 is captured)
         self.ended = threading.Event()
@@ -62,20 +68,24 @@ class Progress:
 
     def pytest_runtest_logstart(self, nodeid, location):
         path, _, self.test = nodeid.partition("::")
-        file, now = pathlib.Path(path).name, time.monotonic()
+        file = pathlib.Path(path).name
         if file != self.file:
-            self.seconds[self.file] = now - self.began
-            self.file, self.began = file, now
+            self.end_file(file)
             number = self.order.index(file)
             done, left = (
                 sum(self.expected.get(name, 10) for name in part)
                 for part in (self.order[:number], self.order[number:])
             )
-            times, passed = "", (now - self.start) / 60
+            times, passed = "", (time.monotonic() - self.start) / 60
             if passed > 0.2:
                 rest = passed * left / max(done, 1)
                 times = f"; {passed:.0f} min so far, about {rest:.0f} min left"
             self.say(f"[{number + 1}/{len(self.order)}] {file}, {self.tests[file]} tests{times}")
+
+    def end_file(self, following):
+        now = processor_seconds()
+        self.seconds[self.file] = now - self.began
+        self.file, self.began = following, now
 
     def watch(self):
         """Name the test that runs where it has run for half a minute."""
@@ -88,7 +98,7 @@ class Progress:
     def pytest_sessionfinish(self, session):
         self.ended.set()
         self.out.close()
-        self.seconds[self.file] = time.monotonic() - self.began
+        self.end_file("")
         if session.config.option.store_seconds:
             known = self.expected | {k: round(v, 1) for k, v in self.seconds.items() if k}
             SECONDS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
