@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--channels-last", action="store_true", help="use channels_last memory")
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", type=command.device, default=gpu, help="device to train on")
-    small = {"images": 256, "width": 0.25, "epochs": 2, "qat_epochs": 1, "batch": 32}
+    small = {"images": 800, "width": 0.25, "epochs": 4, "qat_epochs": 1, "batch": 20, "lr": 0.05}
     return command.parse(parser, argv, quick=small)
 
 
@@ -84,9 +84,8 @@ def images(options: argparse.Namespace, say: Callable[[str], None]) -> tuple[str
         reason = str(error).splitlines()[0]
         say(f"no CIFAR-10 in {options.data} ({reason})")
         say(f"composed digits instead: {options.images:,} scenes to train with")
-        return "digits", list(
-            composed_digits(options.images, options.images // 5, seed=options.seed)
-        )
+        count, seed = options.images, options.seed
+        return "digits", [*composed_digits(count, count // 5, seed=seed, clear=options.quick)]
 
 
 class Trainer:
@@ -172,6 +171,8 @@ def trained(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     options = parse(argv)
+    if options.quick:
+        torch.set_num_threads(1)  # a network this small is slower on more
     with process_group(options.device) as device:
         rank, _ = command.processes()
         model, qat, (_, _, test_x, test_y) = trained(options, device)

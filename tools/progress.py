@@ -82,7 +82,7 @@ def build(cmake: str, folder: pathlib.Path, jobs: int) -> int:
         files = f"compiling {len(expected)} files, {jobs} at a time"
         display.line(f"{files}: about {spoken(whole / jobs)}, less where a compiler cache has them")
     for line in lines_of([cmake, "--build", str(folder), "-j", str(jobs)], ended):
-        step = re.match(r"\[(\d+)/(\d+)\] .*?(\S+)$", line or "")
+        step = re.match(r"\[([1-9]\d*)/(\d+)\] .*?(\S+)$", line or "")
         if step:
             expected.pop(step[3], None)
             left = sum(expected.values()) or int(step[2]) - int(step[1])
