@@ -37,9 +37,9 @@ class CMakeBuild(build_ext):
             configure += ["-G", "Ninja"]
         configure.append(f"-DBITPARE_CUDA={os.environ.get('BITPARE_CUDA', 'AUTO')}")
         said = subprocess.run(configure, check=True, stdout=subprocess.PIPE, text=True).stdout
-        print(
-            "".join(line[3:] + "\n" for line in said.splitlines() if "-- bitpare:" in line), end=""
-        )
+        for line in said.splitlines():
+            if line.startswith("-- bitpare:"):
+                print(line.removeprefix("-- "), flush=True)
         if status := progress.build(cmake, build, jobs()):
             sys.exit(status)
         install = [cmake, "--install", build, "--prefix", target / "bitpare"]
