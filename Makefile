@@ -39,6 +39,7 @@ test-newest:
 	.venv-newest/bin/python -m pytest -q tests/python/test_ops.py
 
 demo: build
+	@echo "LeNet on real digits, which takes about ten seconds; python examples/NAME.py --help has more"
 	$(PY) examples/lenet_digits.py
 
 bench: build

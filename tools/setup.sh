@@ -44,7 +44,7 @@ done
 
 title="installing ${lines[*]##* } into $venv"
 if [ "$torch" != none ]; then
-  [ -e "$ready" ] || title="installing torch $torch and the tools into $venv: 3 GB, about 2 minutes"
+  [ -e "$ready" ] || title="installing torch $torch and the tools into $venv: 5 GB on disk, about 2 minutes"
   wanted+=("torch==$torch")
 fi
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
