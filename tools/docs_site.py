@@ -65,8 +65,8 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(html, page, config, files):
     """Refuse a page of the reference that lacks an entry."""
-    for name in PUBLIC.get(page.file.name, ()):
-        if not re.search(rf'<h2 id="[\w.]*\b{name.lower()}"', html.lower()):
+    for name, source in PUBLIC.get(page.file.name, {}).items():
+        if not any(f'<h2 id="{anchor}"' in html for anchor in (f"{source}.{name}", name.lower())):
             raise PluginError(f"{page.file.src_uri} has no entry for {name}")
 
 
