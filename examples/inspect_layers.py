@@ -32,11 +32,12 @@ RANGES = ["minmax", "percentile", "sigma", "mse"]
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "inspect_layers")
-    parser.add_argument("--epochs", type=int, default=30, help="of float training")
-    parser.add_argument("--bits", type=int, default=3, help="of the weights")
-    parser.add_argument("--before", choices=RANGES, default="minmax", help="range of the weights")
-    parser.add_argument("--after", choices=RANGES, default="mse", help="range, adjusted")
-    parser.add_argument("--granularity", choices=["tensor", "channel"], default="tensor")
+    add = parser.add_argument
+    add("--epochs", type=command.COUNT, default=30, help="epochs of float training")
+    add("--bits", type=command.BITS, default=3, help="bits of the weights")
+    add("--before", choices=RANGES, default="minmax", help="range of the weights at first")
+    add("--after", choices=RANGES, default="mse", help="range of the weights after adjustment")
+    add("--granularity", choices=["tensor", "channel"], default="tensor")
     return command.parse(parser, argv, quick={"epochs": 10})
 
 
@@ -159,4 +160,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

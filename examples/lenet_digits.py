@@ -29,12 +29,13 @@ BATCH = 64
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "lenet_digits")
-    parser.add_argument("--epochs", type=int, default=30, help="of float training")
-    parser.add_argument("--qat-epochs", type=int, default=30, help="pruned, quantized and taught")
-    parser.add_argument("--bits", type=int, choices=CONFIGS, default=8, help="of the inner layers")
-    parser.add_argument("--sparsity", type=float, default=0.8, help="share of weights to prune")
-    parser.add_argument("--temperature", type=float, default=4.0, help="of the teacher's answers")
-    parser.add_argument("--alpha", type=float, default=0.3, help="share of the labels in the loss")
+    add = parser.add_argument
+    add("--epochs", type=command.COUNT, default=30, help="epochs of float training")
+    add("--qat-epochs", type=command.COUNT, default=30, help="epochs of the student")
+    add("--bits", type=int, choices=CONFIGS, default=8, help="bits of the inner layers")
+    add("--sparsity", type=command.SHARE, default=0.8, help="share of the weights to prune")
+    add("--temperature", type=command.POSITIVE, default=4.0, help="softness of the teacher")
+    add("--alpha", type=command.PART, default=0.3, help="share of labels in the loss")
     return command.parse(parser, argv, quick={"epochs": 8, "qat_epochs": 8})
 
 
@@ -106,4 +107,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -16,7 +16,7 @@ from bitpare_examples.data import composed_digits, digits
 from bitpare_examples.networks import LeNet, MobileNetV2, SceneNet
 from bitpare_examples.training import accuracy, train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.accuracy
 SEEDS = range(5)
 
 
