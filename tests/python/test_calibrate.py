@@ -142,7 +142,7 @@ def test_loaders_batches_and_microbatches():
     bp.calibrate(model, data=[(x, torch.zeros(8))], microbatch=3)
     one = model.bp_sites[0].count[0].item()
     assert one == 3
-    bp.calibrate(model, data=[{"image": x, "label": 0}] * 5, batches=2)
+    bp.calibrate(model, data=[{"label": 0, "input": x}] * 5, batches=2)
     assert model.bp_sites[0].count[0].item() == 2
     bp.calibrate(model, data=[(0, x)], forward=lambda m, batch: m(batch[1]))
     assert model.bp_sites[0].count[0].item() == 1
@@ -182,7 +182,7 @@ def test_bad_input():
     model, x = small()
     with pytest.raises(bp.Uncalibrated, match=r"input: the activation quantizer has seen no data"):
         model.eval()(x)
-    with pytest.raises(ValueError, match="the loader gave no batch"):
+    with pytest.raises(ValueError, match="data gave no batch"):
         bp.calibrate(model, data=[])
     with pytest.raises(ValueError, match="batches must be 1 or more, got 0"):
         bp.calibrate(model, data=[x], batches=0)

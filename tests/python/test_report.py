@@ -95,7 +95,7 @@ class TestLayers:
     def test_errors(self):
         with pytest.raises(ValueError, match="the model is not prepared"):
             bp.report.layers(LeNet())
-        with pytest.raises(TypeError, match=r"report.layers: batches .* got a tensor"):
+        with pytest.raises(TypeError, match=r"report.layers: data .* got a tensor"):
             bp.report.layers(lenet(), data=images(2, 16))
         with pytest.raises(ValueError, match="gave no batch"):
             bp.report.layers(lenet(), data=[])
@@ -123,7 +123,7 @@ class TestEffects:
         assert len(json.loads(found.to_json())["rows"]) == len(found.rows)
 
     def test_errors(self):
-        with pytest.raises(TypeError, match="batches must be an iterable"):
+        with pytest.raises(TypeError, match="data must be an iterable"):
             bp.report.effects(lenet(), data=images(2, 16))
         with pytest.raises(ValueError, match="gave no batch"):
             bp.report.effects(lenet(), data=[])

@@ -149,7 +149,7 @@ class TestPage:
         bp.report.html(trained.model, tmp_path / "bare.html")
         page = check_page((tmp_path / "bare.html").read_text())
         words = " ".join(page.words)
-        for name in ("float_model= and integer=", "batches=", "history=", "sensitivity="):
+        for name in ("float_model= and integer=", "data=", "history=", "sensitivity="):
             assert f"give {name}" in words or f"Give {name}" in words
         assert page.kinds("weights") == ["histogram"] * 4
         assert page.kinds("activations") == page.kinds("over-time") == []
@@ -239,7 +239,7 @@ class TestPage:
         assert page.kinds("sparsity") == ["columns"] and page.kinds("over-time") == ["lines"]
         assert page.kinds("sensitivity-to-pruning") == ["heatmap"]
         words = " ".join(page.words)
-        assert "Nothing is quantized" in words and "batches=" not in words
+        assert "Nothing is quantized" in words and "data=" not in words
         data = json.loads(page.data)
         rows = {r["name"]: r for r in data["layers"]}
         for name, row in rows.items():
@@ -250,7 +250,7 @@ class TestPage:
         assert data["summary"][0]["nonzeros"] == nonzeros < data["summary"][0]["weights"]
 
     def test_errors(self, tmp_path):
-        with pytest.raises(ValueError, match=r"batches= is compared .* this LeNet is not"):
+        with pytest.raises(ValueError, match=r"data= is compared .* this LeNet is not"):
             bp.report.html(LeNet(), tmp_path / "x.html", data=[images(2, 16)])
         with pytest.raises(TypeError, match="got an IntegerModel; give that as integer="):
             bp.report.html(bp.convert(lenet()), tmp_path / "x.html")

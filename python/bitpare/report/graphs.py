@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from bitpare.deploy.integer import WEIGHTED
 from bitpare.deploy.traced import Traced, prepared_trace
-from bitpare.errors import Unsupported
+from bitpare.errors import Uncalibrated, Unsupported
 from bitpare.graph.ops import function_name
 from bitpare.models import unwrapped
 from bitpare.nn import layers
@@ -56,7 +56,7 @@ def graph_of(model: nn.Module) -> Graph:
         return Graph(_modules(model), f"the forward could not be traced ({reason})")
     try:
         return _traced(prepared_trace(model, "report.html"))
-    except Unsupported as error:  # the modules are there all the same
+    except (Unsupported, Uncalibrated) as error:  # the modules are there all the same
         return Graph(_modules(model), f"the forward could not be traced ({error})")
 
 
