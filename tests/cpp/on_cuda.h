@@ -1,4 +1,4 @@
-// A CUDA kernel in a test, run on the CPU.
+// A kernel in a test, run on every instruction set here and as a CUDA kernel on the CPU.
 #pragma once
 #include "backends.h"
 #include "cuda_on_host.h"
@@ -13,6 +13,19 @@ void on_cuda(F f) {
     cuda_on_host::block().order = order;
     f(OnCuda{nullptr}, "order " + std::to_string(static_cast<int>(order)) + " ");
   }
+}
+
+// f(where, name) on every instruction set and, where the fibers of its threads are not too many to
+// wait for, on CUDA.
+template <class F>
+void everywhere(bool and_cuda, F f) {
+  on_every_cpu(f);
+  if (and_cuda) on_cuda(f);
+}
+
+template <class F>
+void everywhere(F f) {
+  everywhere(true, f);
 }
 
 }  // namespace bitpare

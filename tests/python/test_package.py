@@ -42,6 +42,7 @@ def public_functions():
 @pytest.mark.parametrize("function", public_functions(), ids=lambda f: f.__name__)
 def test_every_function_is_documented_and_has_cases(function):
     assert ">>> " in inspect.getdoc(function)
+    assert f"`{function.__name__}`" in (ROOT / "README.md").read_text()
     assert TABLE[function.__name__].cases
 
 
@@ -57,6 +58,8 @@ def test_every_op_has_its_files():
     on_bytes = {s for s in cpu if s.startswith("int_")}  # run by integer models, not as ops
     assert cpu - on_bytes == stems("ops", ".cpp") - no_op
     assert cpu <= stems("kernels", ".h")
+    tests = "".join(p.read_text() for p in (ROOT / "tests" / "cpp").iterdir() if p.suffix != ".txt")
+    assert cpu <= set(re.findall(r'#include "kernels/(\w+).h"', tests))
 
 
 def test_doctor():

@@ -1,4 +1,5 @@
-// The order of reductions, written a second time: their results are held to it.
+// Results by the formulas alone, which kernels are held to: element by element, and reductions in
+// their order, written a second time.
 #pragma once
 #include "families.h"
 
@@ -14,6 +15,29 @@ float widened_once(float x) {
 // The channel of element i.
 inline int64_t channel_of(const Case& c, int64_t i) {
   return i / c.layout.inner % c.layout.channels;
+}
+
+// y[i] = f(i, x, affine, &inside) by the formula alone.
+template <class T, class F>
+Elementwise<T> elementwise(const Case& c, const std::vector<float>& x, const Quantizer& q, F f) {
+  Elementwise<T> result = {std::vector<T>(x.size()), new_words(c.n()), true};
+  for (auto& word : result.bits) word = 0;
+  for (int64_t i = 0; i < c.n(); ++i) {
+    bool inside = false;
+    auto k = static_cast<size_t>(i);
+    float y = f(i, widened_once<T>(x[k]), math::affine_of_channel(q, channel_of(c, i)), &inside);
+    math::narrow(y, &result.y[k]);
+    result.bits[k / 64] |= static_cast<uint64_t>(inside) << (k % 64);
+  }
+  return result;
+}
+
+template <class T>
+void expect_same(const Elementwise<T>& got, const Elementwise<T>& expected,
+                 const std::string& what) {
+  EXPECT_TRUE(got.intact) << what << " wrote outside its range";
+  expect_same_bits(got.y, expected.y, what);
+  if (!got.bits.empty()) expect_same_bits(got.bits, expected.bits, what + " bits");
 }
 
 // A reduction written from the description in math/reduce.h: term(t, i) is element i's term t.
