@@ -1,4 +1,4 @@
-"""Ops on masks of one bit an element."""
+"""Ops that make weights sparse: masks of one bit an element, and soft thresholding."""
 
 import bitpare as bp
 import reference
@@ -237,4 +237,55 @@ TABLE["_select_n_of_m"] = OpEntry(
     sample=lambda: {
         "scores": floats(6, 8), "keep": 2, "members": 4, "previous": words(48)
     },
+)  # fmt: skip
+
+
+# -- soft_threshold
+
+
+def soft_arguments(case: Case, device: str) -> Call:
+    """Values of which the first and the last lie on the threshold."""
+    x = case.x(device)
+    for at, value in ((0, 0.5), (-1, -0.5)) if x.numel() else ():
+        x[(at,) * x.dim()] = value
+    return (x, case.attributes["threshold"]), {}
+
+
+def softshrink(case: Case) -> tuple[Tensor, Tensor]:
+    (x, threshold), _ = case.arguments()
+    x = x.double().requires_grad_()
+    return x, torch.nn.functional.softshrink(x, threshold)
+
+
+def soft_gradient(case: Case, dy: Tensor) -> list[Expected]:
+    x, y = softshrink(case)
+    return [Expected(*torch.autograd.grad(y, x, dy.double()))]
+
+
+TABLE["soft_threshold"] = OpEntry(
+    cases=[
+        *(Case("soft_threshold", FOUR_D, {"threshold": 0.5}, layout=layout) for layout in LAYOUTS),
+        *(Case("soft_threshold", shape, {"threshold": 0.5}) for shape in ((), (0, 4), (131,))),
+        Case("soft_threshold", (7, 33), {"threshold": 0.0}),
+    ],
+    build=soft_arguments,
+    reference=lambda case: Expected(softshrink(case)[1].detach()),
+    gradient=soft_gradient,
+    wrong=[
+        ({"threshold": t}, f"soft_threshold: threshold must be finite and 0 or more, got {t:g}")
+        for t in (-0.5, float("nan"), float("inf"))
+    ],
+    speed=Speed(
+        8,
+        lambda x: {
+            "bitpare": lambda: F.soft_threshold(x, 0.5),
+            "torch": lambda: torch.nn.functional.softshrink(x, 0.5),
+        },
+    ),
+)
+TABLE["_soft_threshold"] = OpEntry(
+    sample=lambda: {
+        "x": floats(*SHAPE), "threshold": 0.5, "save_inside": True, "memory_format": CONTIGUOUS
+    },
+    variants=({"save_inside": False, "memory_format": torch.channels_last},),
 )  # fmt: skip
