@@ -11,7 +11,7 @@ import bitpare as bp
 import pytest
 import torch
 from ops import TABLE, call, sample, schemas, tensors_in, written
-from ops.entry import names_of
+from ops.entry import by_name
 from torch import Tensor
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
@@ -38,11 +38,6 @@ def test_the_entry_of_a_function_is_whole(op):
         assert op in names
 
 
-def by_name(case) -> dict:
-    args, kwargs = case.arguments()
-    return {**dict(zip(names_of(case.op), args, strict=False)), **kwargs}
-
-
 def float_names(op: str, given: dict) -> list[str]:
     """Return the arguments that hold floats and are only read."""
     held = {k: tensors_in(v) for k, v in given.items() if k not in written(op)}
@@ -58,8 +53,8 @@ def test_gradients_go_where_the_entry_says(op):
     """They go to each argument that the entry names, and to no other that requires one."""
     learned, reached = set(TABLE[op].gets_gradient), set()
     for case in TABLE[op].cases:
-        for name in float_names(op, by_name(case)):
-            given = by_name(case)
+        for name in float_names(op, by_name(op, case.arguments())):
+            given = by_name(op, case.arguments())
             for leaf in {name, *learned & set(float_names(op, given))}:
                 given[leaf] = applied(lambda t: t.clone().requires_grad_(), given[leaf])
             results = [t for t in tensors_in(call(op, given)) if has_derivative(t)]
@@ -73,7 +68,7 @@ def test_gradients_go_where_the_entry_says(op):
 
 @pytest.mark.parametrize("op", [op for op in FUNCTIONS if not TABLE[op].halves])
 def test_halves_are_refused_where_the_entry_says(op):
-    given = by_name(TABLE[op].cases[0])
+    given = by_name(op, TABLE[op].cases[0].arguments())
     for name in float_names(op, given):
         with pytest.raises(RuntimeError, match=op):
             call(op, {**given, name: applied(Tensor.half, given[name])})

@@ -107,7 +107,7 @@ class Case:
         """Return the tensors that a call returns, and those that it writes."""
         args, kwargs = call
         given = (function or getattr(bp.functional, self.op))(*args, **kwargs)
-        named = {**dict(zip(names_of(self.op), args, strict=False)), **kwargs}
+        named = by_name(self.op, call)
         return tensors_in([given, [named[name] for name in written(self.op) if name in named]])
 
     def run(self, device: str = "cpu") -> list[Tensor]:
@@ -195,6 +195,11 @@ def names_of(op: str) -> list[str]:
     return [a.name for a in schemas()[op].arguments]
 
 
+def by_name(op: str, arguments: Call) -> Arguments:
+    args, kwargs = arguments
+    return {**dict(zip(names_of(op), args, strict=False)), **kwargs}
+
+
 def written(op: str) -> list[str]:
     """Return the names of the arguments that an op writes to."""
     return [a.name for a in schemas()[op].arguments if a.alias_info and a.alias_info.is_write]
@@ -203,10 +208,7 @@ def written(op: str) -> list[str]:
 def sample(op: str) -> Arguments:
     """Return right arguments of an op, by the names in its schema."""
     entry = TABLE[op]
-    if entry.sample is not None:
-        return entry.sample()
-    args, kwargs = entry.cases[0].arguments()
-    return {**dict(zip(names_of(op), args, strict=False)), **kwargs}
+    return entry.sample() if entry.sample else by_name(op, entry.cases[0].arguments())
 
 
 def call(op: str, arguments: Arguments) -> Any:
