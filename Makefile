@@ -1,7 +1,8 @@
 # make demo: build, then LeNet on real digits: float, pruned and quantized, integers, ONNX, a report.
-# make test: every test. Each sets up all it needs in .venv.
-# make bench-peers: other tools beside bitpare, in .venv-peers.
-.PHONY: build test demo bench bench-peers format lint asan fuzz docs wheel test-newest clean
+# make test: every test but those of make accuracy, which train networks with many seeds.
+# make docs: the site of the docs, in .venv-docs. make bench-peers: other tools, in .venv-peers.
+# Each sets up what it needs.
+.PHONY: build cpp-tests test accuracy demo bench bench-peers format lint asan fuzz docs wheel test-newest clean
 
 TORCH ?= 2.11.0
 NEWEST_TORCH ?= 2.15.0
@@ -17,16 +18,20 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 build:
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS)
-	@BITPARE_BUILD_DIR=$(abspath $(BUILD)) $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@BITPARE_BUILD_DIR=$(abspath $(BUILD)) $(PY) setup.py -q build_ext --inplace
+	@[ $(VENV)/.installed -nt pyproject.toml ] || (BITPARE_BUILD_DIR=$(abspath $(BUILD)) $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e . && touch $(VENV)/.installed)
 	@$(PY) -m bitpare doctor --brief
 
 cpp-tests: build
 	@$(CMAKE) -S . -B $(BUILD) -DBITPARE_TESTS=ON > $(BUILD)/configure.log || (cat $(BUILD)/configure.log; exit 1)
-	@$(CMAKE) --build $(BUILD) -j $(JOBS)
+	@$(PY) tools/progress.py build $(BUILD) $(JOBS)
 
 test: cpp-tests
 	$(VENV)/bin/ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -m "not accuracy"
+
+accuracy: build
+	$(PY) -m pytest -q -m accuracy
 
 # The newest torch: the build, the ops and every case.
 test-newest:
@@ -34,6 +39,7 @@ test-newest:
 	.venv-newest/bin/python -m pytest -q tests/python/test_ops.py
 
 demo: build
+	@echo "LeNet on real digits, which takes about ten seconds; python examples/NAME.py --help has more"
 	$(PY) examples/lenet_digits.py
 
 bench: build
@@ -53,7 +59,7 @@ format:
 
 # Kernels without the analyzer: it follows every path of unrolled, inlined vector code for many
 # minutes. make asan stands in for it.
-lint: build
+lint: build docs
 	@bash tools/setup.sh $(VENV) $(TORCH) $(REQUIREMENTS) tools/requirements-lint.txt
 	$(VENV)/bin/clang-format --dry-run -Werror $$(git ls-files 'csrc/*' 'tests/cpp/*' 'tests/fuzz/*' 'examples/cpp/*' | grep -E '\.(h|cpp|cu)$$')
 	$(VENV)/bin/ruff format -q --check . && $(VENV)/bin/ruff check -q .
@@ -73,12 +79,14 @@ FUZZ_SEED ?= 0
 fuzz: build
 	@bash tools/fuzz.sh $(VENV) build/fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
-docs: build
-	$(PY) tools/api_reference.py build/docs
+docs:
+	@bash tools/setup.sh .venv-docs none tools/requirements-docs.txt
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -q
+	@echo "written: build/docs/index.html; .venv-docs/bin/mkdocs serve adds the search"
 
 wheel: build
 	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
 	@ls dist/*.whl
 
 clean:
-	rm -rf build dist .venv .venv-newest .venv-peers python/bitpare/*.so python/bitpare/_build_info.py
+	rm -rf build dist .venv .venv-docs .venv-newest .venv-peers python/bitpare/*.so python/bitpare/_build_info.py

@@ -10,6 +10,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = pathlib.Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "tools"))
+import progress  # noqa: E402
 
 
 def jobs() -> int:
@@ -34,9 +36,14 @@ class CMakeBuild(build_ext):
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         configure.append(f"-DBITPARE_CUDA={os.environ.get('BITPARE_CUDA', 'AUTO')}")
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", build, "-j", str(jobs())], check=True)
-        subprocess.run([cmake, "--install", build, "--prefix", target / "bitpare"], check=True)
+        said = subprocess.run(configure, check=True, stdout=subprocess.PIPE, text=True).stdout
+        for line in said.splitlines():
+            if line.startswith("-- bitpare:"):
+                print(line.removeprefix("-- "), flush=True)
+        if status := progress.build(cmake, build, jobs()):
+            sys.exit(status)
+        install = [cmake, "--install", build, "--prefix", target / "bitpare"]
+        subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
 
     def copy_extensions_to_source(self) -> None:
         """Nothing to copy: an editable build was installed into the source by CMake."""

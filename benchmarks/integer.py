@@ -33,7 +33,7 @@ def in_integers(model: Any) -> Any:
 
     x = torch.randn(2, 3, SIZE, SIZE)
     prepared = bp.prepare(model, bp.QConfig.int8(), example_inputs=(x,))
-    bp.calibrate(prepared, [x])
+    bp.calibrate(prepared, data=[x])
     return bp.convert(prepared.eval())
 
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 WIDTH, LABELS, VALUES = 760, 250, 130  # of the whole, of the labels, of what stands after a bar
-ROW, BAR, GAP, TOP, BOTTOM = 22, 14, 12, 46, 30
+ROW, BAR, GAP, TOP, BOTTOM = 22, 14, 12, 56, 30
 COLORS = {True: "#2f6db5", False: "#b9c2cc"}  # ours, others'
-TEXT, LINES = "#24292f", "#8c959f"
+TEXT, LINES, MARK = "#24292f", "#8c959f", "#cf222e"
 
 
 @dataclasses.dataclass
@@ -36,8 +36,15 @@ def _step(most: float) -> float:
     return next(power * n for n in (1, 2, 5, 10) if power * n >= most / 5 * 0.999)
 
 
-def bars(title: str, groups: dict[str, Sequence[Bar]], unit: str, mark: float | None = None) -> str:
-    """Groups of horizontal bars on one scale. mark: a value with a line through all rows."""
+def bars(
+    title: str,
+    groups: dict[str, Sequence[Bar]],
+    unit: str,
+    mark: float | None = None,
+    marked: str = "",
+) -> str:
+    """Groups of horizontal bars on one scale. mark: a value with a line through all rows, and
+    marked: its name."""
     known = [b for rows in groups.values() for b in rows if b.value is not None]
     most = max([b.high or b.value or 0.0 for b in known] + [mark or 0.0]) * 1.02
     scale = (WIDTH - LABELS - VALUES) / most
@@ -48,9 +55,9 @@ def bars(title: str, groups: dict[str, Sequence[Bar]], unit: str, mark: float | 
         for bar in rows:
             middle = y + ROW / 2
             body.append(_text(LABELS - 8, middle + 4, bar.label, "end"))
-            end = float(LABELS)
+            end, line = float(LABELS), LABELS + (mark or 0.0) * scale
             if bar.value is not None:
-                end += bar.value * scale
+                end = LABELS + bar.value * scale
                 body.append(
                     f'<rect x="{LABELS}" y="{middle - BAR / 2:.1f}" height="{BAR}" '
                     f'width="{bar.value * scale:.1f}" fill="{COLORS[bar.ours]}"/>'
@@ -59,6 +66,8 @@ def bars(title: str, groups: dict[str, Sequence[Bar]], unit: str, mark: float | 
                 left, right = (LABELS + v * scale for v in (bar.low, bar.high))
                 body.append(f'<path d="M{left:.1f} {middle:.1f}H{right:.1f}" stroke="{TEXT}"/>')
                 end = max(end, right)
+            if end < line < end + 80:  # no line through the note
+                end = line
             body.append(_text(end + 6, middle + 4, bar.note))
             y += ROW
         y += GAP
@@ -73,7 +82,8 @@ def bars(title: str, groups: dict[str, Sequence[Bar]], unit: str, mark: float | 
         value += _step(most)
     if mark is not None:
         x = LABELS + mark * scale
-        axis.append(f'<path d="M{x:.1f} {TOP}V{bottom:.1f}" stroke="#cf222e"/>')
+        axis.append(f'<path d="M{x:.1f} {TOP}V{bottom:.1f}" stroke="{MARK}"/>')
+        axis.append(_text(x, TOP - 4, marked, "middle", ' font-style="italic"'))
     height = bottom + BOTTOM
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0f}" '

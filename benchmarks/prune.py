@@ -115,7 +115,7 @@ def smaller(name: str):
 
     found = {"whole": run(model)}
     for ratio in (0.3, 0.5, 0.7):
-        plan = bp.prune.plan_shrink(model, x, ratio)
+        plan = bp.prune.plan_shrink(model, example_inputs=x, sparsity=ratio)
         macs, weights = (
             plan.sizes[f"{what} after"] / plan.sizes[f"{what} before"]
             for what in ("MACs", "parameters")

@@ -42,7 +42,7 @@ def build(name: str, kind: str):
         model = model.to(memory_format=torch.channels_last)
     if kind.startswith("bitpare"):
         model = bp.prepare(model, example_inputs=(x,))
-        bp.calibrate(model, [x])
+        bp.calibrate(model, data=[x])
     model.train()
     parameters = bp.param_groups(model, weight_decay=4e-5)
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)

@@ -89,10 +89,11 @@ class LeNet(nn.Module):
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "custom_training_loop")
-    parser.add_argument("--epochs", type=int, default=20, help="of float training")
-    parser.add_argument("--tune-epochs", type=int, default=10, help="of each quantized model")
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 2], help="bits to try")
-    parser.add_argument("--sparsity", type=float, default=0.5, help="share of weights to prune")
+    add = parser.add_argument
+    add("--epochs", type=command.COUNT, default=20, help="epochs of float training")
+    add("--tune-epochs", type=command.COUNT, default=10, help="epochs of each quantized model")
+    add("--bits", type=command.BITS, nargs="+", default=[8, 4, 2], help="bits to try in turn")
+    add("--sparsity", type=command.SHARE, default=0.5, help="share of the weights to prune")
     return command.parse(parser, argv, quick={"epochs": 8, "tune_epochs": 4})
 
 
@@ -157,4 +158,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

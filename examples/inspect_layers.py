@@ -32,17 +32,18 @@ RANGES = ["minmax", "percentile", "sigma", "mse"]
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "inspect_layers")
-    parser.add_argument("--epochs", type=int, default=30, help="of float training")
-    parser.add_argument("--bits", type=int, default=3, help="of the weights")
-    parser.add_argument("--before", choices=RANGES, default="minmax", help="range of the weights")
-    parser.add_argument("--after", choices=RANGES, default="mse", help="range, adjusted")
-    parser.add_argument("--granularity", choices=["tensor", "channel"], default="tensor")
+    add = parser.add_argument
+    add("--epochs", type=command.COUNT, default=30, help="epochs of float training")
+    add("--bits", type=command.BITS, default=3, help="bits of the weights")
+    add("--before", choices=RANGES, default="minmax", help="range of the weights at first")
+    add("--after", choices=RANGES, default="mse", help="range of the weights after adjustment")
+    add("--granularity", choices=["tensor", "channel"], default="tensor")
     return command.parse(parser, argv, quick={"epochs": 10})
 
 
 def quantized(model: nn.Module, config: bp.QConfig, x: Tensor) -> nn.Module:
     made = bp.prepare(model, config, example_inputs=(x[:1],))
-    return bp.calibrate(made, x[:512].split(64), progress=False).eval()
+    return bp.calibrate(made, data=x[:512].split(64), progress=False).eval()
 
 
 def print_losses(
@@ -50,7 +51,7 @@ def print_losses(
 ) -> str:
     """A row for each layer; returns the one that disturbs the output most."""
     x, _, test_x, test_y = data
-    effects = bp.report.effects(all_layers, [test_x[:256]], progress=False)
+    effects = bp.report.effects(all_layers, data=[test_x[:256]], progress=False)
     found = [row for row in effects.rows if row.role == "weight"]
     rows = []
     for row in found:
@@ -153,10 +154,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(draw(before, after, titles, options.output / "weights.png"))
     path = options.output / "report.html"
     batches = test_x.split(250)
-    bp.report.html(made["before"], path, float_model=model, batches=batches, title="LeNet, layers")
+    bp.report.html(made["before"], path, float_model=model, data=batches, title="LeNet, layers")
     print(f"wrote {path}")
     return {**percents, "worst": worst}
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -26,13 +26,14 @@ BATCH = 64
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "joint")
-    parser.add_argument("--images", type=int, default=4000, help="to train with")
-    parser.add_argument("--width", type=int, default=16, help="channels of the first convolution")
-    parser.add_argument("--epochs", type=int, default=6, help="of float training")
-    parser.add_argument("--joint-epochs", type=int, default=8, help="pruned, quantized and taught")
-    parser.add_argument("--bits", type=int, default=4, help="of the weights, at last")
-    parser.add_argument("--sparsity", type=float, default=0.75, help="share of weights to prune")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--images", type=command.COUNT, default=4000, help="images to train with")
+    add("--width", type=command.COUNT, default=16, help="channels of the first convolution")
+    add("--epochs", type=command.COUNT, default=6, help="epochs of float training")
+    add("--joint-epochs", type=command.COUNT, default=8, help="epochs of the student")
+    add("--bits", type=command.BITS, default=4, help="bits of the weights at the end")
+    add("--sparsity", type=command.SHARE, default=0.75, help="share of the weights to prune")
+    add(
         "--pattern",
         choices=["element", "2:4", "block4x1"],
         default="element",
@@ -51,13 +52,13 @@ def joint(
 ) -> tuple[nn.Module, bp.report.Recorder]:
     x, y, test_x, test_y = data
     model = bp.prepare(teacher, bp.QConfig.int8(), example_inputs=(x[:1],))
-    bp.calibrate(model, x[:512].split(BATCH), progress=False)
+    bp.calibrate(model, data=x[:512].split(BATCH), progress=False)
     kd = bp.distill.Distiller(model, teacher, bp.distill.SoftTarget(temperature=4.0, alpha=0.5))
     optimizer = torch.optim.SGD(bp.param_groups(model, weight_decay=1e-4), lr=0.05, momentum=0.9)
     steps = steps_of(y, options.joint_epochs, BATCH)
     quantization = bp.QatSchedule(
         model,
-        total_steps=steps,
+        steps=steps,
         bits={0: 8, 0.3: options.bits},
         freeze_oscillating={0.6: 0.02},
         freeze_bn=0.8,
@@ -135,4 +136,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

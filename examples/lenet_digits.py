@@ -29,12 +29,13 @@ BATCH = 64
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "lenet_digits")
-    parser.add_argument("--epochs", type=int, default=30, help="of float training")
-    parser.add_argument("--qat-epochs", type=int, default=30, help="pruned, quantized and taught")
-    parser.add_argument("--bits", type=int, choices=CONFIGS, default=8, help="of the inner layers")
-    parser.add_argument("--sparsity", type=float, default=0.8, help="share of weights to prune")
-    parser.add_argument("--temperature", type=float, default=4.0, help="of the teacher's answers")
-    parser.add_argument("--alpha", type=float, default=0.3, help="share of the labels in the loss")
+    add = parser.add_argument
+    add("--epochs", type=command.COUNT, default=30, help="epochs of float training")
+    add("--qat-epochs", type=command.COUNT, default=30, help="epochs of the student")
+    add("--bits", type=int, choices=CONFIGS, default=8, help="bits of the inner layers")
+    add("--sparsity", type=command.SHARE, default=0.8, help="share of the weights to prune")
+    add("--temperature", type=command.POSITIVE, default=4.0, help="softness of the teacher")
+    add("--alpha", type=command.PART, default=0.3, help="share of labels in the loss")
     return command.parse(parser, argv, quick={"epochs": 8, "qat_epochs": 8})
 
 
@@ -44,12 +45,12 @@ def compressed(
     """Pruning, quantization and distillation in one loop."""
     x, y, test_x, test_y = data
     model = bp.prepare(teacher, CONFIGS[options.bits](), example_inputs=(x[:1],))
-    bp.calibrate(model, x[:512].split(BATCH), progress=False)
+    bp.calibrate(model, data=x[:512].split(BATCH), progress=False)
     soft = bp.distill.SoftTarget(options.temperature, options.alpha)
     kd = bp.distill.Distiller(model, teacher, soft)
     optimizer = torch.optim.SGD(bp.param_groups(model, weight_decay=1e-4), lr=0.05, momentum=0.9)
     steps = steps_of(y, options.qat_epochs, BATCH)
-    quantization = bp.QatSchedule(model, total_steps=steps, freeze_ranges=0.9).attach(optimizer)
+    quantization = bp.QatSchedule(model, steps=steps, freeze_ranges=0.9).attach(optimizer)
     ramp = bp.prune.Schedule.cubic(options.sparsity, begin=0, end=max(steps // 2, 1), every=20)
     pruner = bp.prune.Pruner(model, ramp).attach(optimizer)
     stage = f"int{options.bits}"
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         folder / "report.html",
         float_model=teacher,
         integer=integer,
-        batches=test_x.split(250),
+        data=test_x.split(250),
         history=recorder,
         sensitivity=scan,
         title="LeNet on real digits",
@@ -106,4 +107,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

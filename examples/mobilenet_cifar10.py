@@ -33,30 +33,32 @@ AMP = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "mobilenet_cifar10")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="where CIFAR-10 may be")
-    parser.add_argument("--download", action="store_true", help="let torchvision download it")
-    parser.add_argument("--images", type=int, default=10_000, help="scenes, where it is not there")
-    parser.add_argument("--width", type=float, default=0.5, help="channels, of MobileNetV2's")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="float weights")
-    parser.add_argument("--epochs", type=int, default=8, help="of float training")
-    parser.add_argument("--qat-epochs", type=int, default=2, help="in 8 bits")
-    parser.add_argument("--batch", type=int, default=64, help="of all processes together")
-    parser.add_argument("--lr", type=float, default=0.1, help="of float training")
-    parser.add_argument("--qat-lr", type=float, default=0.02, help="in 8 bits")
-    parser.add_argument("--amp", choices=AMP, default="no", help="mixed precision")
-    parser.add_argument("--channels-last", action="store_true", help="memory format")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    small = {"images": 256, "width": 0.25, "epochs": 2, "qat_epochs": 1, "batch": 32}
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data"), help="folder in which CIFAR-10 may be")
+    add("--download", action="store_true", help="let torchvision download CIFAR-10")
+    add("--images", type=command.COUNT, default=10_000, help="scenes in place of CIFAR-10")
+    add("--width", type=command.POSITIVE, default=0.5, help="share of MobileNetV2's channels")
+    add("--checkpoint", type=Path, metavar="FILE", help="file of float weights to begin with")
+    add("--epochs", type=command.COUNT, default=8, help="epochs of float training")
+    add("--qat-epochs", type=command.COUNT, default=2, help="epochs in 8 bits")
+    add("--batch", type=command.COUNT, default=64, help="images of a step, of all processes")
+    add("--lr", type=command.POSITIVE, default=0.1, help="learning rate of float training")
+    add("--qat-lr", type=command.POSITIVE, default=0.02, help="learning rate in 8 bits")
+    add("--amp", choices=AMP, default="no", help="mixed precision")
+    add("--channels-last", action="store_true", help="use channels_last memory")
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", type=command.device, default=gpu, help="device to train on")
+    small = {"images": 800, "width": 0.25, "epochs": 4, "qat_epochs": 1, "batch": 20, "lr": 0.05}
     return command.parse(parser, argv, quick=small)
 
 
 @contextlib.contextmanager
-def process_group(device: str) -> Iterator[torch.device]:
+def process_group(device: torch.device) -> Iterator[torch.device]:
     """Under torchrun one of its processes, with a GPU of its own where they are GPUs."""
     if "WORLD_SIZE" not in os.environ:
-        yield torch.device(device)
+        yield device
         return
-    own = torch.device(device)
+    own = device
     if own.type == "cuda":
         own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own)
@@ -82,9 +84,8 @@ def images(options: argparse.Namespace, say: Callable[[str], None]) -> tuple[str
         reason = str(error).splitlines()[0]
         say(f"no CIFAR-10 in {options.data} ({reason})")
         say(f"composed digits instead: {options.images:,} scenes to train with")
-        return "digits", list(
-            composed_digits(options.images, options.images // 5, seed=options.seed)
-        )
+        count, seed = options.images, options.seed
+        return "digits", [*composed_digits(count, count // 5, seed=seed, clear=options.quick)]
 
 
 class Trainer:
@@ -104,7 +105,7 @@ class Trainer:
         parts: dict[str, Any] = {}
         if quantized:
             steps = steps_of(y, epochs, self.options.batch)
-            schedule = bp.QatSchedule(model, total_steps=steps, freeze_bn=0.8, freeze_ranges=0.9)
+            schedule = bp.QatSchedule(model, steps=steps, freeze_bn=0.8, freeze_ranges=0.9)
             parts["quantization"] = schedule.attach(optimizer)
         called = model
         if command.processes()[1] > 1:
@@ -162,7 +163,7 @@ def trained(
         say(f"wrote {options.output / 'float.pt'}")
 
     qat = bp.prepare(model, bp.QConfig.int8(), example_inputs=(x[:1],))
-    bp.calibrate(qat, x[:1024].split(128), progress=False)
+    bp.calibrate(qat, data=x[:1024].split(128), progress=False)
     say(f"8 bits, calibrated only: {accuracy(qat, test_x, test_y):.1f} %")
     trainer(qat, "8 bits", options.qat_epochs, options.qat_lr, quantized=True)
     return model, qat, data
@@ -170,6 +171,8 @@ def trained(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     options = parse(argv)
+    if options.quick:
+        torch.set_num_threads(1)  # a network this small is slower on more
     with process_group(options.device) as device:
         rank, _ = command.processes()
         model, qat, (_, _, test_x, test_y) = trained(options, device)
@@ -185,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -23,15 +23,16 @@ from torch import nn
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "resnet_prune_schedule")
-    parser.add_argument("--images", type=int, default=4000, help="to train with")
-    parser.add_argument("--blocks", type=int, default=1, help="in each of three stages")
-    parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=6, help="with masks that grow")
-    parser.add_argument("--more-epochs", type=int, default=3, help="of the smaller model")
-    parser.add_argument("--ratio", type=float, default=0.5, help="share of channels to remove")
-    parser.add_argument("--criterion", choices=["l1", "l2", "taylor", "bn_gamma"], default="l2")
-    parser.add_argument("--scope", choices=["local", "global"], default="local")
+    add = parser.add_argument
+    add("--images", type=command.COUNT, default=4000, help="images to train with")
+    add("--blocks", type=command.COUNT, default=1, help="blocks in each of the three stages")
+    add("--width", type=command.COUNT, default=16, help="channels of the first stage")
+    add("--batch", type=command.COUNT, default=64, help="images of a step")
+    add("--epochs", type=command.COUNT, default=6, help="epochs while masks grow")
+    add("--more-epochs", type=command.COUNT, default=3, help="epochs of the smaller model")
+    add("--ratio", type=command.SHARE, default=0.5, help="share of channels to remove")
+    add("--criterion", choices=["l1", "l2", "taylor", "bn_gamma"], default="l2")
+    add("--scope", choices=["local", "global"], default="local")
     small = {"images": 1000, "width": 8, "batch": 16, "epochs": 6, "more_epochs": 2}
     return command.parse(parser, argv, quick=small)
 
@@ -75,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return model.eval()
 
     masked = trained(model, options.epochs, "masked", {"pruner": pruner})
-    plan = bp.prune.plan_shrink(masked, (x[:1],), pruner=pruner)
+    plan = bp.prune.plan_shrink(masked, example_inputs=(x[:1],), pruner=pruner)
     print(f"\n{plan}\n")
-    small = bp.prune.shrink(masked, (x[:1],), pruner=pruner, optimizer=optimizer)
+    small = bp.prune.shrink(masked, example_inputs=(x[:1],), pruner=pruner, optimizer=optimizer)
     before = accuracy(small.eval(), test_x, test_y)
     held = sum(v.numel() for s in optimizer.state.values() for v in s.values() if v is not None)
     print(f"the smaller model, before it trains: {before:.1f} %; momentum of {held:,} weights\n")
@@ -95,4 +96,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__, "static_vs_dynamic")
-    parser.add_argument("--epochs", type=int, default=30, help="of float training")
-    parser.add_argument("--bits", type=int, default=8, help="of weights and activations")
-    parser.add_argument("--calibrate", type=int, default=512, help="images to calibrate with")
-    parser.add_argument("--brightness", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
+    add = parser.add_argument
+    add("--epochs", type=command.COUNT, default=30, help="epochs of float training")
+    add("--bits", type=command.BITS, default=8, help="bits of weights and activations")
+    add("--calibrate", type=command.COUNT, default=512, help="images to calibrate with")
+    add("--brightness", type=command.POSITIVE, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
     return command.parse(parser, argv, quick={"epochs": 10})
 
 
@@ -43,7 +44,7 @@ def variants(model: nn.Module, x: Tensor, options: argparse.Namespace) -> dict[s
         config = bp.QConfig(weight=weight, activation=activation)
         found[name] = bp.prepare(model, config, example_inputs=(x[:1],)).eval()
         if not activation.dynamic:
-            bp.calibrate(found[name], x[: options.calibrate].split(64), progress=False)
+            bp.calibrate(found[name], data=x[: options.calibrate].split(64), progress=False)
     found["static, in integers"] = bp.convert(found["static"])
     found["dynamic, in integers"] = bp.convert(found["dynamic, per batch"])
     return found
@@ -75,4 +76,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

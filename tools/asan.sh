@@ -6,7 +6,7 @@ venv=$1 build=$2 jobs=$3
 "$venv/bin/cmake" -S . -B "$build" -G Ninja -DBITPARE_ASAN=ON -DBITPARE_TESTS=ON \
   -DBITPARE_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo \
   -DBITPARE_PYTHON="$(realpath "$venv")/bin/python" > /dev/null
-"$venv/bin/cmake" --build "$build" -j "$jobs"
+"$venv/bin/python" tools/progress.py build "$build" "$jobs"
 # torch itself leaks at exit.
 export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0
 "$venv/bin/ctest" --test-dir "$build" --output-on-failure -j "$jobs"

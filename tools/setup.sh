@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment ready to build and test: setup.sh VENV TORCH_VERSION [REQUIREMENTS]...
-# Looks for what pip cannot bring, installs it where this is root on Debian, else prints the line.
+# With "none" for the version it needs no torch and no compiler. Looks for what pip cannot bring,
+# installs it where this is root on Debian, else prints the line.
 set -euo pipefail
 venv=$1 torch=$2
 shift 2
@@ -11,15 +12,17 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
   exit 1
 }
 python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3-venv)
-python3 -c 'import os, sys, sysconfig
+if [ "$torch" != none ]; then
+  python3 -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' || need+=(python3-dev)
-command -v g++ >/dev/null || need+=(g++)
-[ -e /usr/include/gtest/gtest.h ] || need+=(libgtest-dev)
+  command -v g++ >/dev/null || need+=(g++)
+  [ -e /usr/include/gtest/gtest.h ] || need+=(libgtest-dev)
+fi
 if [ ${#need[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "installing ${need[*]}"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${need[@]}" >/dev/null
+    export DEBIAN_FRONTEND=noninteractive
+    python3 tools/progress.py run "installing ${need[*]} with apt-get" \
+      sh -c "apt-get update -q && apt-get install -y -q ${need[*]}"
   else
     missing=$(printf '%s\n' "${need[@]}" | grep -v '^libgtest-dev$' || true)
     if [ -n "$missing" ]; then  # without libgtest-dev, CMake fetches GoogleTest
@@ -29,11 +32,31 @@ if [ ${#need[@]} -gt 0 ]; then
   fi
 fi
 
-wanted="torch==$torch $(cat "$@" | sha256sum)"
-[ "$(cat "$venv/.ready" 2>/dev/null)" = "$wanted" ] && exit 0
+# The file .ready says what is there: the torch, and a line for each file of requirements.
+ready=$venv/.ready
+[ "$(head -n 1 "$ready" 2>/dev/null)" = "torch $torch" ] || rm -f "$ready"
+wanted=() lines=()
+for file in "$@"; do
+  line="$(sha256sum < "$file") $file"
+  grep -qxF -- "$line" "$ready" 2>/dev/null || { wanted+=(-r "$file"); lines+=("$line"); }
+done
+[ -e "$ready" ] && [ ${#wanted[@]} = 0 ] && exit 0
+
+title="installing ${lines[*]##* } into $venv"
+if [ "$torch" != none ]; then
+  [ -e "$ready" ] || title="installing torch $torch and the tools into $venv: 5 GB on disk, about 2 minutes"
+  wanted+=("torch==$torch")
+fi
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-echo "installing torch $torch and the tools into $venv"
-requirements=()
-for file in "$@"; do requirements+=(-r "$file"); done
-"$venv/bin/python" -m pip install -q --disable-pip-version-check "torch==$torch" "${requirements[@]}"
-echo "$wanted" > "$venv/.ready"
+pip=("$venv/bin/python" -m pip install --disable-pip-version-check "${wanted[@]}")
+if [ -t 1 ] && [ ! -e "$ready" ]; then  # pip's own bars
+  echo "$title"
+  "${pip[@]}"
+else
+  python3 tools/progress.py run "$title" "${pip[@]}"
+fi
+[ -e "$ready" ] || echo "torch $torch" > "$ready"
+for line in "${lines[@]}"; do
+  sed -i "\\| ${line##* }\$|d" "$ready"
+  echo "$line" >> "$ready"
+done

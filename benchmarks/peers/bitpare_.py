@@ -11,7 +11,7 @@ CONFIGS = {8: bp.QConfig.int8(), 4: bp.QConfig(weight=FOUR, activation=FOUR)}
 
 def prepare(model: nn.Module, batches: list[Tensor], bits: int = 8) -> nn.Module:
     qat = bp.prepare(model.eval(), CONFIGS[bits], example_inputs=(batches[0],))
-    bp.calibrate(qat, batches)
+    bp.calibrate(qat, data=batches)
     return qat
 
 
@@ -20,7 +20,7 @@ def quantizers(model: nn.Module) -> int:
 
 
 def schedule(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    found = bp.QatSchedule(model, total_steps=steps, freeze_bn=0.8, freeze_ranges=0.9)
+    found = bp.QatSchedule(model, steps=steps, freeze_bn=0.8, freeze_ranges=0.9)
     found.attach(optimizer)
 
 

@@ -22,7 +22,7 @@ SPARSITY = 0.9
 def removed_by_bitpare(model: nn.Module, x: Tensor) -> nn.Module:
     import bitpare as bp
 
-    return bp.prune.shrink(model, x, RATIO)
+    return bp.prune.shrink(model, example_inputs=x, sparsity=RATIO)
 
 
 def removed_by_torch_pruning(model: nn.Module, x: Tensor) -> nn.Module:

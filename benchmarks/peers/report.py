@@ -193,9 +193,9 @@ def step_plots(stored: Stored) -> dict[str, str]:
             of_memory.append(plots.Bar(name, share, note=f"{share:.2f}", ours=ours))
     title = "Time of a training step of int8 quantization-aware training"
     unit = "of the float model's, shorter is better"
-    made = {"steps": plots.bars(title, times, f"{unit}; {WHISKERS}", 1.0)}
+    made = {"steps": plots.bars(title, times, f"{unit}; {WHISKERS}", 1.0, "float")}
     if memory:
-        made["memory"] = plots.bars("Peak memory of a training step", memory, unit, 1.0)
+        made["memory"] = plots.bars("Peak memory of a training step", memory, unit, 1.0, "float")
     return made
 
 

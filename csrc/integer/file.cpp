@@ -59,7 +59,7 @@ std::string listed(at::IntArrayRef numbers) {
 
 // -- weights in few bits
 
-// How a tensor of int8 codes is stored. Codes are those of `bits` bits times 2^shift.
+// How a tensor of int8 codes is stored: each code is an integer of `bits` bits times 2^shift.
 struct Encoding {
   int64_t bits = 8, shift = 0;
   bool sparse = false;
@@ -138,7 +138,8 @@ std::string encoded(const Codes& codes, const Encoding& how) {
   return made;
 }
 
-// count: of the shape. Nothing is allocated before the bytes for it were seen to be there.
+// count: the elements of the shape. Memory is allocated only after the bytes for it are known to be
+// there.
 Tensor decoded(std::string_view bytes, const Encoding& how, int64_t count) {
   auto byte = [&](int64_t i) { return static_cast<unsigned char>(bytes[static_cast<size_t>(i)]); };
   auto size = static_cast<int64_t>(bytes.size());
@@ -237,7 +238,7 @@ std::string encode(const Saved& model) {
 
 namespace {
 
-// The product of sizes; throws where one is negative or the product is not of this machine.
+// Returns the product of sizes; throws if one is negative or the product overflows.
 int64_t count_of(const std::vector<int64_t>& shape) {
   int64_t count = 1;
   for (int64_t n : shape) {
@@ -316,7 +317,8 @@ Saved decode(std::string_view file) {
   Saved made;
   made.spec = metadata.at("spec").text("spec");
   const std::string& encodings = metadata.at("encodings").text("encodings");
-  // Tensors lie one after the other, as safetensors has it: else a few bytes could be many tensors.
+  // Tensors must lie one after the other, as safetensors requires; otherwise a few bytes could pass
+  // for many tensors.
   std::vector<std::pair<int64_t, int64_t>> spans;
   for (const auto& [name, entry] : header.object("header")) {
     if (name == "__metadata__") continue;

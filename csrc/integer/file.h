@@ -1,5 +1,5 @@
-// Integer models as safetensors files: what runs here runs elsewhere, without Python or the class
-// the model was made from.
+// Integer models as safetensors files, which run without Python and without the class that the
+// model was made from.
 #pragma once
 #include "integer/program.h"
 
@@ -11,16 +11,16 @@ struct Saved {
   Tensors tensors;
 };
 
-// The content of a file. Weights are stored in as few bits as hold them, or as a bitmap and those
-// that are not 0.
+// Returns the content of a file. Weights are stored in the fewest bits that hold them, or as a
+// bitmap and the weights that are not 0.
 std::string encode(const Saved& model);
 
-// The model of such a content. Throws std::runtime_error that names the field where it is cut off,
-// damaged, of another kind or of a newer version. Memory is taken for what is there, not for what
-// it claims.
+// Reads a model from the content of a file. Throws std::runtime_error that names the field if it is
+// cut off, damaged, of another kind or of a newer version. Memory is allocated for the bytes that
+// are there, not for those that it claims.
 Saved decode(std::string_view file);
 
-// decode() of a file, which errors name.
+// Reads a file by decode(); errors name the file.
 Saved load(const std::string& path);
 
 }  // namespace bitpare::integer

@@ -21,7 +21,7 @@ class Json {
   Kind kind() const { return kind_; }
   bool is_null() const { return kind_ == Kind::null; }
 
-  // Each throws unless it is of that kind; `what` is said in the error.
+  // Each throws unless the value is of that kind; the error names `what`.
   bool boolean(const char* what) const;
   double number(const char* what) const;
   int64_t whole(const char* what) const;

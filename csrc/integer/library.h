@@ -1,4 +1,4 @@
-// Dense products that are a library's (torch's _int_mm), between kernels of ours.
+// Dense products by a library (torch's _int_mm), between our own kernels.
 #pragma once
 #include <cstdlib>
 #include <string_view>
@@ -20,7 +20,7 @@ inline bool uses_library(const at::Device& device) {
   return device.is_cuda() || wanted;
 }
 
-// In parts, so that what the taps see does not take much memory.
+// Works in parts, so that the patches do not take much memory.
 template <class Where>
 void by_library(const IntConv& conv, const Tensor& weight, const Where& where) {
   const ConvShape& s = conv.shape;
@@ -28,7 +28,7 @@ void by_library(const IntConv& conv, const Tensor& weight, const Where& where) {
   int64_t each = std::max<int64_t>(kPatchBytes / inputs, 2 * kFewRows);
   Tensor patches = at::empty({std::min(rows, each + kFewRows), inputs}, weight.options());
   for (int64_t first = 0; first < rows;) {
-    // The last part is not left with few rows, which the library does not take.
+    // The last part must not have few rows, which the library does not support.
     int64_t here = rows - first <= each + kFewRows ? rows - first : each;
     IntProduct args = {conv,   first, here, inputs, weight.size(0), patches.data_ptr<int8_t>(),
                        nullptr};

@@ -1,4 +1,4 @@
-// Integer models as ops. A program is known by a number as long as somebody holds it.
+// Integer models as ops. A program has a number for as long as it is referenced.
 #include <torch/library.h>
 
 #include <unordered_map>
@@ -9,8 +9,8 @@
 namespace bitpare::integer {
 namespace {
 
-// Programs by their number. The number of a program that is replaced stays: calls that run finish
-// with the one they began with.
+// Programs by their number. A replaced program keeps its number; calls in progress finish with the
+// program they began with.
 class Programs {
  public:
   int64_t put(int64_t number, std::shared_ptr<Program> program) {
@@ -65,7 +65,7 @@ Tensors named(at::TensorList tensors, const std::vector<std::string>& names) {
   return made;
 }
 
-// Errors of files and specs, as Python's ValueError.
+// Converts errors of files and specs to Python's ValueError.
 template <class F>
 auto checked(F f) {
   try {

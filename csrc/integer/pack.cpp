@@ -25,7 +25,7 @@ void check_finite(const Node& node, const std::string& name, const Tensor& tenso
 
 namespace {
 
-// On the CPU, in logical order.
+// Returns the tensor on the CPU, in logical order.
 Tensor plain(const Tensors& tensors, const Node& node, const std::string& name,
              at::ScalarType type) {
   return tensor_of(tensors, node, name, type).cpu().contiguous();
@@ -49,8 +49,8 @@ ConvShape weight_shape(const Node& node, const Tensor& codes, int64_t channels) 
   return shape;
 }
 
-// How dense weights are packed: each is a field of `bits` bits times 2^shift. Kernels read fields
-// as the highest bits of a byte, so all sums come out times 2^up.
+// How dense weights are packed: each is a field of `bits` bits times 2^shift. Kernels read a field
+// as the highest bits of a byte, so all sums are 2^up times too large.
 struct Packing {
   int32_t bits = 8, shift = 0, up = 0;
 };
@@ -140,7 +140,7 @@ ConvWeights pack_conv(const Node& node, const Tensors& tensors, int64_t channels
     const Reach& reach = reaches[static_cast<size_t>(o)];
     int64_t given = node.dynamic ? 0 : int64_t{biases.const_data_ptr<int32_t>()[o]};
     int64_t all = (given - node.zero * sum) * (int64_t{1} << packing.up);
-    // With a grid found at run time the zero point's share is up to 255 times the weights, too.
+    // With a dynamic grid the zero point's share is up to 255 times the weights, too.
     bool leaves =
         node.dynamic ? 2 * reach.weights >= int64_t{1} << 31 : all != static_cast<int32_t>(all);
     TORCH_CHECK(!leaves, kOp, ": ", node.name, ": the sum of output ", o, " leaves 32 bits");
@@ -149,7 +149,7 @@ ConvWeights pack_conv(const Node& node, const Tensors& tensors, int64_t channels
     sums.data_ptr<int32_t>()[place] = static_cast<int32_t>(sum * (int64_t{1} << packing.up));
     multiplier.data_ptr<float>()[place] = by;
     if (node.dynamic) offset.data_ptr<float>()[place] = offsets.const_data_ptr<float>()[o];
-    // Room for the zero point, and for the rounding of floats.
+    // Leaves a margin for the zero point and for the rounding of floats.
     double most = static_cast<double>(reach.all()) * (1 << packing.up) * std::abs(by);
     made.fits = made.fits && most < (1 << 30);
   }

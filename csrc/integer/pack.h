@@ -1,4 +1,4 @@
-// Weights as the kernels take them, from the tensors that a spec names.
+// Packs weights for the kernels, from the tensors that a spec names.
 #pragma once
 #include <ATen/ATen.h>
 
@@ -13,7 +13,7 @@ namespace bitpare::integer {
 using at::Tensor;
 using Tensors = std::map<std::string, Tensor>;
 
-// The beginning of errors of integer models.
+// The prefix of errors of integer models.
 constexpr const char* kOp = "integer model";
 
 struct ConvWeights {

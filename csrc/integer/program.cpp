@@ -33,7 +33,7 @@ Int slides(const Int& n, const Window& w, size_t d) {
   return w.ceil && (made - 1) * stride >= n + before ? made - 1 : made;
 }
 
-// A copy that later writes to the tensor do not reach.
+// Returns a copy, which later writes to the tensor do not change.
 Tensor own(const Tensor& tensor) { return tensor.clone(at::MemoryFormat::Contiguous); }
 
 }  // namespace
@@ -66,7 +66,7 @@ Program::Program(Spec spec, const Tensors& tensors) : spec_(std::move(spec)) {
   }
 }
 
-// Each operation reads values of one form.
+// Checks that an operation reads values of the form that it needs.
 void Program::check_forms(const Node& node) const {
   Form wanted = Form::codes;
   bool reads_floats =
@@ -180,7 +180,7 @@ Extent<Int> Program::extent_of(const Node& node, const std::vector<Extent<Int>>&
   };
   Extent<Int> in = of(0), made = in;
   bool slid = node.kind == Kind::conv || (node.kind == Kind::pool && !node.adaptive);
-  // Like torch: a batch may be empty, its images may not.
+  // A batch may be empty but its images may not, as in torch.
   TORCH_CHECK(
       (node.kind != Kind::pool && node.kind != Kind::conv) || (in.height > 0 && in.width > 0), kOp,
       ": ", node.name, ": an image of ", in.height, " x ", in.width, " has no pixels");
@@ -228,7 +228,7 @@ std::vector<Extent<Int>> Program::extents(at::TensorList inputs, Sizes sizes) co
   return known;
 }
 
-// Rows keep what is before the channels in the input they come from.
+// Rows keep the dimensions before the channels of the input that they come from.
 template <class Int, class Sizes>
 std::vector<Int> Program::result_sizes(const Output& output, const Extent<Int>& extent,
                                        at::TensorList inputs, Sizes sizes) const {

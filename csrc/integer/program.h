@@ -1,5 +1,5 @@
-// An integer model that runs: its weights laid out for the kernels, and for each shape of the
-// inputs a plan of the memory its values take. One call runs all of it.
+// An integer model that can be run: its weights packed for the kernels, and a memory plan for each
+// shape of the inputs. One call runs the whole model.
 #pragma once
 #include <memory>
 #include <mutex>
@@ -19,7 +19,7 @@ struct Extent {
 // each run.
 enum class Form { codes, floats, dynamic };
 
-// Runs may be concurrent: each takes memory of its own.
+// Runs may be concurrent: each allocates memory of its own.
 class Program {
  public:
   // tensors: what the spec names, on one device. Throws where they do not fit.

@@ -1,4 +1,4 @@
-// Running a program: the arguments of each kernel.
+// Runs a program: fills the arguments of each kernel.
 #include "integer/library.h"
 #include "integer/values.h"
 #include "kernels/int_dynamic.h"
@@ -39,7 +39,7 @@ auto qparams(const Tensor& low, const Tensor& high, const Node& node) {
 
 }  // namespace
 
-// Running each node: the arguments of its kernel.
+// Runs each node: fills the arguments of its kernel.
 struct Program::Run : Values {
   bool nan = false;
 
@@ -66,7 +66,7 @@ struct Program::Run : Values {
     int_edge(args, where);
   }
 
-  // Finds the range of what is given, and its codes on the grid that goes with it.
+  // Computes the range of the values, the grid for it, and their codes.
   template <class Where>
   void find_grid(const Node& node, const Where& where) {
     Tensor x = floats_of(node.inputs[0]).view({-1, program.channels(node.inputs[0])});
@@ -245,7 +245,7 @@ struct Program::Run : Values {
     }
   }
 
-  // A value without pixels: no kernel runs. A grid has no range to be found from: any will do.
+  // A value without pixels runs no kernel. A dynamic grid then has no range, so any grid will do.
   void make_empty(const Node& node) {
     if (program.form(node.output) == Form::floats) new_floats(node.output);
     grid_of(node.output) = grid_of(node.inputs[0]);

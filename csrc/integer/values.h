@@ -6,7 +6,7 @@
 
 namespace bitpare::integer {
 
-// A grid that was found at run time: one scale and zero point, or one for each row.
+// A dynamic grid: one scale and zero point, or one for each row.
 struct FoundGrid {
   Tensor scale, zero;
   const Node* node = nullptr;
@@ -69,7 +69,7 @@ struct Program::Values {
   Tensor& floats_of(int64_t value) { return floats[static_cast<size_t>(value)]; }
   FoundGrid& grid_of(int64_t value) { return grids[static_cast<size_t>(value)]; }
 
-  // New floats for a value.
+  // Allocates floats for a value.
   float* new_floats(int64_t value) {
     const Extent<int64_t>& e = extent(value);
     Tensor made = at::empty({e.batch, e.height, e.width, program.channels(value)},

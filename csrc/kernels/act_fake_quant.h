@@ -12,7 +12,7 @@
 
 namespace bitpare {
 
-// Elements of which the CUDA kernel writes one partial range.
+// How many elements share one partial range of the CUDA kernel.
 constexpr int64_t kActElements = 2048;
 constexpr int kActTerms = 3;
 

@@ -1,17 +1,16 @@
-// How far the attention maps of a student's features are from a teacher's: an image's map is the
-// mean of squares over channels, as a unit vector over pixels. With the gradient, an image at a
-// time.
+// The distance between the attention maps of a student's and a teacher's features, and its
+// gradient. An image's map is the mean of squares over channels, as a unit vector over pixels.
 #pragma once
 #include "kernels/backend.h"
-#include "math/feature_loss.h"
+#include "kernels/layout/attention_transfer.h"
 
 namespace bitpare {
 
 // student: [images, channels, pixels], teacher: the same with its own number of channels, both of
 // dtype. loss: [1], the mean over images and pixels of the squared distance. gradient: like
 // student, times incoming ([1], or null), or null.
-// Scratch: each of `workers` has attention_scratch(pixels) floats; on CUDA there is one for each
-// image. losses: images + chunks_of(images).
+// scratch: layout::attention_floats(pixels) for each of `workers`, which on CUDA are the images.
+// losses: [images + chunks_of(images)], of which the last are partial sums.
 struct AttentionTransfer {
   const void* student;
   const void* teacher;
@@ -30,11 +29,6 @@ void attention_transfer(const AttentionTransfer& args, const OnCpu<Isa>& cpu);
 void attention_transfer(const AttentionTransfer& args, const OnCuda& cuda);
 
 namespace math {
-
-// Two maps and what sum_row() leaves.
-BITPARE_INLINE int64_t attention_scratch(int64_t pixels) {
-  return 2 * pixels + kUnitTerms * chunks_of(pixels);
-}
 
 // Returns the factor of the sum of unit_apart().
 BITPARE_INLINE float attention_factor(const AttentionTransfer& args) {

@@ -1,4 +1,4 @@
-// The places a kernel runs in, and the parts of every kernel's arguments.
+// The devices that a kernel runs on, and the types that kernels' arguments share.
 //
 // Each family declares its arguments as one struct, and each kernel as
 //   template <class Isa> void op(const Op&, const OnCpu<Isa>&);   one for each instruction set
@@ -17,8 +17,8 @@ using RangeBody = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, RangeBody body,
                              void* context);
 
-// Instruction sets: what the compiler's target has; AVX2, FMA, F16C; AVX-512 F, BW, DQ, VL; the
-// same and VNNI, which the families on bytes (int_*) have kernels for.
+// Instruction sets: the compiler's default target; AVX2 with FMA and F16C; AVX-512 F, BW, DQ and
+// VL; the last with VNNI, for the families on bytes (int_*).
 struct Baseline {};
 struct Avx2 {};
 struct Avx512 {};

@@ -5,7 +5,7 @@
 // The flags are read where the kernel runs.
 #pragma once
 #include "kernels/backend.h"
-#include "math/bn_act_fake_quant.h"
+#include "kernels/layout/bn_act_fake_quant.h"
 
 namespace bitpare {
 
@@ -15,9 +15,8 @@ namespace bitpare {
 // control's. running_mean, running_var: [channels]; num_batches_tracked: one, or null.
 // pending: the least and the most activation(v) are folded in where control->observe is set; null:
 // not observed.
-// statistics: bn_statistics(channels) floats, the mean and 1 / sqrt(variance + eps) that were used,
-// then 1 where they were the batch's, then slope and offset of v = slope * x + offset.
-// scratch: bn_scratch(layout) floats. activation: hardsigmoid is not among them.
+// statistics: layout::BnStatistics, of those that were used; scratch: layout::BnWorkspace.
+// activation: any but hardsigmoid.
 struct BnActFakeQuant {
   const void* x;
   void* y;
@@ -41,7 +40,7 @@ struct BnActFakeQuant {
 
 // dy, x, dx: laid out as `layout`; dx may alias dy. inside and statistics: what the forward pass
 // wrote, with the same activation. weight_gradient, bias_gradient: [channels]. scratch:
-// bn_scratch(layout) floats.
+// layout::BnWorkspace.
 struct BnActFakeQuantGradient {
   const void* dy;
   const void* x;
@@ -56,26 +55,6 @@ struct BnActFakeQuantGradient {
   float* scratch;
   Activation activation;
 };
-
-BITPARE_INLINE int64_t bn_statistics(int64_t channels) { return 4 * channels + 1; }
-BITPARE_INLINE int64_t bn_shape_tables(int64_t channels) { return 2 * channels + 1; }
-
-// Scratch: two partial sums of each channel, up to kBnTables values of each column of a wide row
-// and as many more as a block of 64 elements can reach beyond its end, and a range for each
-// kBnPart elements.
-constexpr int kBnTables = 6;
-constexpr int64_t kBnPart = 2048;
-BITPARE_INLINE int64_t bn_sums(const ReduceLayout& l) {
-  return 2 * math::channel_sums(l) * l.channels;
-}
-BITPARE_INLINE int64_t bn_period(const ReduceLayout& l) {
-  return math::merged_rows(l.channels) * l.channels;
-}
-BITPARE_INLINE int64_t bn_room(const ReduceLayout& l) { return bn_period(l) + 64; }
-BITPARE_INLINE int64_t bn_scratch(const ReduceLayout& l) {
-  int64_t n = l.outer * l.channels * l.inner;
-  return bn_sums(l) + kBnTables * bn_room(l) + 3 * ((n + kBnPart - 1) / kBnPart);
-}
 
 template <class Isa>
 void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<Isa>& cpu);

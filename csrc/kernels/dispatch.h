@@ -1,4 +1,4 @@
-// From a type or a mode known at run time to a template parameter.
+// Converts types and modes known at run time to template parameters.
 #pragma once
 #include "kernels/backend.h"
 #include "math/activation.h"

@@ -2,7 +2,8 @@
 // gradient, in one pass over both.
 #pragma once
 #include "kernels/backend.h"
-#include "math/distill.h"
+#include "kernels/layout/distill_loss.h"
+#include "math/distill_top.h"
 
 namespace bitpare {
 
@@ -14,8 +15,8 @@ namespace bitpare {
 // with mean, else 1; total: [1], the sum of loss times factor.
 // gradient: like student, or null; it is of loss times factor, times incoming ([rows], or [1], or
 // null).
-// scratch: distill_scratch(classes) floats for each of `workers`, on CUDA
-// distill_scratch_on_cuda(classes) for each row; sums: distill_sums(rows).
+// scratch: layout::distill_floats(classes) for each of `workers`, or on CUDA
+// layout::distill_floats_on_cuda(classes) for each row. sums: [chunks_of(rows)], scratch.
 struct DistillLoss {
   const void* student;
   const void* teacher;
@@ -45,22 +46,6 @@ void distill_loss(const DistillLoss& args, const OnCuda& cuda);
 
 namespace math {
 
-// Rows of this many floats keep vectors aligned.
-BITPARE_INLINE int64_t padded(int64_t classes) { return (classes + 15) / 16 * 16; }
-
-// The student's logits, the same with classes left out, the teacher's, four rows of what is found
-// for each class, and sums of chunks.
-BITPARE_INLINE int64_t distill_scratch(int64_t classes) {
-  return 7 * padded(classes) + padded(kDistillTerms * chunks_of(classes));
-}
-
-// A byte for each class, and sums of chunks, for each row.
-BITPARE_INLINE int64_t distill_scratch_on_cuda(int64_t classes) {
-  return padded(classes / 4 + 1) + padded(kDistillTerms * chunks_of(classes));
-}
-
-BITPARE_INLINE int64_t distill_sums(int64_t rows) { return chunks_of(rows); }
-
 // Returns the factor of a row's gradient.
 BITPARE_INLINE float scale_of_row(const DistillLoss& args, int64_t row) {
   float weight = row_weight(args.target, args.weight, args.ignored, row);
@@ -73,7 +58,7 @@ BITPARE_INLINE float factor_of(float weights, bool mean) {
   return weights == 0.0f ? 0.0f : 1.0f / weights;
 }
 
-// A target that is no class makes its row's loss NaN: the CPU looks before, CUDA cannot.
+// A target that is not a class makes its row's loss NaN on CUDA; the CPU checks targets first.
 BITPARE_INLINE bool is_class(const DistillLoss& args, int64_t target) {
   return target >= 0 && target < args.classes;
 }

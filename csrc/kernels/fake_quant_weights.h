@@ -1,4 +1,4 @@
-// All weights of a model: their scales in one pass, their quantized values in another.
+// Quantizes all weights of a model: their scales in one pass, their values in another.
 #pragma once
 #include "kernels/backend.h"
 #include "math/fake_quant_weights.h"
@@ -43,7 +43,7 @@ template <class Isa>
 void fake_quant_weights(const FakeQuantWeights& args, const OnCpu<Isa>& cpu);
 void fake_quant_weights(const FakeQuantWeights& args, const OnCuda& cuda);
 
-// Both of them. On the CPU x of a weight with many scales comes from memory once.
+// Does both. On the CPU a weight with many scales is read from memory once.
 template <class Isa>
 void scale_and_fake_quant_weights(const WeightScales& args, const OnCpu<Isa>& cpu);
 void scale_and_fake_quant_weights(const WeightScales& args, const OnCuda& cuda);

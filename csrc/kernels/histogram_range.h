@@ -1,4 +1,4 @@
-// The range of quantization that a histogram asks for.
+// Chooses the range of a quantizer from a histogram.
 #pragma once
 #include "kernels/backend.h"
 #include "math/histogram.h"
@@ -39,8 +39,7 @@ BITPARE_INLINE HistogramRow row_of(const HistogramRange& args, int64_t row) {
           args.weight ? args.weight + first : nullptr, args.bins};
 }
 
-// Levels of the grid, and which span they are merged from: a symmetric grid without negative codes
-// has none below 0.
+// A symmetric grid without negative codes has no levels below 0, so the span is cut there.
 BITPARE_INLINE Divergence divergence_of_candidate(const HistogramRange& args, const HistogramRow& r,
                                                   Span span) {
   if (args.rule.symmetric && args.rule.quant_min >= 0.0f) span.down = 0;
@@ -48,8 +47,8 @@ BITPARE_INLINE Divergence divergence_of_candidate(const HistogramRange& args, co
                        static_cast<int32_t>(args.rule.quant_max - args.rule.quant_min) + 1);
 }
 
-// Returns whether a span is worth its entropy: fewer bins than levels lose nothing but what is
-// outside.
+// Returns whether a span fills the levels of the grid: with fewer bins than levels, only the values
+// outside are lost.
 BITPARE_INLINE bool fills_levels(const HistogramRange& args, const Divergence& d) {
   return static_cast<float>(d.levels) > args.rule.quant_max - args.rule.quant_min;
 }

@@ -1,5 +1,5 @@
-// Convolution and linear layers on bytes: int32 sums of products, exact on every instruction set,
-// and what becomes of them while they are in registers.
+// Convolution and linear layers on bytes: int32 sums of products, which are exact on every
+// instruction set, converted to the results while they are in registers.
 #pragma once
 #include "kernels/backend.h"
 #include "math/requant.h"
@@ -135,7 +135,7 @@ BITPARE_INLINE ConvPixel pixel_at(const ConvShape& s, int64_t index) {
           x * s.stride_width - s.pad_left};
 }
 
-// That of the next one, without a division.
+// The window of the next output pixel, without a division.
 BITPARE_INLINE void advance(const ConvShape& s, ConvPixel* pixel) {
   pixel->left += s.stride_width;
   if (pixel->left < s.out_width * s.stride_width - s.pad_left) return;
@@ -155,8 +155,8 @@ BITPARE_INLINE const uint8_t* tap_of(const IntConv& args, const ConvPixel& pixel
   return args.input + ((pixel.image * s.height + y) * s.width + x) * args.input_step;
 }
 
-// The floats that accumulators of an input row stand for. weight_sum, offset: read where the grid
-// was found at run time.
+// Converts the accumulators of an input row to floats. weight_sum, offset: read if the grid is
+// dynamic.
 template <class V, class I>
 BITPARE_INLINE V value_of(const IntConv& args, int64_t row, I sum, V multiplier, I weight_sum,
                           V offset) {

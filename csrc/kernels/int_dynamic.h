@@ -1,4 +1,4 @@
-// Rows of floats to bytes on grids that were found at run time, and back.
+// Quantizes rows of floats to bytes on dynamic grids, and back.
 #pragma once
 #include "kernels/backend.h"
 #include "math/requant.h"

@@ -1,5 +1,5 @@
-// The two edges of an integer model: floats to bytes, and back. Floats lie in any layout of pixels
-// and channels, bytes with their channels innermost.
+// The inputs and outputs of an integer model: converts floats to bytes, and back. Floats may have
+// any layout of pixels and channels; bytes have their channels innermost.
 #pragma once
 #include "kernels/backend.h"
 #include "math/requant.h"

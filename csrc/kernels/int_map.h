@@ -1,5 +1,5 @@
-// Functions of one code: a table, or an affine function of each channel; with a step between pixels
-// of the result, so that a concatenation is written in place.
+// Applies a function to each code: a table, or an affine function of each channel. The result's
+// pixels may be further apart than their channels, so that a concatenation is written in place.
 #pragma once
 #include "kernels/backend.h"
 #include "math/requant.h"

@@ -6,10 +6,10 @@
 
 namespace bitpare {
 
-// adaptive: windows as adaptive pooling cuts them; the kernel, stride and padding play no part.
-// least: the code that stands for the padding of a maximum. Means: each sum of codes less `zero` is
-// multiplied by scale / (n new_scale), n the elements of the window; with count_padding those that
-// lie in the padding, as far as it goes, too.
+// adaptive: windows of adaptive pooling; kernel, stride and padding are ignored. least: the code
+// that pads a maximum. For means, each sum of codes minus `zero` is multiplied by scale / (n
+// new_scale), where n counts the elements of the window, and with count_padding also those in the
+// padding.
 struct IntPool {
   ConvShape shape;  // channels in groups of one
   bool maximum, adaptive, count_padding;

@@ -1,5 +1,5 @@
-// A dense convolution as a product of matrices that somebody else computes: what goes into it, and
-// what becomes of its sums.
+// A dense convolution by a library's matrix product: writes the patches that go into it, and
+// converts its sums to the results.
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/int_conv.h"
@@ -7,8 +7,8 @@
 namespace bitpare {
 
 // Output pixels first .. first + rows - 1 of a convolution of one group. patches: [rows, inputs],
-// for each the codes that its taps see, less 128, tap by tap; 0 past them. sums: [rows, sums_step],
-// the products of the patches and the weights of each output.
+// the codes that each pixel's taps read, minus 128, tap by tap; 0 past them. sums: [rows,
+// sums_step], the products of the patches and the weights of each output.
 struct IntProduct {
   IntConv conv;
   int64_t first, rows, inputs, sums_step;
@@ -20,7 +20,7 @@ template <class Isa>
 void int_patches(const IntProduct& args, const OnCpu<Isa>& cpu);
 void int_patches(const IntProduct& args, const OnCuda& cuda);
 
-// From sums to what the convolution stores.
+// Converts sums to the values that the convolution stores.
 template <class Isa>
 void int_finish(const IntProduct& args, const OnCpu<Isa>& cpu);
 void int_finish(const IntProduct& args, const OnCuda& cuda);
@@ -36,7 +36,7 @@ BITPARE_INLINE int8_t patch_value(const IntProduct& args, const ConvPixel& pixel
   return static_cast<int8_t>((at ? at : args.conv.padding)[c] ^ 0x80);
 }
 
-// The accumulator of an output before any product with codes less 128.
+// The accumulator of an output before any product with codes minus 128.
 BITPARE_INLINE int32_t start_of(const IntConv& args, int64_t number) {
   return static_cast<int32_t>(static_cast<uint32_t>(args.bias[number]) +
                               128u * static_cast<uint32_t>(args.weight_sums[number]));

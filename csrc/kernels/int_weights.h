@@ -6,11 +6,12 @@
 namespace bitpare {
 
 // y[r, o] = clamp(sum over groups g of (sum over k in g of x[r, k] w[o, k]) scale[o, g] +
-// offset[o]) Both sums go upwards, one product after the other: the same bits everywhere. w[o, k]
-// is a field, which has a sign, less zero[o, g]. x: [rows, x_step], y: [rows, y_step]. weight:
-// [panels, bytes of a panel], see place_of_field. scale, zero (or null): [panels, groups, kPanel].
-// offset: [panels, kPanel]. group: inputs that share a scale; the last group may be shorter.
-// factor, first: of a field f of one bit (0 or -1), which stands for f * factor + first.
+// offset[o]) Both sums are taken in ascending order, one product after the other, so that the bits
+// are the same everywhere. w[o, k] is a field, which has a sign, less zero[o, g]. x: [rows,
+// x_step], y: [rows, y_step]. weight: [panels, bytes of a panel], see place_of_field. scale, zero
+// (or null): [panels, groups, kPanel]. offset: [panels, kPanel]. group: inputs that share a scale;
+// the last group may be shorter. factor, first: of a field f of one bit (0 or -1), which stands for
+// f * factor + first.
 struct IntWeights {
   const float* x;
   float* y;

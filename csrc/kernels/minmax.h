@@ -12,8 +12,8 @@ constexpr int kMinMaxTerms = 3;
 // +inf and -inf where it is empty. partial: scratch, [kMinMaxTerms, pieces_of(layout), channels].
 //
 // With a histogram: counts: [slots, channels, bins], zero at the start; the caller adds the slots.
-// Bins divide [histogram_low[c], histogram_high[c]] evenly; values beyond count in the outermost,
-// NaN nowhere. On CUDA one slot is used.
+// Bins divide [histogram_low[c], histogram_high[c]] evenly; values outside count in the outermost
+// bins, NaN in none. On CUDA one slot is used.
 struct MinMaxOf {
   const void* x;
   DType dtype;

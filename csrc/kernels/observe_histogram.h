@@ -8,11 +8,11 @@ namespace bitpare {
 constexpr int kLargestTerms = 2;
 
 // Widens each channel's histogram to hold the batch's largest magnitude, counts the batch into it,
-// and adds one to `skipped` where the batch held a value that is not finite.
-// x: laid out as `layout`, of dtype. counts: [channels, bins]. limit, skipped: [channels].
-// partial: scratch, [kLargestTerms, pieces_of(layout), channels]. largest: scratch, [channels], for
-// CUDA alone. On the CPU `slots` threads share channels that are few, all but the first counting
-// into shares: scratch, [slots - 1, channels, bins].
+// and adds one to `skipped` where the batch held a value that is not finite. x: laid out as
+// `layout`, of dtype. counts: [channels, bins]. limit, skipped: [channels]. partial: scratch,
+// [kLargestTerms, pieces_of(layout), channels]. largest: scratch, [channels], for CUDA alone. On
+// the CPU `slots` threads share the channels if there are few; all but the first count into shares:
+// scratch, [slots - 1, channels, bins].
 struct ObserveHistogram {
   const void* x;
   DType dtype;

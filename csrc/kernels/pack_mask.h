@@ -1,4 +1,4 @@
-// Masks between one byte and one bit an element: bit i % 64 of word i / 64.
+// Converts masks between one byte and one bit for each element: bit i % 64 of word i / 64.
 #pragma once
 #include "kernels/backend.h"
 

@@ -1,4 +1,4 @@
-// Values to the integers of a grid and back.
+// Converts values to the integers of a grid, and back.
 //   q[i] = clamp(round(x[i] / scale) + zero_point, quant_min, quant_max)
 //   y[i] = (q[i] - zero_point) * scale
 #pragma once

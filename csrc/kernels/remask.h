@@ -1,4 +1,4 @@
-// Zeroes of many tensors where their masks say so, in one call.
+// Sets the masked elements of many tensors to zero in one call.
 #pragma once
 #include "kernels/backend.h"
 #include "math/mask.h"

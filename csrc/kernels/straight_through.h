@@ -1,4 +1,4 @@
-// The straight-through gradient: what came in where the value lay in range, else 0.
+// The straight-through gradient: dy where the value was in range, else 0.
 //   dx[i] = inside[i] ? dy[i] : 0
 #pragma once
 #include "kernels/backend.h"

@@ -1,4 +1,4 @@
-// One look at a weight after an optimizer step: see math/oscillation.h.
+// Updates the state of a weight after an optimizer step: see math/oscillation.h.
 #pragma once
 #include "kernels/backend.h"
 #include "math/control.h"
@@ -8,7 +8,7 @@ namespace bitpare {
 
 // weight: [n] of dtype, written where it is frozen. quantizer: scales, each of which serves
 // channel.inner neighbours; its limits are the control's. code, turn, frequency, mean: [n], the
-// state; with `first` it is begun. skip: nothing happens where it is above 0; or null.
+// state, which `first` initialises. skip: the kernel does nothing if it is above 0; or null.
 struct TrackOscillations {
   void* weight;
   DType dtype;

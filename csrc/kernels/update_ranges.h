@@ -1,4 +1,5 @@
-// Pending ranges of many quantizers merged into those in force, and their scales and zero points.
+// Merges the pending ranges of many quantizers into their ranges, and updates scales and zero
+// points.
 #pragma once
 #include "kernels/backend.h"
 #include "math/update_ranges.h"
@@ -30,8 +31,8 @@ struct UpdateRanges {
 
 namespace math {
 
-// Scale j of a quantizer, once it is known what the step does: merge, or leave the range alone.
-// `merges` so far: count[0] before this step.
+// Updates scale j of a quantizer. merge: whether the step's range is merged; otherwise the range
+// stays. `merges` so far: count[0] before this step.
 BITPARE_INLINE void update_scale(const QuantizerState& s, const UpdateRule& rule, int64_t j,
                                  bool merge, int64_t merges) {
   float low = s.range[j], high = s.range[s.n + j];

@@ -7,7 +7,8 @@ namespace bitpare {
 
 enum class Activation : int32_t { none, relu, relu6, hardswish, hardsigmoid };
 
-// Returns whether the derivative is 0 or 1 everywhere: a gradient then needs one bit an element.
+// Returns whether the derivative is 0 or 1 everywhere: a gradient then needs one bit for each
+// element.
 constexpr bool is_mask(Activation a) { return a <= Activation::relu6; }
 
 namespace math {
@@ -28,8 +29,8 @@ BITPARE_INLINE V activate(V x) {
   }
 }
 
-// Tells the elements where the derivative of relu or relu6 is 1, not 0. less(a, b) compares
-// whatever V holds and gives what stands for it: bool, or one bit a lane.
+// Returns where the derivative of relu or relu6 is 1, not 0. less(a, b) compares values, and
+// returns a bool or one bit for each lane.
 template <Activation kActivation, class V, class Less>
 BITPARE_INLINE auto activation_passes(V x, Less less) {
   auto positive = less(splat<V>(0.0f), x);

@@ -1,5 +1,5 @@
-// The state that a quantizer in training reads on the device, so that a schedule changes it with
-// neither a synchronisation nor a recompilation, and what it writes there.
+// The state of a quantizer in training, which kernels read and write on the device, so that a
+// schedule can change it without a synchronisation or a recompilation.
 #pragma once
 #include "math/minmax.h"
 
@@ -17,9 +17,9 @@ static_assert(sizeof(Control) == kControlSize * sizeof(int32_t));
 
 namespace math {
 
-// Statistics wait in a `pending` tensor, float32[2, scales], as (least, most) of each scale, until
-// the ranges in force are updated. (inf, -inf) is none yet; NaN in both where a NaN was seen.
-// Folding the same values in twice changes nothing, so a recomputed forward pass does no harm.
+// A `pending` tensor, float32[2, scales], collects (least, most) for each scale until the ranges
+// are updated: (inf, -inf) before any value, NaN in both after a NaN. Merging the same values twice
+// changes nothing, so a recomputed forward pass does no harm.
 BITPARE_INLINE void fold_pending(float* least, float* most, const float* terms) {
   float low = limit_of(terms[0], terms[2]), high = limit_of(terms[1], terms[2]);
   float none = *least == *least ? 0.0f : *least;

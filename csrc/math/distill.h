@@ -49,7 +49,7 @@ enum DistillTerm : int32_t {
   kDistillTerms
 };
 
-// Bits of the terms that a pair of losses has.
+// Returns the bits of the terms that a pair of losses sums up.
 constexpr int32_t terms_of(Hard hard, Soft soft) {
   int32_t all = 0;
   if (hard != Hard::none) all |= 1 << kHardSum | 1 << kAligned;
@@ -75,8 +75,8 @@ struct DistillTarget {
 //   + student exp(a / T) - teacher exp(b / T) [+ pull exp(a / T)]   forward, top [decoupled]
 //   + student exp(a / T) (log(q / p) - offset)                      reverse
 //   + student exp(a / T) (log(q / m) - offset)                      jensen_shannon
-// ratio: the logarithm of the student's sum over the teacher's; to_same: what brings the
-// exponentials of the one to the sum of the other.
+// ratio: the logarithm of the student's sum over the teacher's; to_same: the factor that brings the
+// exponentials of one to the sum of the other.
 struct DistillSlopes {
   float hard = 0.0f, flat = 0.0f, label = 0.0f, hit = 0.0f;
   float student = 0.0f, teacher = 0.0f, offset = 0.0f, ratio = 0.0f, to_same = 0.0f;
@@ -182,7 +182,7 @@ BITPARE_INLINE V divergence_term(V p, V q, V u) {
   return absolute(u) < half ? q * (u * u * series) : far;
 }
 
-// A class's share in the divergences of q and p from m; log(q / m).
+// Writes a class's share in the divergences of q and p from m, and returns log(q / m).
 template <class V>
 BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* terms) {
   V q = student * splat<V>(1.0f / row.at[kStudentSum]);
@@ -193,9 +193,9 @@ BITPARE_INLINE V middle_terms(const DistillSums& row, V student, V teacher, V* t
   return log_q;
 }
 
-// e: as distill_terms() gave them; middle: as middle_terms() did. divergence: the class's share in
-// forward and reverse, and of decoupled in that among the others, times the sum of what it is
-// weighted with.
+// e: from distill_terms(); middle: from middle_terms(). divergence: the class's share in the
+// divergence (for decoupled, in that among the others), before it is divided by the sum of
+// exponentials.
 template <Hard kHard, Soft kSoft, class V>
 BITPARE_INLINE V distill_gradient(const DistillSlopes& s, const DistillExponentials<V>& e, V label,
                                   V middle, V* divergence) {
@@ -288,93 +288,6 @@ BITPARE_INLINE void add_soft(const DistillRule& rule, const DistillSums& row,
   result->divergence_weight = rule.soft_weight / (rule.soft == Soft::reverse ? student : teacher);
   result->slopes.teacher = slope / teacher;
   result->slopes.offset = row.at[kDifference] / student - result->slopes.ratio;
-}
-
-// -- top: k classes of which the teacher's logits are known, and the others as one
-
-// A class's, or the others', logarithms of q and p.
-struct Bucket {
-  float log_student, log_teacher;
-};
-
-// The numbers that are known once the k classes are summed up.
-struct TopSums {
-  float log_sum;  // of the student's softmax over all classes, relative to the largest of all
-  Bucket others;  // log_teacher is -infinity where they have no share
-};
-
-// given: sum of exp((z - hard_max) / T) over the k classes; teacher: their share in the teacher.
-// If there are no others, or the student leaves them out, row.at[kStudentSum] is 0.
-BITPARE_INLINE TopSums top_sums(const DistillRule& rule, const DistillSums& row, float given,
-                                float teacher) {
-  float infinity = __builtin_inff();
-  TopSums top = {natural_logarithm(given), {-infinity, -infinity}};
-  if (row.at[kStudentSum] == 0.0f) return top;
-  float distance = (row.student_max - row.hard_max) * (1.0f / rule.temperature);
-  float rest = exponential(distance) * row.at[kStudentSum];
-  top.log_sum = natural_logarithm(given + rest);
-  top.others.log_student = distance + natural_logarithm(row.at[kStudentSum]) - top.log_sum;
-  float left = 1.0f - teacher, least = 0x1p-126f;
-  top.others.log_teacher = natural_logarithm(left < least ? least : left);
-  return top;
-}
-
-// (z - hard_max) / T of one of the k classes.
-BITPARE_INLINE float top_distance(const DistillRule& rule, float z, float hard_max) {
-  return (z - hard_max) * (1.0f / rule.temperature);
-}
-
-// value: the teacher's logit; logsumexp: of all its logits / T.
-BITPARE_INLINE Bucket top_bucket(const DistillRule& rule, const TopSums& top, float distance,
-                                 float value, float logsumexp) {
-  return {distance - top.log_sum, value * (1.0f / rule.temperature) - logsumexp};
-}
-
-// A bucket's share of the divergence: forward and reverse have one term.
-BITPARE_INLINE void bucket_terms(Soft divergence, const Bucket& bucket, float* terms) {
-  float q = exponential(bucket.log_student), p = exponential(bucket.log_teacher);
-  float u = bucket.log_teacher - bucket.log_student;
-  terms[0] = terms[1] = 0.0f;
-  if (divergence == Soft::forward) {
-    terms[0] = divergence_term(p, q, u);
-  } else if (divergence == Soft::reverse) {
-    terms[0] = divergence_term(q, p, -u);
-  } else {
-    terms[0] = q * log_to_middle(q, p);
-    terms[1] = p * log_to_middle(p, q);
-  }
-}
-
-BITPARE_INLINE float top_loss(Soft divergence, const float* sums) {
-  return divergence == Soft::jensen_shannon ? 0.5f * (sums[0] + sums[1]) : sums[0];
-}
-
-// d divergence / d (logit / T) of all that is in a bucket together. sums: of bucket_terms().
-BITPARE_INLINE float bucket_slope(Soft divergence, const Bucket& bucket, const float* sums) {
-  float q = exponential(bucket.log_student), p = exponential(bucket.log_teacher);
-  if (divergence == Soft::forward) return q - p;
-  if (!(q > 0.0f)) return 0.0f;
-  if (divergence == Soft::reverse) {
-    return q * ((bucket.log_student - bucket.log_teacher) - sums[0]);
-  }
-  return 0.5f * q * (log_to_middle(q, p) - sums[0]);
-}
-
-// sums: of bucket_terms() over all buckets.
-BITPARE_INLINE void add_top(const DistillRule& rule, const DistillSums& row, const TopSums& top,
-                            const float* sums, float scale, DistillResult* result) {
-  result->loss += rule.soft_weight * top_loss(rule.divergence, sums);
-  if (row.at[kStudentSum] == 0.0f) return;
-  float slope = scale * rule.soft_weight / rule.temperature;
-  result->slopes.student =
-      slope * bucket_slope(rule.divergence, top.others, sums) / row.at[kStudentSum];
-}
-
-// Returns what is added to the gradient of one of the k classes.
-BITPARE_INLINE float top_gradient(const DistillRule& rule, const Bucket& bucket, const float* sums,
-                                  float scale) {
-  float slope = scale * rule.soft_weight / rule.temperature;
-  return slope * bucket_slope(rule.divergence, bucket, sums);
 }
 
 // The row's weight: 0 where its target says that it is left out.

@@ -1,4 +1,4 @@
-// Rounding to a small floating point format: sign, E exponent bits, M mantissa bits.
+// Rounds to a small floating point format: sign, E exponent bits, M mantissa bits.
 #pragma once
 #include "math/fake_quant.h"
 
@@ -20,8 +20,9 @@ template <Rounding kRounding, class V>
 BITPARE_INLINE Code<V> round_to_float(V x, const FloatFormat& format, V uniform) {
   using Lane = Value<V>;
   auto exponent = ((Lane::bits(x) >> 23) & 255) - 127;
-  auto held = exponent < format.lowest_exponent ? exponent * 0 + format.lowest_exponent : exponent;
-  auto up = format.mantissa_bits - held;
+  auto clamped =
+      exponent < format.lowest_exponent ? exponent * 0 + format.lowest_exponent : exponent;
+  auto up = format.mantissa_bits - clamped;
   auto half = up >> 1;
   V whole = x * Lane::from_bits((half + 127) << 23) * Lane::from_bits((up - half + 127) << 23);
   V units = round_to_integer<kRounding>(whole, uniform);

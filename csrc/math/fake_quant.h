@@ -5,7 +5,7 @@
 
 namespace bitpare {
 
-// The stand-in for the derivative of rounding in a backward pass.
+// The replacement for the derivative of rounding in a backward pass.
 enum class Estimator : int32_t { ste, identity, ewgs, tanh };
 
 // Which scale an element uses: element i, counted in memory order, is of channel
@@ -15,12 +15,12 @@ struct ChannelMap {
   int64_t channels = 1;
 };
 
-// scale: [channels]; null is 1. At most one of the others is given; none is a zero point of 0.
-//   zero_point: [channels].
-//   learned_zero_point: [channels], used as the nearest integer on the grid.
-//   threshold: [channels], used as it is, where levels are chosen by one (math/binarize.h).
+// scale: [channels]; null is 1.
+// zero_point: [channels]. learned_zero_point: [channels], used as the nearest integer on the grid.
+//   At most one of the two is given; without them the zero point is 0.
+// threshold: [channels], of levels that are chosen by one (math/binarize.h).
 // quant_min, quant_max: the limits of the integer grid.
-// floored: the scale is learned or a mean, and is held at or above kScaleFloor.
+// floored: the scale is learned or a mean, and is raised to kScaleFloor where it is below.
 struct Quantizer {
   const float* scale = nullptr;
   const int32_t* zero_point = nullptr;
@@ -35,9 +35,11 @@ constexpr float kScaleFloor = 0x1p-40f;
 
 namespace math {
 
+// The numbers of one channel of a quantizer.
 template <class V>
 struct Affine {
   V scale, inverse, zero_point;
+  V threshold = {};
 };
 
 // rounded: the integer before the clamp; code: after it.
@@ -74,8 +76,9 @@ BITPARE_INLINE Affine<float> affine_of_channel(const Quantizer& q, int64_t chann
   if (q.learned_zero_point) {
     zero_point = zero_point_on_grid(q.learned_zero_point[channel], q);
   }
-  if (q.threshold) zero_point = q.threshold[channel];
-  return affine(q.scale ? q.scale[channel] : 1.0f, zero_point, q);
+  Affine<float> a = affine(q.scale ? q.scale[channel] : 1.0f, zero_point, q);
+  if (q.threshold) a.threshold = q.threshold[channel];
+  return a;
 }
 
 // q = clamp(round(x / scale) + zero_point, quant_min, quant_max)

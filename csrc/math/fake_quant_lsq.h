@@ -5,8 +5,8 @@
 
 namespace bitpare::math {
 
-// The terms one element adds to the gradients; scale and zero_point are still to be multiplied by
-// grad_scale and by -grad_scale * scale.
+// The terms that one element adds to the gradients. The sums of scale and zero_point are later
+// multiplied by grad_scale and by -grad_scale * scale.
 template <class V>
 struct LsqTerms {
   V dx, scale, zero_point;
@@ -25,7 +25,7 @@ BITPARE_INLINE LsqTerms<V> lsq_terms(V dy, V x, const Affine<V>& a, V quant_min,
   return {dx, dy * slope, outside};
 }
 
-// At the floor a scale may only be pushed up: descent follows -ds, so a positive ds is dropped.
+// A scale at the floor may only grow: descent follows -ds, so a positive ds becomes 0.
 BITPARE_INLINE float lsq_scale_gradient(float sum, float scale, float grad_scale) {
   float gradient = sum * grad_scale;
   return scale <= kScaleFloor && gradient > 0.0f ? 0.0f : gradient;

@@ -1,4 +1,4 @@
-// How far features are apart: by elements, or as unit vectors.
+// Distances between features: by elements, or as unit vectors.
 #pragma once
 #include "math/reduce.h"
 
@@ -20,7 +20,7 @@ BITPARE_INLINE constexpr bool of_rows(FeatureKind kind) {
   return kind == FeatureKind::cosine || kind == FeatureKind::normalized;
 }
 
-// An element's share; slope: d share / d student.
+// Returns an element's share of the loss. slope: d share / d student.
 template <FeatureKind kKind, class V>
 BITPARE_INLINE V element_apart(V student, V teacher, V* slope) {
   V d = student - teacher, zero = splat<V>(0.0f), one = splat<V>(1.0f);

@@ -100,7 +100,8 @@ BITPARE_INLINE int64_t kept_by(const HistogramRow& r, const Span& s) {
   return r.below[r.bins / 2 + s.up] - r.below[r.bins / 2 - s.down];
 }
 
-// The smallest e in [0, end] where `holds`, which is true at `end` and from the first true one on.
+// Returns the smallest e in [0, end] for which `holds` is true; it is true at `end`, and once true
+// it stays true.
 template <class Predicate>
 BITPARE_INLINE int32_t first_where(int32_t end, Predicate holds) {
   int32_t low = 0;
@@ -149,9 +150,9 @@ BITPARE_INLINE Span percentile_span(const HistogramRow& r, double left_out, bool
   return span_without(r, side, side);
 }
 
-// Candidates are what lies in the outermost span up to a magnitude, k / n of the largest, rounded
-// up to whole bins, for k = 1 ... n: every magnitude there is, up to kMostCandidates. So a long
-// tail on one side is cut before the other side is.
+// Candidate k of 1 ... n cuts the outermost span at k / n of its largest magnitude, rounded up to
+// whole bins; there is one for each magnitude, up to kMostCandidates. A long tail on one side is
+// thus cut before the other side.
 constexpr int32_t kMostCandidates = 1024;
 
 BITPARE_INLINE int32_t candidates_of(const Span& all) {

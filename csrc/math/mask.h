@@ -1,5 +1,5 @@
-// Masks of weights: one bit an element, 1 where it is kept, in logical row-major order whatever the
-// order in memory, so that a mask means the same in every layout.
+// Masks of weights: one bit for each element, 1 where it is kept, in logical row-major order
+// whatever the order in memory, so that a mask means the same in every layout.
 #pragma once
 #include "math/value.h"
 
@@ -19,7 +19,7 @@ BITPARE_INLINE bool in_logical_order(const MaskLayout& l) {
   return l.inner == 1 || l.channels == 1;
 }
 
-// Walks elements in memory order and knows their bit.
+// Walks over elements in memory order, with their bits.
 struct MaskWalk {
   int64_t channel, place, bit;
 

@@ -20,7 +20,8 @@ struct MinMax {
   }
 };
 
-// NaN where one was seen; + 0 makes a zero positive, so that the order of merging leaves no trace.
+// Returns a limit of the range, NaN if one was seen. Adding 0 makes a zero positive, so that the
+// result does not depend on the order of merging.
 BITPARE_INLINE float limit_of(float limit, float odd) { return odd == odd ? limit + 0.0f : odd; }
 
 // The bin of x among `bins` equal ones over [low, low + bins / inverse_width]; values beyond the
@@ -28,8 +29,8 @@ BITPARE_INLINE float limit_of(float limit, float odd) { return odd == odd ? limi
 template <class V>
 BITPARE_INLINE typename Value<V>::Int bin_of(V x, V low, V inverse_width, int32_t bins) {
   V position = Value<V>::floor((x - low) * inverse_width), zero = splat<V>(0.0f);
-  V held = position > zero ? position : zero, last = splat<V>(static_cast<float>(bins - 1));
-  V bin = held < last ? held : last;
+  V raised = position > zero ? position : zero, last = splat<V>(static_cast<float>(bins - 1));
+  V bin = raised < last ? raised : last;
   return Value<V>::to_int(x == x ? bin : splat<V>(-1.0f));
 }
 

@@ -41,7 +41,7 @@ struct Choice {
   int64_t k;
 };
 
-// The cheaper of two; of equals the wider. NaN costs infinity.
+// Returns the cheaper of two candidates, or of equals the wider. A NaN cost counts as infinite.
 BITPARE_INLINE Choice priced(float cost, int64_t k) {
   return {cost == cost ? cost : __builtin_inff(), k};
 }

@@ -8,14 +8,15 @@ namespace bitpare::math {
 // turn of a frozen weight; else it is the direction of the last change: -1, 0 or 1.
 constexpr float kFrozen = 2.0f;
 
-// code: the integer at the last look, or the one it is frozen at. frequency: the running mean of
-// "changed, and opposite to the change before". mean: the running mean of the integers.
+// code: the integer after the last step, or the one that the weight is frozen at. frequency: the
+// running mean of "changed, and opposite to the change before". mean: the running mean of the
+// integers.
 template <class V>
 struct Oscillation {
   V weight, code, turn, frequency, mean;
 };
 
-// The state at the first look.
+// Returns the state after the first step.
 template <class V>
 BITPARE_INLINE Oscillation<V> first_look(V weight, const Affine<V>& a, V low, V high) {
   V zero = splat<V>(0.0f), code = quantize<Rounding::nearest>(weight, a, low, high, zero).code;
@@ -23,8 +24,8 @@ BITPARE_INLINE Oscillation<V> first_look(V weight, const Affine<V>& a, V low, V 
   return {weight, code, zero, zero, code};
 }
 
-// One look later. Where the frequency is above `threshold` the weight is frozen at the integer
-// nearest to the mean, and set to its value now and from then on. NaN counts as no change.
+// Returns the state after the next step. If the frequency is above `threshold` the weight is frozen
+// at the integer nearest to the mean, and set to its value from then on. NaN counts as no change.
 template <class V>
 BITPARE_INLINE Oscillation<V> next_look(const Oscillation<V>& o, const Affine<V>& a, V low, V high,
                                         V momentum, V threshold) {
@@ -39,9 +40,10 @@ BITPARE_INLINE Oscillation<V> next_look(const Oscillation<V>& o, const Affine<V>
   V turn = direction == zero ? o.turn : direction;
   turn = frequency > threshold ? frozen : turn;
   turn = o.turn == frozen ? frozen : turn;
-  V held = o.turn == frozen ? o.code : nearest;
-  return {turn == frozen ? dequantize(held, a) : o.weight, turn == frozen ? held : now, turn,
-          o.turn == frozen ? o.frequency : frequency, turn == frozen ? held : mean};
+  V frozen_code = o.turn == frozen ? o.code : nearest;
+  return {turn == frozen ? dequantize(frozen_code, a) : o.weight,
+          turn == frozen ? frozen_code : now, turn, o.turn == frozen ? o.frequency : frequency,
+          turn == frozen ? frozen_code : mean};
 }
 
 }  // namespace bitpare::math

@@ -21,7 +21,7 @@ BITPARE_INLINE double fold_doubles(double* lanes, int64_t count) {
   return lanes[0];
 }
 
-// One over the distance, of which the square is given; 0 where two samples coincide.
+// Returns one over a distance, given its square; 0 if two samples coincide.
 BITPARE_INLINE double inverse_distance(double squares) {
   return squares < 1e-12 ? 0.0 : 1.0 / __builtin_sqrt(squares);
 }
@@ -41,8 +41,8 @@ BITPARE_INLINE V cosine_at(V ij, V ik, V jk, V inverse_ij, V inverse_ik) {
   return (V{} + 0.5) * (ij + ik - jk) * inverse_ij * inverse_ik;
 }
 
-// Gives what an angle's slope adds to that in the squared distance ij, counting (i, k, j) as well,
-// and in jk.
+// Returns what an angle's slope adds to the slope of the squared distance ij, counting (i, k, j) as
+// well, or of jk.
 template <class V>
 BITPARE_INLINE V slope_of_side(V slope, V cosine, V inverse_ij, V inverse_ik) {
   return slope * inverse_ij * (inverse_ik - cosine * inverse_ij);

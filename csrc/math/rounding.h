@@ -1,4 +1,4 @@
-// Rounding to an integer, in six ways.
+// Rounds to an integer, in six ways.
 #pragma once
 #include "math/value.h"
 

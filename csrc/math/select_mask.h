@@ -1,5 +1,5 @@
-// Which elements a mask prunes: first those that are masked already, then those of the least score;
-// among equals those of the first tensor, then those that come first in it.
+// The order in which a mask prunes elements: those that are masked already, then by ascending
+// score; equal scores in the order of the tensors, then of the elements.
 #pragma once
 #include "math/value.h"
 
@@ -14,7 +14,7 @@ struct GroupLayout {
 
 namespace math {
 
-// Unsigned integers in the order of the scores; -0 counts as 0, and NaN lies outside the
+// Maps scores to unsigned integers of the same order; -0 counts as 0, and NaN lies beyond the
 // infinities.
 template <class V>
 BITPARE_INLINE typename Value<V>::Uint order_key(V score) {
@@ -26,8 +26,8 @@ BITPARE_INLINE typename Value<V>::Uint order_key(V score) {
 // Keys of numbers are those from kLeastKey on, this many; the others are of NaN.
 constexpr uint32_t kLeastKey = 0x007fffff, kNumberKeys = 0xff800000 - kLeastKey + 1;
 
-// The k-th least key lies in a window, `low` and the kBuckets << shift keys from there on. Counting
-// the keys of each bucket tells which one it lies in, which is the next window.
+// The k-th least key lies in a window: the kBuckets << shift keys from `low` on. Counting the keys
+// in each bucket tells the bucket that it lies in, which is the next window.
 struct Window {
   uint32_t low;
   int32_t shift;
@@ -65,13 +65,13 @@ BITPARE_INLINE bool stays_in_group(const GroupLayout& l, int64_t keep, int64_t i
   int64_t slab = l.members * l.inner, within = i % slab;
   int64_t first = i - within + within % l.inner;
   uint32_t key = order_key(read(i));
-  bool held = !before || is_kept(before, i);
+  bool kept = !before || is_kept(before, i);
   int64_t earlier = 0;  // how many of the group are pruned before this one
   for (int64_t m = 0, j = first; m < l.members; ++m, j += l.inner) {
     uint32_t other = order_key(read(j));
-    bool other_held = !before || is_kept(before, j);
+    bool other_kept = !before || is_kept(before, j);
     bool less = other != key ? other < key : j < i;
-    earlier += other_held != held ? held : less;
+    earlier += other_kept != kept ? kept : less;
   }
   return earlier >= l.members - keep;
 }

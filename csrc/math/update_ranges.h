@@ -1,12 +1,12 @@
-// The range in force of a quantizer, from what one step or many saw.
+// Updates the range of a quantizer from the values of one or many steps.
 #pragma once
 #include "math/control.h"
 #include "math/qparams.h"
 
 namespace bitpare {
 
-// How a step's range enters the one in force: widens it; moves it by `momentum` of the way; or
-// replaces it.
+// How a step's range updates the range: widens it, moves it by `momentum` of the way, or replaces
+// it.
 enum class RangeUpdate : int32_t { minmax, ema, last };
 
 struct UpdateRule {
@@ -18,7 +18,7 @@ struct UpdateRule {
 
 namespace math {
 
-// The content of a pending range: nothing, a range, or one that no scale fits.
+// The content of a pending range: none, a valid range, or one with NaN or infinity.
 enum class Pending : int32_t { none, range, broken };
 
 BITPARE_INLINE bool is_range(float low, float high) {
@@ -32,8 +32,8 @@ BITPARE_INLINE Pending pending_of(float low, float high) {
   return is_range(low, high) ? Pending::range : Pending::broken;
 }
 
-// One limit of the range in force, after `merges` ranges: term 0 is the lower. The first range
-// seen is taken as it is; a moving average is the plain mean of the first 1 / momentum ranges.
+// Returns one limit of the updated range, after `merges` ranges: term 0 is the lower. The first
+// range is taken as it is; a moving average is the plain mean of the first 1 / momentum ranges.
 BITPARE_INLINE float merged_limit(const UpdateRule& rule, int term, float limit, float seen,
                                   int64_t merges) {
   if (merges == 0 || rule.update == RangeUpdate::last) return seen;

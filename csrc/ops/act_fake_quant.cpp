@@ -9,142 +9,159 @@ namespace {
 
 constexpr const char* kOp = "act_fake_quant";
 
-using ForwardSignature = std::tuple<Tensor, Tensor>(
-    const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-    const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
-    int64_t activation, bool save_inside, at::MemoryFormat memory_format);
-using GradientSignature = Tensor(const Tensor& dy, const Tensor& x, const Tensor& inside,
-                                 int64_t activation, at::MemoryFormat memory_format);
-
-// The op's arguments besides the values.
-struct Arguments {
+// The arguments of `_act_fake_quant`. activation: an Activation.
+struct ForwardOptions {
+  const Tensor& x;
+  const OptionalTensor& other;
   const Tensor& scale;
   const OptionalTensor& zero_point;
   const Tensor& control;
   const OptionalTensor& pending;
-  Activation activation;
+  int64_t activation;
+  bool save_inside;
+  at::MemoryFormat format;
+
+  auto fields() const {
+    return std::tie(x, other, scale, zero_point, control, pending, activation, save_inside, format);
+  }
 };
 
-void check_other(const Tensor& x, const Tensor& other, Activation activation) {
-  TORCH_CHECK(other.scalar_type() == x.scalar_type(), kOp, ": other must be ", x.scalar_type(),
-              " like x, got ", other.scalar_type());
-  TORCH_CHECK(other.sym_sizes() == x.sym_sizes(), kOp, ": other must have shape ", x.sym_sizes(),
-              " like x (it is not broadcast), got ", other.sym_sizes());
-  TORCH_CHECK(is_mask(activation), kOp,
-              ": other goes with activation 'none', 'relu' and 'relu6' only, whose gradient needs "
-              "no x; add before the call");
+// The arguments of `_act_fake_quant_gradient`.
+struct GradientOptions {
+  const Tensor& dy;
+  const Tensor& x;
+  const Tensor& inside;
+  int64_t activation;
+  at::MemoryFormat format;
+
+  auto fields() const { return std::tie(dy, x, inside, activation, format); }
+};
+
+// The arguments of the public op.
+struct PublicOptions {
+  const Tensor& x;
+  const OptionalTensor& other;
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  const Tensor& control;
+  const OptionalTensor& pending;
+  c10::string_view activation;
+
+  auto fields() const {
+    return std::tie(x, other, scale, zero_point, control, pending, activation);
+  }
+};
+
+void check_other(const ForwardOptions& o) {
+  if (!o.other) return;
+  TORCH_CHECK(o.other->scalar_type() == o.x.scalar_type(), kOp, ": other must be ",
+              o.x.scalar_type(), " like x, got ", o.other->scalar_type());
+  TORCH_CHECK(o.other->sym_sizes() == o.x.sym_sizes(), kOp, ": other must have shape ",
+              o.x.sym_sizes(), " like x (it is not broadcast), got ", o.other->sym_sizes());
+  TORCH_CHECK(
+      is_mask(static_cast<Activation>(o.activation)), kOp,
+      ": other needs activation 'none', 'relu' or 'relu6'; for others add it to x before the call");
 }
 
-void check(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-           const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
-           int64_t activation, at::MemoryFormat format) {
-  check_input(kOp, x);
-  check_choice(kOp, "activation", activation, Activation::hardsigmoid);
-  check_format(kOp, x, format, {});
-  if (other) check_other(x, *other, static_cast<Activation>(activation));
-  check_state(kOp, x, scale, zero_point, control, pending);
+void check(const ForwardOptions& o) {
+  check_input(kOp, o.x);
+  check_choice(kOp, "activation", o.activation, Activation::hardsigmoid);
+  check_format(kOp, o.x, o.format, {});
+  check_other(o);
+  check_state(kOp, o);
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor> forward(const Tensor& x, const OptionalTensor& other,
-                                   const Tensor& scale, const OptionalTensor& zero_point,
-                                   const Tensor& control, const OptionalTensor& pending,
-                                   int64_t activation, bool save_inside, at::MemoryFormat format) {
-  Device::require(kOp, x);
-  check(x, other, scale, zero_point, control, pending, activation, format);
-  Tensor source = x.contiguous(format), added = other ? other->contiguous(format) : Tensor();
-  Tensor y = at::empty_like(source), inside = new_bits(source, save_inside);
-  if (x.numel() == 0) return {y, inside};
-  Tensor grid = control.contiguous(), partial;
-  auto q = quantizer_in<Device>(kOp, scale, zero_point, grid);
-  if (!Device::kSeesValues && pending) {
-    partial =
-        at::empty({kActTerms * ((x.numel() + kActElements - 1) / kActElements)}, scale.options());
+std::tuple<Tensor, Tensor> forward(const ForwardOptions& o) {
+  Device::require(kOp, o.x);
+  check(o);
+  Tensor source = o.x.contiguous(o.format), other;
+  if (o.other) other = o.other->contiguous(o.format);
+  Tensor y = at::empty_like(source), inside = new_bits(source, o.save_inside);
+  int64_t n = o.x.numel();
+  if (n == 0) return {y, inside};
+  Tensor control = o.control.contiguous(), partial;
+  auto q = quantizer_in<Device>(kOp, o.scale, o.zero_point, control);
+  if (!Device::kSeesValues && o.pending) {
+    partial = at::empty({kActTerms * ((n + kActElements - 1) / kActElements)}, o.scale.options());
   }
-  ActFakeQuant args = {source.const_data_ptr(),
-                       other ? added.const_data_ptr() : nullptr,
-                       y.data_ptr(),
-                       save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
-                       x.numel(),
-                       dtype_of(kOp, x),
-                       static_cast<Activation>(activation),
-                       q.quantizer.scale,
-                       q.quantizer.zero_point,
-                       control_of(grid),
-                       pending ? pending->data_ptr<float>() : nullptr,
-                       partial.defined() ? partial.data_ptr<float>() : nullptr};
-  Device::run(x, [&](const auto& where) { bitpare::act_fake_quant(args, where); });
+  ActFakeQuant args = {
+      .x = source.const_data_ptr(),
+      .other = o.other ? other.const_data_ptr() : nullptr,
+      .y = y.data_ptr(),
+      .inside = o.save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
+      .n = n,
+      .dtype = dtype_of(kOp, o.x),
+      .activation = static_cast<Activation>(o.activation),
+      .scale = q.quantizer.scale,
+      .zero_point = q.quantizer.zero_point,
+      .control = control_of(control),
+      .pending = o.pending ? o.pending->data_ptr<float>() : nullptr,
+      .partial = partial.defined() ? partial.data_ptr<float>() : nullptr,
+  };
+  Device::run(o.x, [&](const auto& where) { bitpare::act_fake_quant(args, where); });
   return {y, inside};
 }
 
-std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const OptionalTensor& other,
-                                        const Tensor& scale, const OptionalTensor& zero_point,
-                                        const Tensor& control, const OptionalTensor& pending,
-                                        int64_t activation, bool save_inside,
-                                        at::MemoryFormat format) {
-  check(x, other, scale, zero_point, control, pending, activation, format);
-  return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
+std::tuple<Tensor, Tensor> forward_meta(const ForwardOptions& o) {
+  check(o);
+  return {at::empty_like(o.x, o.x.options(), o.format), new_bits(o.x, o.save_inside)};
 }
 
-// dy, dx: dense in the layout of `format`; they may be the same.
+// dy, dx: dense in the layout of o.format; they may be the same.
 template <class Device>
-void write_gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
-                    at::MemoryFormat format, const Tensor& dx) {
-  Tensor source = x.contiguous(format);
-  Array<uint64_t> bits(inside);
-  ActFakeQuantGradient args = {dy.const_data_ptr(),
-                               source.const_data_ptr(),
-                               bits.data(),
-                               dx.data_ptr(),
-                               x.numel(),
-                               dtype_of(kOp, x),
-                               static_cast<Activation>(activation)};
-  Device::run(x, [&](const auto& where) { act_fake_quant_gradient(args, where); });
+void write_gradient(const GradientOptions& o, const Tensor& dy, const Tensor& dx) {
+  Tensor source = o.x.contiguous(o.format);
+  Array<uint64_t> bits(o.inside);
+  ActFakeQuantGradient args = {
+      .dy = dy.const_data_ptr(),
+      .x = source.const_data_ptr(),
+      .inside = bits.data(),
+      .dx = dx.data_ptr(),
+      .n = o.x.numel(),
+      .dtype = dtype_of(kOp, o.x),
+      .activation = static_cast<Activation>(o.activation),
+  };
+  Device::run(o.x, [&](const auto& where) { act_fake_quant_gradient(args, where); });
 }
 
-void check_gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
-                    at::MemoryFormat format) {
-  check_input(kOp, x);
-  check_choice(kOp, "activation", activation, Activation::hardsigmoid);
-  check_format(kOp, x, format, {});
-  check_like(kOp, "dy", dy, x);
-  check_bits(kOp, "inside", inside, x.sym_numel());
+void check_gradient(const GradientOptions& o) {
+  check_input(kOp, o.x);
+  check_choice(kOp, "activation", o.activation, Activation::hardsigmoid);
+  check_format(kOp, o.x, o.format, {});
+  check_like(kOp, "dy", o.dy, o.x);
+  check_bits(kOp, "inside", o.inside, o.x.sym_numel());
 }
 
 template <class Device>
-Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
-                at::MemoryFormat format) {
-  Device::require(kOp, x);
-  check_gradient(dy, x, inside, activation, format);
-  Tensor source = dy.contiguous(format), dx = at::empty_like(source);
-  write_gradient<Device>(source, x, inside, activation, format, dx);
+Tensor gradient(const GradientOptions& o) {
+  Device::require(kOp, o.x);
+  check_gradient(o);
+  Tensor dy = o.dy.contiguous(o.format), dx = at::empty_like(dy);
+  write_gradient<Device>(o, dy, dx);
   return dx;
 }
 
-Tensor gradient_meta(const Tensor& dy, const Tensor& x, const Tensor& inside, int64_t activation,
-                     at::MemoryFormat format) {
-  check_gradient(dy, x, inside, activation, format);
-  return at::empty_like(x, x.options(), format);
+Tensor gradient_meta(const GradientOptions& o) {
+  check_gradient(o);
+  return at::empty_like(o.x, o.x.options(), o.format);
 }
 
-std::tuple<Tensor, Tensor> call_forward(const Tensor& x, const OptionalTensor& other,
-                                        const Arguments& a, bool save_inside,
-                                        at::MemoryFormat format) {
-  static auto op = find_op<ForwardSignature>("bitpare::_act_fake_quant");
-  return op.call(x, other, a.scale, a.zero_point, a.control, a.pending,
-                 static_cast<int64_t>(a.activation), save_inside, format);
+std::tuple<Tensor, Tensor> act_fake_quant(const ForwardOptions& options) {
+  static auto op = find_op<decltype(forward_meta)>("bitpare::_act_fake_quant");
+  return call(op, options);
 }
 
-// One bit an element says all: x and other get the same gradient.
+// The saved bits determine the gradient, which is the same for x and other.
 struct Masked : torch::autograd::Function<Masked> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* context, const Tensor& x, const OptionalTensor& other,
-                        const Arguments& a, at::MemoryFormat format) {
+                        const ForwardOptions& o) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, inside] = call_forward(x, other, a, true, format);
+    auto [y, inside] = act_fake_quant(o);
     context->save_for_backward({inside});
-    context->saved_data["format"] = static_cast<int64_t>(format);
+    context->saved_data["format"] = static_cast<int64_t>(o.format);
     context->saved_data["needs_x"] = x.requires_grad();
     context->saved_data["needs_other"] = other && other->requires_grad();
     return y;
@@ -157,7 +174,7 @@ struct Masked : torch::autograd::Function<Masked> {
     Tensor dx = straight_through_or_over(dy[0], inside,
                                          static_cast<at::MemoryFormat>(saved["format"].toInt()));
     return {saved["needs_x"].toBool() ? dx : Tensor(),
-            saved["needs_other"].toBool() ? dx : Tensor(), Tensor(), Tensor()};
+            saved["needs_other"].toBool() ? dx : Tensor(), Tensor()};
   }
 };
 
@@ -165,71 +182,69 @@ struct Masked : torch::autograd::Function<Masked> {
 struct Shaped : torch::autograd::Function<Shaped> {
   static constexpr bool is_traceable = true;
 
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Arguments& a,
-                        at::MemoryFormat format) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const ForwardOptions& o) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, inside] = call_forward(x, std::nullopt, a, true, format);
+    auto [y, inside] = act_fake_quant(o);
     context->save_for_backward({x, inside});
-    context->saved_data["activation"] = static_cast<int64_t>(a.activation);
-    context->saved_data["format"] = static_cast<int64_t>(format);
+    context->saved_data["activation"] = o.activation;
+    context->saved_data["format"] = static_cast<int64_t>(o.format);
     return y;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    static auto op = find_op<GradientSignature>("bitpare::_act_fake_quant_gradient");
+    static auto op = find_op<decltype(gradient_meta)>("bitpare::_act_fake_quant_gradient");
     auto tensors = context->get_saved_variables();
     BelowAutogradUnlessRecording below;
-    int64_t activation = context->saved_data["activation"].toInt();
-    auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
-    if (!may_overwrite(dy[0], format)) {
-      return {op.call(dy[0], tensors[0], tensors[1], activation, format), Tensor(), Tensor()};
-    }
+    auto& saved = context->saved_data;
+    GradientOptions options = {
+        .dy = dy[0],
+        .x = tensors[0],
+        .inside = tensors[1],
+        .activation = saved["activation"].toInt(),
+        .format = static_cast<at::MemoryFormat>(saved["format"].toInt()),
+    };
+    if (!may_overwrite(dy[0], options.format)) return {call(op, options), Tensor()};
     RECORD_FUNCTION("bitpare::_act_fake_quant_gradient in place", {});
-    write_gradient<Cpu>(dy[0], tensors[0], tensors[1], activation, format, dy[0]);
-    return {dy[0], Tensor(), Tensor()};
+    write_gradient<Cpu>(options, dy[0], dy[0]);
+    return {dy[0], Tensor()};
   }
 };
 
-Arguments parsed(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                 const Tensor& control, const OptionalTensor& pending,
-                 c10::string_view activation) {
-  check_input(kOp, x);
-  auto chosen = static_cast<Activation>(parse_name(
-      kOp, "activation", activation, {"none", "relu", "relu6", "hardswish", "hardsigmoid"}));
-  return {scale, zero_point, control, pending, chosen};
+ForwardOptions parsed(const PublicOptions& o, bool save_inside) {
+  check_input(kOp, o.x);
+  return {
+      .x = o.x,
+      .other = o.other,
+      .scale = o.scale,
+      .zero_point = o.zero_point,
+      .control = o.control,
+      .pending = o.pending,
+      .activation = parse_name(kOp, "activation", o.activation,
+                               {"none", "relu", "relu6", "hardswish", "hardsigmoid"}),
+      .save_inside = save_inside,
+      .format = o.x.suggest_memory_format(),
+  };
 }
 
-Tensor without_gradient(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-                        const OptionalTensor& zero_point, const Tensor& control,
-                        const OptionalTensor& pending, c10::string_view activation) {
-  Arguments a = parsed(x, scale, zero_point, control, pending, activation);
-  return std::get<0>(call_forward(x, other, a, false, x.suggest_memory_format()));
+Tensor without_gradient(const PublicOptions& o) {
+  return std::get<0>(act_fake_quant(parsed(o, false)));
 }
 
-Tensor autograd(const Tensor& x, const OptionalTensor& other, const Tensor& scale,
-                const OptionalTensor& zero_point, const Tensor& control,
-                const OptionalTensor& pending, c10::string_view activation) {
-  if (pending) bump_version(*pending);
-  if (!needs_gradient(x) && !(other && needs_gradient(*other))) {
+Tensor autograd(const PublicOptions& o) {
+  if (o.pending) bump_version(*o.pending);
+  if (!needs_gradient(o.x) && !(o.other && needs_gradient(*o.other))) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return without_gradient(x, other, scale, zero_point, control, pending, activation);
+    return without_gradient(o);
   }
-  Arguments a = parsed(x, scale, zero_point, control, pending, activation);
-  at::MemoryFormat format = x.suggest_memory_format();
-  if (other) check_other(x, *other, a.activation);  // Shaped has no place for it
-  return is_mask(a.activation) ? Masked::apply(x, other, a, format) : Shaped::apply(x, a, format);
+  ForwardOptions options = parsed(o, true);
+  check_other(options);  // before Shaped, which gives `other` no gradient
+  bool masked = is_mask(static_cast<Activation>(options.activation));
+  return masked ? Masked::apply(o.x, o.other, options) : Shaped::apply(o.x, options);
 }
 
-// Runs where autograd() has not run before it, as in inference mode.
-std::tuple<Tensor, Tensor> written(c10::DispatchKeySet keys, const Tensor& x,
-                                   const OptionalTensor& other, const Tensor& scale,
-                                   const OptionalTensor& zero_point, const Tensor& control,
-                                   const OptionalTensor& pending, int64_t activation,
-                                   bool save_inside, at::MemoryFormat format) {
-  static auto op = find_op<ForwardSignature>("bitpare::_act_fake_quant");
-  if (pending) bump_version(*pending);
-  return op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, other, scale, zero_point,
-                       control, pending, activation, save_inside, format);
+// Runs where autograd() did not, as in inference mode.
+void note_written(const ForwardOptions& o) {
+  if (o.pending) bump_version(*o.pending);
 }
 
 }  // namespace
@@ -251,9 +266,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   composite(m, "act_fake_quant", without_gradient, autograd);
   kernels(m, "_act_fake_quant", forward<Cpu>, forward<Cuda>, forward_meta);
   no_derivative(m, "_act_fake_quant");
+  writes<forward_meta, note_written>(m, "_act_fake_quant");
   kernels(m, "_act_fake_quant_gradient", gradient<Cpu>, gradient<Cuda>, gradient_meta);
   no_derivative(m, "_act_fake_quant_gradient");
 }
-TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("_act_fake_quant", written); }
 
 }  // namespace bitpare::ops

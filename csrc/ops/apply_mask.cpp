@@ -7,8 +7,6 @@ namespace {
 
 constexpr const char* kOp = "apply_mask";
 
-using Signature = Tensor(const Tensor& x, const Tensor& mask, at::MemoryFormat memory_format);
-
 void check(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   check_input(kOp, x);
   check_format(kOp, x, format, {});
@@ -19,11 +17,16 @@ template <class Device>
 Tensor body(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
   Device::require(kOp, x);
   check(x, mask, format);
-  Tensor source = x.contiguous(format), y = at::empty_like(source), words = mask.contiguous();
+  Tensor source = x.contiguous(format), y = at::empty_like(source);
   if (x.numel() == 0) return y;
-  ApplyMask args = {source.const_data_ptr(), y.data_ptr(),
-                    static_cast<const uint64_t*>(words.const_data_ptr()), dtype_of(kOp, x),
-                    mask_layout(x, format)};
+  Array<uint64_t> words(mask);
+  ApplyMask args = {
+      .x = source.const_data_ptr(),
+      .y = y.data_ptr(),
+      .mask = words.data(),
+      .dtype = dtype_of(kOp, x),
+      .layout = mask_layout(x, format),
+  };
   Device::run(x, [&](const auto& where) { bitpare::apply_mask(args, where); });
   return y;
 }
@@ -34,11 +37,11 @@ Tensor meta(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
 }
 
 Tensor masked(const Tensor& x, const Tensor& mask, at::MemoryFormat format) {
-  static auto op = find_op<Signature>("bitpare::_apply_mask");
+  static auto op = find_op<decltype(meta)>("bitpare::_apply_mask");
   return op.call(x, mask, format);
 }
 
-// Linear in x: the gradient is masked as x is, or passes as it came.
+// The op is linear in x: the gradient is masked like x, or passes unchanged.
 struct Masked : torch::autograd::Function<Masked> {
   static constexpr bool is_traceable = true;
 

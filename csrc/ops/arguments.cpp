@@ -18,7 +18,8 @@ void check_input(const char* op, const Tensor& x) {
 }
 
 void check_granularity(const char* op, const Tensor& x, const Granularity& g) {
-  TORCH_CHECK(!(g.axis && g.group), op, ": axis and group exclude each other, got axis=", *g.axis,
+  TORCH_CHECK(!(g.axis && g.group), op,
+              ": axis and group cannot be given together, got axis=", *g.axis,
               " and group=", *g.group);
   if (g.axis) {
     TORCH_CHECK(*g.axis >= -x.dim() && *g.axis < x.dim(), op, ": axis must be in [", -x.dim(), ", ",
@@ -100,8 +101,8 @@ void check_format(const char* op, const Tensor& x, at::MemoryFormat format, cons
               (format == at::MemoryFormat::ChannelsLast && x.dim() == 4) ||
               (format == at::MemoryFormat::ChannelsLast3d && x.dim() == 5);
   TORCH_CHECK(fits && (!g.group || format == at::MemoryFormat::Contiguous), op,
-              ": memory_format must be a dense one of x's ", x.dim(), " dimensions",
-              g.group ? ", contiguous with group" : "", ", got ", format);
+              ": memory_format must be a dense format for ", x.dim(), " dimensions",
+              g.group ? ", and contiguous with group" : "", ", got ", format);
 }
 
 void check_like(const char* op, const char* name, const Tensor& value, const Tensor& x) {
@@ -199,29 +200,31 @@ void check_zero_point_values(const char* op, const Tensor& zero_point, int64_t q
 
 }  // namespace
 
-QuantizerTensors quantizer_of(const char* op, const OptionalTensor& scale,
-                              const OptionalTensor& zero_point, int64_t quant_min,
-                              int64_t quant_max, const ReduceLayout& layout, bool floored,
+QuantizerTensors quantizer_of(const char* op, const QuantizerOptions& o, const ReduceLayout& layout,
                               bool see_values) {
   QuantizerTensors t;
   Quantizer& q = t.quantizer;
   q.channel = {layout.inner, layout.channels};
-  q.quant_min = static_cast<float>(quant_min);
-  q.quant_max = static_cast<float>(quant_max);
-  q.floored = floored;
-  if (scale) {
-    t.scale = scale->contiguous();
-    if (see_values) check_scale_values(op, t.scale, floored);
+  q.quant_min = static_cast<float>(o.quant_min);
+  q.quant_max = static_cast<float>(o.quant_max);
+  q.floored = o.floored;
+  if (o.scale) {
+    t.scale = o.scale->contiguous();
+    if (see_values) check_scale_values(op, t.scale, o.floored);
     q.scale = t.scale.const_data_ptr<float>();
   }
-  if (zero_point) {
-    t.zero_point = zero_point->contiguous();
+  if (o.zero_point) {
+    t.zero_point = o.zero_point->contiguous();
     if (t.zero_point.scalar_type() == at::kInt) {
-      if (see_values) check_zero_point_values(op, t.zero_point, quant_min, quant_max);
+      if (see_values) check_zero_point_values(op, t.zero_point, o.quant_min, o.quant_max);
       q.zero_point = t.zero_point.const_data_ptr<int32_t>();
     } else {
       q.learned_zero_point = t.zero_point.const_data_ptr<float>();
     }
+  }
+  if (o.threshold) {
+    t.threshold = o.threshold->contiguous();
+    q.threshold = t.threshold.const_data_ptr<float>();
   }
   return t;
 }

@@ -1,6 +1,6 @@
-// Checks of what users pass, and its translation to what kernels take. Checks look at types and
-// shapes only, so they serve real and meta tensors alike; values are looked at where a kernel's
-// arguments are filled, on the CPU.
+// Checks users' arguments, and converts them to kernels' arguments. Checks read types and shapes
+// only, so they serve real and meta tensors alike; values are checked on the CPU, where a kernel's
+// arguments are filled.
 #pragma once
 #include "math/fake_float.h"
 #include "math/fake_quant.h"
@@ -48,45 +48,79 @@ Rounding parse_rounding(const char* op, c10::string_view name);
 int64_t parse_name(const char* op, const char* argument, c10::string_view name,
                    std::initializer_list<const char*> names);
 
-// The layout the kernels walk: x's own where it is contiguous or channels_last, else contiguous;
-// groups lie along the last dimension, so they always need contiguous.
+// Returns the layout in which kernels read x: its own if that is contiguous or channels_last, else
+// contiguous. Groups lie along the last dimension, so they always need contiguous.
 at::MemoryFormat format_of(const Tensor& x, const Granularity& granularity);
 ReduceLayout layout_of(const Tensor& x, const Granularity& granularity, at::MemoryFormat format);
 
 // A scale tensor's shape for x.
 c10::SymDimVector scale_shape(const Tensor& x, const Granularity& granularity);
 
+inline const OptionalTensor kNoTensor;
+
+// The arguments that make a quantizer. See math/fake_quant.h for `floored`.
+struct QuantizerOptions {
+  const OptionalTensor& scale = kNoTensor;
+  const OptionalTensor& zero_point = kNoTensor;
+  const OptionalTensor& threshold = kNoTensor;
+  int64_t quant_min = 0, quant_max = 0;
+  bool floored = false;
+};
+
 // The tensors a kernel reads of a quantizer, kept alive.
 struct QuantizerTensors {
-  Tensor scale, zero_point;
+  Tensor scale, zero_point, threshold;
   Quantizer quantizer;
 };
 
-// See math/fake_quant.h for `floored`. With see_values, scales and zero points are checked.
-QuantizerTensors quantizer_of(const char* op, const OptionalTensor& scale,
-                              const OptionalTensor& zero_point, int64_t quant_min,
-                              int64_t quant_max, const ReduceLayout& layout, bool floored,
-                              bool see_values);
+// With see_values, scales and zero points are checked.
+QuantizerTensors quantizer_of(const char* op, const QuantizerOptions& options,
+                              const ReduceLayout& layout, bool see_values);
 
-// Room on x's device for what the pieces of a reduction leave: `terms` floats for each.
+// The same from the arguments of an op on a grid.
+template <class Device, class Options>
+QuantizerTensors quantizer_on_grid(const char* op, const Options& o, const ReduceLayout& layout,
+                                   bool floored = false) {
+  return quantizer_of(op,
+                      {.scale = o.scale,
+                       .zero_point = o.zero_point,
+                       .quant_min = o.quant_min,
+                       .quant_max = o.quant_max,
+                       .floored = floored},
+                      layout, Device::kSeesValues);
+}
+
+// Checks x, its grid, scale and zero point, and its layout: what the ops on a grid share.
+template <class Options>
+void check_on_grid(const char* op, const Options& o) {
+  check_input(op, o.x);
+  check_grid(op, o.quant_min, o.quant_max);
+  check_granularity(op, o.x, o.granularity);
+  check_scale(op, o.x, o.scale, o.granularity);
+  check_zero_point(op, o.x, o.zero_point, o.granularity);
+  check_format(op, o.x, o.format, o.granularity);
+}
+
+// Returns space on x's device for the partial sums of a reduction: `terms` floats for each piece.
 Tensor new_partial(const Tensor& x, const ReduceLayout& layout, int64_t terms);
 
-// Words for one bit per element of x; none unless `wanted`.
+// Returns words for one bit per element of x; none unless `wanted`.
 Tensor new_bits(const Tensor& x, bool wanted);
 
-// A tensor as an array that a kernel reads: made contiguous and held here; null if there is none.
+// An array that a kernel reads: a contiguous copy of a tensor, or the tensor itself if it is
+// contiguous; null if there is none.
 template <class T>
 class Array {
  public:
   explicit Array(const OptionalTensor& x) {
-    if (x) held_ = x->contiguous();
+    if (x) contiguous_ = x->contiguous();
   }
   const T* data() const {
-    return held_.defined() ? static_cast<const T*>(held_.const_data_ptr()) : nullptr;
+    return contiguous_.defined() ? static_cast<const T*>(contiguous_.const_data_ptr()) : nullptr;
   }
 
  private:
-  Tensor held_;
+  Tensor contiguous_;
 };
 
 inline bool needs_gradient(const Tensor& x) {

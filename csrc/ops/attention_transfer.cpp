@@ -37,7 +37,8 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
   args.pixels = student.numel() / (args.images * args.student_channels);
   args.workers = args.images;
   if (student.is_cpu()) args.workers = std::min<int64_t>(args.images, at::get_num_threads());
-  Tensor scratch = at::empty({args.workers * math::attention_scratch(args.pixels)}, tensors.floats);
+  Tensor scratch =
+      at::empty({args.workers * layout::attention_floats(args.pixels)}, tensors.floats);
   Tensor losses = at::empty({args.images + math::chunks_of(args.images)}, tensors.floats);
   args.scratch = scratch.data_ptr<float>();
   args.losses = losses.data_ptr<float>();

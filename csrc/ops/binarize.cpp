@@ -5,98 +5,115 @@
 namespace bitpare::ops {
 namespace {
 
-// binarize and ternarize differ in their levels; both are `_binarize` below autograd.
+// binarize and ternarize differ in their levels; both call `_binarize` below autograd.
 const char* name_of(Levels levels) { return levels == Levels::ternary ? "ternarize" : "binarize"; }
 
-using ForwardSignature = Tensor(const Tensor& x, const Tensor& scale,
-                                const OptionalTensor& threshold, int64_t levels,
-                                std::optional<int64_t> axis, std::optional<int64_t> group,
-                                at::MemoryFormat memory_format);
-using GradientSignature = std::tuple<Tensor, Tensor>(
-    const Tensor& dy, const Tensor& x, const Tensor& scale, const OptionalTensor& threshold,
-    int64_t levels, bool clipped, std::optional<int64_t> axis, std::optional<int64_t> group,
-    at::MemoryFormat memory_format);
-QuantizerTensors levels_of(const char* op, const Tensor& scale, const OptionalTensor& threshold,
-                           const ReduceLayout& layout, bool see_values) {
-  auto q = quantizer_of(op, scale, std::nullopt, 0, 0, layout, true, see_values);
-  if (threshold) {
-    q.zero_point = threshold->contiguous();
-    q.quantizer.threshold = q.zero_point.const_data_ptr<float>();
+// The arguments of `_binarize`. levels: a Levels.
+struct ForwardOptions {
+  const Tensor& x;
+  const Tensor& scale;
+  const OptionalTensor& threshold;
+  int64_t levels;
+  Granularity granularity;
+  at::MemoryFormat format;
+
+  auto fields() const {
+    return std::tie(x, scale, threshold, levels, granularity.axis, granularity.group, format);
   }
-  return q;
+};
+
+// The arguments of `_binarize_gradient`.
+struct GradientOptions {
+  const Tensor& dy;
+  const Tensor& x;
+  const Tensor& scale;
+  const OptionalTensor& threshold;
+  int64_t levels;
+  bool clipped;
+  Granularity granularity;
+  at::MemoryFormat format;
+
+  auto fields() const {
+    return std::tie(dy, x, scale, threshold, levels, clipped, granularity.axis, granularity.group,
+                    format);
+  }
+};
+
+template <class Options>
+QuantizerTensors levels_of(const char* op, const Options& o, const ReduceLayout& layout,
+                           bool see_values) {
+  return quantizer_of(op, {.scale = o.scale, .threshold = o.threshold, .floored = true}, layout,
+                      see_values);
 }
 
-const char* checked_name(const Tensor& x, const Tensor& scale, const OptionalTensor& threshold,
-                         int64_t levels, const Granularity& granularity, at::MemoryFormat format) {
-  check_choice("binarize", "levels", levels, Levels::ternary);
-  const char* op = name_of(static_cast<Levels>(levels));
-  check_input(op, x);
-  check_granularity(op, x, granularity);
-  check_scale(op, x, scale, granularity);
-  check_threshold(op, x, threshold, granularity);
-  TORCH_CHECK(threshold || static_cast<Levels>(levels) != Levels::ternary, op,
-              ": threshold must be given");
-  check_format(op, x, format, granularity);
+template <class Options>
+const char* checked_name(const Options& o) {
+  check_choice("binarize", "levels", o.levels, Levels::ternary);
+  auto levels = static_cast<Levels>(o.levels);
+  const char* op = name_of(levels);
+  check_input(op, o.x);
+  check_granularity(op, o.x, o.granularity);
+  check_scale(op, o.x, o.scale, o.granularity);
+  check_threshold(op, o.x, o.threshold, o.granularity);
+  TORCH_CHECK(o.threshold || levels != Levels::ternary, op, ": threshold must be given");
+  check_format(op, o.x, o.format, o.granularity);
   return op;
 }
 
 template <class Device>
-Tensor forward(const Tensor& x, const Tensor& scale, const OptionalTensor& threshold,
-               int64_t levels, std::optional<int64_t> axis, std::optional<int64_t> group,
-               at::MemoryFormat format) {
-  const char* op = checked_name(x, scale, threshold, levels, {axis, group}, format);
-  Device::require(op, x);
-  Tensor source = x.contiguous(format), y = at::empty_like(source);
-  if (x.numel() == 0) return y;
-  auto q =
-      levels_of(op, scale, threshold, layout_of(x, {axis, group}, format), Device::kSeesValues);
-  Binarize args = {source.const_data_ptr(), y.data_ptr(), x.numel(),
-                   dtype_of(op, x),         q.quantizer,  static_cast<Levels>(levels)};
-  Device::run(x, [&](const auto& where) { bitpare::binarize(args, where); });
+Tensor forward(const ForwardOptions& o) {
+  const char* op = checked_name(o);
+  Device::require(op, o.x);
+  Tensor source = o.x.contiguous(o.format), y = at::empty_like(source);
+  if (o.x.numel() == 0) return y;
+  auto q = levels_of(op, o, layout_of(o.x, o.granularity, o.format), Device::kSeesValues);
+  Binarize args = {
+      .x = source.const_data_ptr(),
+      .y = y.data_ptr(),
+      .n = o.x.numel(),
+      .dtype = dtype_of(op, o.x),
+      .quantizer = q.quantizer,
+      .levels = static_cast<Levels>(o.levels),
+  };
+  Device::run(o.x, [&](const auto& where) { bitpare::binarize(args, where); });
   return y;
 }
 
-Tensor forward_meta(const Tensor& x, const Tensor& scale, const OptionalTensor& threshold,
-                    int64_t levels, std::optional<int64_t> axis, std::optional<int64_t> group,
-                    at::MemoryFormat format) {
-  checked_name(x, scale, threshold, levels, {axis, group}, format);
-  return at::empty_like(x, x.options(), format);
+Tensor forward_meta(const ForwardOptions& o) {
+  checked_name(o);
+  return at::empty_like(o.x, o.x.options(), o.format);
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor> gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
-                                    const OptionalTensor& threshold, int64_t levels, bool clipped,
-                                    std::optional<int64_t> axis, std::optional<int64_t> group,
-                                    at::MemoryFormat format) {
-  const char* op = checked_name(x, scale, threshold, levels, {axis, group}, format);
-  Device::require(op, x);
-  check_like(op, "dy", dy, x);
-  Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
-  Tensor dx = at::empty_like(source), ds = at::empty_like(scale, at::MemoryFormat::Contiguous);
-  ReduceLayout layout = layout_of(x, {axis, group}, format);
-  auto q = levels_of(op, scale, threshold, layout, Device::kSeesValues);
-  Tensor partial = new_partial(x, layout, 1);
-  BinarizeGradient args = {dy_source.const_data_ptr(),
-                           source.const_data_ptr(),
-                           dx.data_ptr(),
-                           dtype_of(op, x),
-                           q.quantizer,
-                           static_cast<Levels>(levels),
-                           clipped,
-                           layout,
-                           partial.data_ptr<float>(),
-                           ds.data_ptr<float>()};
-  Device::run(x, [&](const auto& where) { binarize_gradient(args, where); });
+std::tuple<Tensor, Tensor> gradient(const GradientOptions& o) {
+  const char* op = checked_name(o);
+  Device::require(op, o.x);
+  check_like(op, "dy", o.dy, o.x);
+  Tensor dy = o.dy.contiguous(o.format), source = o.x.contiguous(o.format);
+  Tensor dx = at::empty_like(source), ds = at::empty_like(o.scale, at::MemoryFormat::Contiguous);
+  ReduceLayout layout = layout_of(o.x, o.granularity, o.format);
+  auto q = levels_of(op, o, layout, Device::kSeesValues);
+  Tensor partial = new_partial(o.x, layout, 1);
+  BinarizeGradient args = {
+      .dy = dy.const_data_ptr(),
+      .x = source.const_data_ptr(),
+      .dx = dx.data_ptr(),
+      .dtype = dtype_of(op, o.x),
+      .quantizer = q.quantizer,
+      .levels = static_cast<Levels>(o.levels),
+      .clipped = o.clipped,
+      .layout = layout,
+      .partial = partial.data_ptr<float>(),
+      .scale_gradient = ds.data_ptr<float>(),
+  };
+  Device::run(o.x, [&](const auto& where) { binarize_gradient(args, where); });
   return {dx, ds};
 }
 
-std::tuple<Tensor, Tensor> gradient_meta(const Tensor& dy, const Tensor& x, const Tensor& scale,
-                                         const OptionalTensor& threshold, int64_t levels, bool,
-                                         std::optional<int64_t> axis, std::optional<int64_t> group,
-                                         at::MemoryFormat format) {
-  check_like(checked_name(x, scale, threshold, levels, {axis, group}, format), "dy", dy, x);
-  return {at::empty_like(x, x.options(), format),
-          at::empty_like(scale, at::MemoryFormat::Contiguous)};
+std::tuple<Tensor, Tensor> gradient_meta(const GradientOptions& o) {
+  check_like(checked_name(o), "dy", o.dy, o.x);
+  return {at::empty_like(o.x, o.x.options(), o.format),
+          at::empty_like(o.scale, at::MemoryFormat::Contiguous)};
 }
 
 // The arguments of one call, the scale and threshold filled in where they were not given.
@@ -131,9 +148,16 @@ Call prepared(const Tensor& x, const OptionalTensor& scale, const OptionalTensor
 }
 
 Tensor call_forward(const Tensor& x, const Call& c) {
-  static auto op = find_op<ForwardSignature>("bitpare::_binarize");
-  return op.call(x, c.scale, c.threshold, static_cast<int64_t>(c.levels), c.granularity.axis,
-                 c.granularity.group, c.format);
+  static auto op = find_op<decltype(forward_meta)>("bitpare::_binarize");
+  ForwardOptions options = {
+      .x = x,
+      .scale = c.scale,
+      .threshold = c.threshold,
+      .levels = static_cast<int64_t>(c.levels),
+      .granularity = c.granularity,
+      .format = c.format,
+  };
+  return call(op, options);
 }
 
 struct Differentiable : torch::autograd::Function<Differentiable> {
@@ -153,16 +177,21 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    static auto op = find_op<GradientSignature>("bitpare::_binarize_gradient");
+    static auto op = find_op<decltype(gradient_meta)>("bitpare::_binarize_gradient");
     auto tensors = context->get_saved_variables();
     BelowAutogradUnlessRecording below;
     auto& saved = context->saved_data;
-    OptionalTensor threshold;
-    if (tensors[2].defined()) threshold = tensors[2];
-    auto [dx, ds] = op.call(dy[0], tensors[0], tensors[1], threshold, saved["levels"].toInt(),
-                            saved["clipped"].toBool(), saved["axis"].toOptional<int64_t>(),
-                            saved["group"].toOptional<int64_t>(),
-                            static_cast<at::MemoryFormat>(saved["format"].toInt()));
+    GradientOptions options = {
+        .dy = dy[0],
+        .x = tensors[0],
+        .scale = tensors[1],
+        .threshold = if_defined(tensors[2]),
+        .levels = saved["levels"].toInt(),
+        .clipped = saved["clipped"].toBool(),
+        .granularity = {saved["axis"].toOptional<int64_t>(), saved["group"].toOptional<int64_t>()},
+        .format = static_cast<at::MemoryFormat>(saved["format"].toInt()),
+    };
+    auto [dx, ds] = call(op, options);
     return {dx, ds, Tensor()};
   }
 };

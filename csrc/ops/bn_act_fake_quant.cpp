@@ -1,7 +1,5 @@
 #include "kernels/bn_act_fake_quant.h"
 
-#include <functional>
-
 #include "ops/control.h"
 #include "ops/overwrite.h"
 
@@ -11,23 +9,66 @@ namespace {
 constexpr const char* kOp = "bn_act_fake_quant";
 
 using Results = std::tuple<Tensor, Tensor, Tensor>;
-using ForwardSignature = Results(const Tensor& x, const OptionalTensor& weight,
-                                 const OptionalTensor& bias, const Tensor& running_mean,
-                                 const Tensor& running_var,
-                                 const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                                 const OptionalTensor& zero_point, const Tensor& control,
-                                 const OptionalTensor& pending, int64_t activation, bool training,
-                                 double momentum, double eps, bool save_inside,
-                                 at::MemoryFormat memory_format);
-using GradientSignature = Results(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
-                                  const Tensor& inside, const Tensor& statistics,
-                                  int64_t activation, at::MemoryFormat memory_format);
 
-template <class... Args>
-Results call_forward(const Args&... args) {
-  static auto op = find_op<ForwardSignature>("bitpare::_bn_act_fake_quant");
-  return op.call(args...);
-}
+// The arguments of `_bn_act_fake_quant`. activation: an Activation.
+struct ForwardOptions {
+  const Tensor& x;
+  const OptionalTensor& weight;
+  const OptionalTensor& bias;
+  const Tensor& running_mean;
+  const Tensor& running_var;
+  const OptionalTensor& num_batches_tracked;
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  const Tensor& control;
+  const OptionalTensor& pending;
+  int64_t activation;
+  bool training;
+  double momentum, eps;
+  bool save_inside;
+  at::MemoryFormat format;
+
+  auto fields() const {
+    return std::tie(x, weight, bias, running_mean, running_var, num_batches_tracked, scale,
+                    zero_point, control, pending, activation, training, momentum, eps, save_inside,
+                    format);
+  }
+};
+
+// The arguments of `_bn_act_fake_quant_gradient`.
+struct GradientOptions {
+  const Tensor& dy;
+  const Tensor& x;
+  const OptionalTensor& weight;
+  const Tensor& inside;
+  const Tensor& statistics;
+  int64_t activation;
+  at::MemoryFormat format;
+
+  auto fields() const { return std::tie(dy, x, weight, inside, statistics, activation, format); }
+};
+
+// The arguments of the public op.
+struct PublicOptions {
+  const Tensor& x;
+  const OptionalTensor& weight;
+  const OptionalTensor& bias;
+  const Tensor& running_mean;
+  const Tensor& running_var;
+  const OptionalTensor& num_batches_tracked;
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  const Tensor& control;
+  const OptionalTensor& pending;
+  c10::string_view activation;
+  bool training;
+  double momentum, eps;
+
+  auto fields() const {
+    return std::tie(x, weight, bias, running_mean, running_var, num_batches_tracked, scale,
+                    zero_point, control, pending, activation, training, momentum, eps);
+  }
+};
 
 // One channel is one row, whatever dimensions it has.
 ReduceLayout layout_in(const Tensor& x, at::MemoryFormat format) {
@@ -37,109 +78,92 @@ ReduceLayout layout_in(const Tensor& x, at::MemoryFormat format) {
 
 Tensor new_statistics(const Tensor& x) {
   auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  return at::empty_symint({4 * x.sym_size(1) + 1}, options);
+  return at::empty_symint({layout::bn_statistics_floats(x.sym_size(1))}, options);
 }
 
-const float* floats_of(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
-
-OptionalTensor dense(const OptionalTensor& t) {
-  return t ? OptionalTensor(t->contiguous()) : std::nullopt;
+void check_affine(const Tensor& x, const char* name, const OptionalTensor& values) {
+  if (!values) return;
+  TORCH_CHECK(values->scalar_type() == at::kFloat, kOp, ": ", name, " must be float32, got ",
+              values->scalar_type());
+  check_per_channel(kOp, name, x, *values, {1, std::nullopt});
 }
 
-void check(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-           const Tensor& running_mean, const Tensor& running_var,
-           const OptionalTensor& num_batches_tracked, const Tensor& scale,
-           const OptionalTensor& zero_point, const Tensor& control, const OptionalTensor& pending,
-           int64_t activation, bool training, at::MemoryFormat format) {
-  check_input(kOp, x);
-  TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ", x.sym_sizes());
-  c10::SymInt c = x.sym_size(1);
-  for (auto [name, t] : {std::pair("weight", &weight), std::pair("bias", &bias)}) {
-    if (!*t) continue;
-    TORCH_CHECK((*t)->scalar_type() == at::kFloat, kOp, ": ", name, " must be float32, got ",
-                (*t)->scalar_type());
-    check_per_channel(kOp, name, x, **t, {1, std::nullopt});
+// Checks what the forward and the backward op share.
+template <class Options>
+void check_normalized(const Options& o) {
+  check_input(kOp, o.x);
+  TORCH_CHECK(o.x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ",
+              o.x.sym_sizes());
+  check_affine(o.x, "weight", o.weight);
+  check_choice(kOp, "activation", o.activation, Activation::hardswish);
+  check_format(kOp, o.x, o.format, {});
+}
+
+void check(const ForwardOptions& o) {
+  check_normalized(o);
+  c10::SymInt c = o.x.sym_size(1);
+  check_affine(o.x, "bias", o.bias);
+  check_written(kOp, "running_mean", o.running_mean, at::kFloat, c);
+  check_written(kOp, "running_var", o.running_var, at::kFloat, c);
+  if (o.num_batches_tracked) {
+    check_written(kOp, "num_batches_tracked", *o.num_batches_tracked, at::kLong, 1);
   }
-  check_written(kOp, "running_mean", running_mean, at::kFloat, c);
-  check_written(kOp, "running_var", running_var, at::kFloat, c);
-  if (num_batches_tracked) {
-    check_written(kOp, "num_batches_tracked", *num_batches_tracked, at::kLong, 1);
-  }
-  check_state(kOp, x, scale, zero_point, control, pending);
-  TORCH_CHECK(!training || x.sym_numel() != c || c == 0, kOp,
-              ": x must have more than 1 value per channel in training, got shape ", x.sym_sizes());
-  check_choice(kOp, "activation", activation, Activation::hardswish);
-  check_format(kOp, x, format, {});
+  check_state(kOp, o);
+  TORCH_CHECK(!o.training || o.x.sym_numel() != c || c == 0, kOp,
+              ": x must have more than 1 value per channel in training, got shape ",
+              o.x.sym_sizes());
 }
 
 template <class Device>
-Results forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                const Tensor& running_mean, const Tensor& running_var,
-                const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                const OptionalTensor& zero_point, const Tensor& control,
-                const OptionalTensor& pending, int64_t activation, bool training, double momentum,
-                double eps, bool save_inside, at::MemoryFormat format) {
-  Device::require(kOp, x);
-  check(x, weight, bias, running_mean, running_var, num_batches_tracked, scale, zero_point, control,
-        pending, activation, training, format);
-  Tensor source = x.contiguous(format), y = at::empty_like(source);
-  Tensor inside = new_bits(source, save_inside), statistics = new_statistics(x);
-  if (x.numel() == 0) return {y, inside, statistics.zero_()};
-  OptionalTensor dense_weight = dense(weight), dense_bias = dense(bias);
-  Tensor dense_control = control.contiguous();
-  auto q = quantizer_in<Device>(kOp, scale, zero_point, dense_control);
-  BnActFakeQuant args = {};
-  args.layout = layout_in(x, format);
-  Tensor scratch = at::empty({bn_scratch(args.layout)}, statistics.options());
-  args.x = source.const_data_ptr();
-  args.y = y.data_ptr();
-  args.inside = save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr;
-  args.dtype = dtype_of(kOp, x);
-  args.weight = floats_of(dense_weight);
-  args.bias = floats_of(dense_bias);
-  args.running_mean = running_mean.data_ptr<float>();
-  args.running_var = running_var.data_ptr<float>();
-  if (num_batches_tracked) args.num_batches_tracked = num_batches_tracked->data_ptr<int64_t>();
-  args.quantizer = q.quantizer;
-  args.control = control_of(dense_control);
-  args.pending = pending ? pending->data_ptr<float>() : nullptr;
-  args.statistics = statistics.data_ptr<float>();
-  args.scratch = scratch.data_ptr<float>();
-  args.activation = static_cast<Activation>(activation);
-  args.training = training;
-  args.momentum = momentum;
-  args.eps = eps;
-  Device::run(x, [&](const auto& where) { bitpare::bn_act_fake_quant(args, where); });
+Results forward(const ForwardOptions& o) {
+  Device::require(kOp, o.x);
+  check(o);
+  Tensor source = o.x.contiguous(o.format), y = at::empty_like(source);
+  Tensor inside = new_bits(source, o.save_inside), statistics = new_statistics(o.x);
+  if (o.x.numel() == 0) return {y, inside, statistics.zero_()};
+  Array<float> weight(o.weight), bias(o.bias);
+  Tensor control = o.control.contiguous();
+  auto q = quantizer_in<Device>(kOp, o.scale, o.zero_point, control);
+  ReduceLayout layout = layout_in(o.x, o.format);
+  Tensor scratch = at::empty({layout::bn_floats(layout)}, statistics.options());
+  BnActFakeQuant args = {
+      .x = source.const_data_ptr(),
+      .y = y.data_ptr(),
+      .inside = o.save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
+      .dtype = dtype_of(kOp, o.x),
+      .layout = layout,
+      .weight = weight.data(),
+      .bias = bias.data(),
+      .running_mean = o.running_mean.data_ptr<float>(),
+      .running_var = o.running_var.data_ptr<float>(),
+      .num_batches_tracked =
+          o.num_batches_tracked ? o.num_batches_tracked->data_ptr<int64_t>() : nullptr,
+      .quantizer = q.quantizer,
+      .control = control_of(control),
+      .pending = o.pending ? o.pending->data_ptr<float>() : nullptr,
+      .statistics = statistics.data_ptr<float>(),
+      .scratch = scratch.data_ptr<float>(),
+      .activation = static_cast<Activation>(o.activation),
+      .training = o.training,
+      .momentum = o.momentum,
+      .eps = o.eps,
+  };
+  Device::run(o.x, [&](const auto& where) { bitpare::bn_act_fake_quant(args, where); });
   return {y, inside, statistics};
 }
 
-Results forward_meta(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                     const Tensor& running_mean, const Tensor& running_var,
-                     const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                     const OptionalTensor& zero_point, const Tensor& control,
-                     const OptionalTensor& pending, int64_t activation, bool training, double,
-                     double, bool save_inside, at::MemoryFormat format) {
-  check(x, weight, bias, running_mean, running_var, num_batches_tracked, scale, zero_point, control,
-        pending, activation, training, format);
-  return {at::empty_like(x, x.options(), format), new_bits(x, save_inside), new_statistics(x)};
+Results forward_meta(const ForwardOptions& o) {
+  check(o);
+  return {at::empty_like(o.x, o.x.options(), o.format), new_bits(o.x, o.save_inside),
+          new_statistics(o.x)};
 }
 
-Results bump_versions(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                      const Tensor& running_mean, const Tensor& running_var,
-                      const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                      const OptionalTensor& zero_point, const Tensor& control,
-                      const OptionalTensor& pending, int64_t activation, bool training,
-                      double momentum, double eps, bool save_inside, at::MemoryFormat format) {
-  at::AutoDispatchBelowADInplaceOrView below;
-  auto results = call_forward(x, weight, bias, running_mean, running_var, num_batches_tracked,
-                              scale, zero_point, control, pending, activation, training, momentum,
-                              eps, save_inside, format);
-  if (pending) bump_version(*pending);
-  if (!training) return results;
-  bump_version(running_mean);
-  bump_version(running_var);
-  if (num_batches_tracked) bump_version(*num_batches_tracked);
-  return results;
+void note_written(const ForwardOptions& o) {
+  if (o.pending) bump_version(*o.pending);
+  if (!o.training) return;
+  bump_version(o.running_mean);
+  bump_version(o.running_var);
+  if (o.num_batches_tracked) bump_version(*o.num_batches_tracked);
 }
 
 Tensor new_channels(const Tensor& x) {
@@ -147,130 +171,128 @@ Tensor new_channels(const Tensor& x) {
   return at::empty_symint({x.sym_size(1)}, options);
 }
 
-// dy, dx: dense in the layout of `format`; they may be the same.
+// dy, dx: dense in the layout of o.format; they may be the same.
 template <class Device>
-Results write_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
-                       const Tensor& inside, const Tensor& statistics, int64_t activation,
-                       at::MemoryFormat format, const Tensor& dx) {
-  Tensor source = x.contiguous(format), dweight = new_channels(x), dbias = new_channels(x);
-  if (x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
-  OptionalTensor dense_weight = dense(weight);
-  Array<uint64_t> bits(inside);
-  Array<float> moments(statistics);
-  ReduceLayout layout = layout_in(x, format);
-  Tensor scratch = at::empty({bn_scratch(layout)}, statistics.options());
-  BnActFakeQuantGradient args = {dy.const_data_ptr(),
-                                 source.const_data_ptr(),
-                                 dx.data_ptr(),
-                                 bits.data(),
-                                 dtype_of(kOp, x),
-                                 layout,
-                                 floats_of(dense_weight),
-                                 moments.data(),
-                                 dweight.data_ptr<float>(),
-                                 dbias.data_ptr<float>(),
-                                 scratch.data_ptr<float>(),
-                                 static_cast<Activation>(activation)};
-  Device::run(x, [&](const auto& where) { bn_act_fake_quant_gradient(args, where); });
+Results write_gradient(const GradientOptions& o, const Tensor& dy, const Tensor& dx) {
+  Tensor source = o.x.contiguous(o.format);
+  Tensor dweight = new_channels(o.x), dbias = new_channels(o.x);
+  if (o.x.numel() == 0) return {dx, dweight.zero_(), dbias.zero_()};
+  Array<float> weight(o.weight), statistics(o.statistics);
+  Array<uint64_t> bits(o.inside);
+  ReduceLayout layout = layout_in(o.x, o.format);
+  Tensor scratch = at::empty({layout::bn_floats(layout)}, o.statistics.options());
+  BnActFakeQuantGradient args = {
+      .dy = dy.const_data_ptr(),
+      .x = source.const_data_ptr(),
+      .dx = dx.data_ptr(),
+      .inside = bits.data(),
+      .dtype = dtype_of(kOp, o.x),
+      .layout = layout,
+      .weight = weight.data(),
+      .statistics = statistics.data(),
+      .weight_gradient = dweight.data_ptr<float>(),
+      .bias_gradient = dbias.data_ptr<float>(),
+      .scratch = scratch.data_ptr<float>(),
+      .activation = static_cast<Activation>(o.activation),
+  };
+  Device::run(o.x, [&](const auto& where) { bn_act_fake_quant_gradient(args, where); });
   return {dx, dweight, dbias};
 }
 
-void check_gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
-                    const Tensor& inside, const Tensor& statistics, int64_t activation,
-                    at::MemoryFormat format) {
-  check_input(kOp, x);
-  TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions, got shape ", x.sym_sizes());
-  check_like(kOp, "dy", dy, x);
-  check_bits(kOp, "inside", inside, x.sym_numel());
-  if (weight) {
-    TORCH_CHECK(weight->scalar_type() == at::kFloat, kOp, ": weight must be float32, got ",
-                weight->scalar_type());
-    check_per_channel(kOp, "weight", x, *weight, {1, std::nullopt});
-  }
-  c10::SymInt moments = 4 * x.sym_size(1) + 1;
-  TORCH_CHECK(statistics.scalar_type() == at::kFloat && statistics.sym_numel() == moments, kOp,
-              ": statistics must have ", moments, " elements of float32, got ",
-              statistics.sym_numel(), " of ", statistics.scalar_type());
-  check_choice(kOp, "activation", activation, Activation::hardswish);
-  check_format(kOp, x, format, {});
+void check_gradient(const GradientOptions& o) {
+  check_normalized(o);
+  check_like(kOp, "dy", o.dy, o.x);
+  check_bits(kOp, "inside", o.inside, o.x.sym_numel());
+  c10::SymInt floats = layout::bn_statistics_floats(o.x.sym_size(1));
+  TORCH_CHECK(o.statistics.scalar_type() == at::kFloat && o.statistics.sym_numel() == floats, kOp,
+              ": statistics must have ", floats, " elements of float32, got ",
+              o.statistics.sym_numel(), " of ", o.statistics.scalar_type());
 }
 
 template <class Device>
-Results gradient(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
-                 const Tensor& inside, const Tensor& statistics, int64_t activation,
-                 at::MemoryFormat format) {
-  Device::require(kOp, x);
-  check_gradient(dy, x, weight, inside, statistics, activation, format);
-  Tensor source = dy.contiguous(format);
-  return write_gradient<Device>(source, x, weight, inside, statistics, activation, format,
-                                at::empty_like(source));
+Results gradient(const GradientOptions& o) {
+  Device::require(kOp, o.x);
+  check_gradient(o);
+  Tensor dy = o.dy.contiguous(o.format);
+  return write_gradient<Device>(o, dy, at::empty_like(dy));
 }
 
-Results gradient_meta(const Tensor& dy, const Tensor& x, const OptionalTensor& weight,
-                      const Tensor& inside, const Tensor& statistics, int64_t activation,
-                      at::MemoryFormat format) {
-  check_gradient(dy, x, weight, inside, statistics, activation, format);
-  return {at::empty_like(x, x.options(), format), new_channels(x), new_channels(x)};
+Results gradient_meta(const GradientOptions& o) {
+  check_gradient(o);
+  return {at::empty_like(o.x, o.x.options(), o.format), new_channels(o.x), new_channels(o.x)};
+}
+
+Results bn_act_fake_quant(const ForwardOptions& options) {
+  static auto op = find_op<decltype(forward_meta)>("bitpare::_bn_act_fake_quant");
+  return call(op, options);
 }
 
 struct Differentiable : torch::autograd::Function<Differentiable> {
   static constexpr bool is_traceable = true;
 
-  // run() -> the results of _bn_act_fake_quant, below autograd.
   static Tensor forward(AutogradContext* context, const Tensor& x, const OptionalTensor& weight,
-                        const OptionalTensor& bias, Activation activation, at::MemoryFormat format,
-                        const std::function<Results()>& run) {
+                        const OptionalTensor& bias, const ForwardOptions& o) {
     at::AutoDispatchBelowAutograd below;
-    auto [y, inside, statistics] = run();
+    auto [y, inside, statistics] = bn_act_fake_quant(o);
     context->save_for_backward({x, weight.value_or(Tensor()), inside, statistics});
-    context->saved_data["format"] = static_cast<int64_t>(format);
-    context->saved_data["activation"] = static_cast<int64_t>(activation);
+    context->saved_data["format"] = static_cast<int64_t>(o.format);
+    context->saved_data["activation"] = o.activation;
     context->saved_data["bias"] = bias.has_value();
     return y;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    static auto op = find_op<GradientSignature>("bitpare::_bn_act_fake_quant_gradient");
-    auto saved = context->get_saved_variables();
+    static auto op = find_op<decltype(gradient_meta)>("bitpare::_bn_act_fake_quant_gradient");
+    auto tensors = context->get_saved_variables();
     BelowAutogradUnlessRecording below;
-    OptionalTensor weight;
-    if (saved[1].defined()) weight = saved[1];
-    auto format = static_cast<at::MemoryFormat>(context->saved_data["format"].toInt());
-    int64_t activation = context->saved_data["activation"].toInt();
+    auto& saved = context->saved_data;
+    GradientOptions options = {
+        .dy = dy[0],
+        .x = tensors[0],
+        .weight = if_defined(tensors[1]),
+        .inside = tensors[2],
+        .statistics = tensors[3],
+        .activation = saved["activation"].toInt(),
+        .format = static_cast<at::MemoryFormat>(saved["format"].toInt()),
+    };
     auto run = [&]() -> Results {
-      if (!may_overwrite(dy[0], format))
-        return op.call(dy[0], saved[0], weight, saved[2], saved[3], activation, format);
+      if (!may_overwrite(dy[0], options.format)) return call(op, options);
       RECORD_FUNCTION("bitpare::_bn_act_fake_quant_gradient in place", {});
-      return write_gradient<Cpu>(dy[0], saved[0], weight, saved[2], saved[3], activation, format,
-                                 dy[0]);
+      return write_gradient<Cpu>(options, dy[0], dy[0]);
     };
     auto [dx, dweight, dbias] = run();
-    bool bias = context->saved_data["bias"].toBool();
-    return {dx, weight ? dweight : Tensor(), bias ? dbias : Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dx, options.weight ? dweight : Tensor(), saved["bias"].toBool() ? dbias : Tensor(),
+            Tensor()};
   }
 };
 
 template <bool kAutograd>
-Tensor public_op(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                 const Tensor& running_mean, const Tensor& running_var,
-                 const OptionalTensor& num_batches_tracked, const Tensor& scale,
-                 const OptionalTensor& zero_point, const Tensor& control,
-                 const OptionalTensor& pending, c10::string_view activation, bool training,
-                 double momentum, double eps) {
-  check_input(kOp, x);
-  auto act = static_cast<Activation>(
-      parse_name(kOp, "activation", activation, {"none", "relu", "relu6", "hardswish"}));
-  at::MemoryFormat format = format_of(x, {});
-  bool differentiable = kAutograd && (needs_gradient(x) || (weight && needs_gradient(*weight)) ||
-                                      (bias && needs_gradient(*bias)));
-  auto run = [&] {
-    return call_forward(x, weight, bias, running_mean, running_var, num_batches_tracked, scale,
-                        zero_point, control, pending, static_cast<int64_t>(act), training, momentum,
-                        eps, differentiable, format);
+Tensor public_op(const PublicOptions& o) {
+  check_input(kOp, o.x);
+  auto needed = [](const OptionalTensor& t) { return t && needs_gradient(*t); };
+  bool differentiable = kAutograd && (needs_gradient(o.x) || needed(o.weight) || needed(o.bias));
+  ForwardOptions options = {
+      .x = o.x,
+      .weight = o.weight,
+      .bias = o.bias,
+      .running_mean = o.running_mean,
+      .running_var = o.running_var,
+      .num_batches_tracked = o.num_batches_tracked,
+      .scale = o.scale,
+      .zero_point = o.zero_point,
+      .control = o.control,
+      .pending = o.pending,
+      .activation =
+          parse_name(kOp, "activation", o.activation, {"none", "relu", "relu6", "hardswish"}),
+      .training = o.training,
+      .momentum = o.momentum,
+      .eps = o.eps,
+      .save_inside = differentiable,
+      .format = format_of(o.x, {}),
   };
-  if (differentiable) return Differentiable::apply(x, weight, bias, act, format, run);
+  if (differentiable) return Differentiable::apply(o.x, o.weight, o.bias, options);
   at::AutoDispatchBelowAutograd below;
-  return std::get<0>(run());
+  return std::get<0>(bn_act_fake_quant(options));
 }
 
 }  // namespace
@@ -295,9 +317,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   composite(m, "bn_act_fake_quant", public_op<false>, public_op<true>);
   kernels(m, "_bn_act_fake_quant", forward<Cpu>, forward<Cuda>, forward_meta);
   no_derivative(m, "_bn_act_fake_quant");
+  writes<forward_meta, note_written>(m, "_bn_act_fake_quant");
   kernels(m, "_bn_act_fake_quant_gradient", gradient<Cpu>, gradient<Cuda>, gradient_meta);
   no_derivative(m, "_bn_act_fake_quant_gradient");
 }
-TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("_bn_act_fake_quant", bump_versions); }
 
 }  // namespace bitpare::ops

@@ -11,9 +11,15 @@ namespace bitpare::ops {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+// Function: any implementation of the op, or its signature.
+template <class Function>
+c10::TypedOperatorHandle<Signature<Function>> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature<Function>>();
+}
+
+template <class Op, OpOptions Options>
+auto call(const Op& op, const Options& options) {
+  return std::apply([&](const auto&... fields) { return op.call(fields...); }, options.fields());
 }
 
 // For the body of a backward pass: unless a second derivative is asked for, the op it calls need
@@ -28,5 +34,10 @@ class BelowAutogradUnlessRecording {
  private:
   std::optional<at::AutoDispatchBelowADInplaceOrView> below_;
 };
+
+// A saved tensor, or none if none was saved.
+inline OptionalTensor if_defined(const Tensor& x) {
+  return x.defined() ? OptionalTensor(x) : std::nullopt;
+}
 
 }  // namespace bitpare::ops

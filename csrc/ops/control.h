@@ -11,7 +11,8 @@ inline void check_control(const char* op, const Tensor& control) {
               control.scalar_type(), " of ", control.sym_numel());
 }
 
-// Tensors that are written in place lie dense, so that kernels write to them directly.
+// Checks a tensor that is written in place: it must be contiguous, so that kernels write to it
+// directly.
 inline void check_written(const char* op, const char* name, const Tensor& t, at::ScalarType type,
                           const c10::SymInt& elements) {
   TORCH_CHECK(t.scalar_type() == type && t.sym_numel() == elements, op, ": ", name,
@@ -21,21 +22,42 @@ inline void check_written(const char* op, const char* name, const Tensor& t, at:
               " must be contiguous, since it is written, got strides ", t.sym_strides());
 }
 
-// Tells autograd that the values are others now: a user may have kept them for a backward pass.
+// Tells autograd that a tensor was written to: it may be saved for a backward pass.
 inline void bump_version(const Tensor& t) {
   if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
 }
 
-// A quantizer of one scale, in training.
-inline void check_state(const char* op, const Tensor& x, const Tensor& scale,
-                        const OptionalTensor& zero_point, const Tensor& control,
-                        const OptionalTensor& pending) {
-  check_scale(op, x, scale, {});
-  check_zero_point(op, x, zero_point, {});
-  TORCH_CHECK(!zero_point || zero_point->scalar_type() == at::kInt, op,
-              ": zero_point must be int32, got ", zero_point->scalar_type());
-  check_control(op, control);
-  if (pending) check_written(op, "pending", *pending, at::kFloat, 2);
+// Stands above the kernels of an op that writes to its arguments: kNote bumps their versions.
+template <auto kFunction, auto kNote, class = Signature<std::remove_pointer_t<decltype(kFunction)>>>
+struct Writer;
+template <auto kFunction, auto kNote, class Result, class... Arguments>
+struct Writer<kFunction, kNote, Result(Arguments...)> {
+  std::string name;
+
+  Result operator()(c10::DispatchKeySet keys, Arguments... arguments) const {
+    static auto op = find_op<Result(Arguments...)>(name.c_str());
+    call_by_signature(kNote, arguments...);
+    return op.redispatch(keys & c10::after_ADInplaceOrView_keyset,
+                         std::forward<Arguments>(arguments)...);
+  }
+};
+
+// Registers kNote, which takes the arguments of kFunction, an implementation of the op.
+template <auto kFunction, auto kNote>
+void writes(torch::Library& m, const char* op) {
+  m.impl(op, torch::dispatch(c10::DispatchKey::ADInplaceOrView,
+                             Writer<kFunction, kNote>{std::string("bitpare::") + op}));
+}
+
+// Checks a quantizer of one scale, in training.
+template <class Options>
+void check_state(const char* op, const Options& o) {
+  check_scale(op, o.x, o.scale, {});
+  check_zero_point(op, o.x, o.zero_point, {});
+  TORCH_CHECK(!o.zero_point || o.zero_point->scalar_type() == at::kInt, op,
+              ": zero_point must be int32, got ", o.zero_point->scalar_type());
+  check_control(op, o.control);
+  if (o.pending) check_written(op, "pending", *o.pending, at::kFloat, 2);
 }
 
 // The values of a control tensor on the CPU.
@@ -49,15 +71,17 @@ inline const Control* control_of(const Tensor& contiguous) {
   return reinterpret_cast<const Control*>(contiguous.const_data_ptr<int32_t>());
 }
 
-// The tensors a kernel reads of such a quantizer. On the CPU values are checked, if it quantizes.
+// Returns the tensors that a kernel reads of such a quantizer. On the CPU values are checked, if it
+// quantizes.
 template <class Device>
-QuantizerTensors quantizer_in(const char* op, const Tensor& scale, const OptionalTensor& zero_point,
-                              const Tensor& contiguous_control) {
-  if constexpr (Device::kSeesValues) {
-    Control c = seen_control(op, contiguous_control);
-    return quantizer_of(op, scale, zero_point, c.quant_min, c.quant_max, {}, false, c.quantize);
-  }
-  return quantizer_of(op, scale, zero_point, 0, 0, {}, false, false);
+QuantizerTensors quantizer_in(const char* op, const OptionalTensor& scale,
+                              const OptionalTensor& zero_point, const Tensor& contiguous_control) {
+  QuantizerOptions options = {.scale = scale, .zero_point = zero_point};
+  if constexpr (!Device::kSeesValues) return quantizer_of(op, options, {}, false);
+  Control c = seen_control(op, contiguous_control);
+  options.quant_min = c.quant_min;
+  options.quant_max = c.quant_max;
+  return quantizer_of(op, options, {}, c.quantize);
 }
 
 }  // namespace bitpare::ops

@@ -1,5 +1,5 @@
-// The places an op's body runs in. A body is a template on Cpu or Cuda, fills a kernel's arguments,
-// and calls Device::run(op, x, [&](const auto& where) { kernel(args, where); }).
+// The devices that an op's body runs on. A body is a template on Cpu or Cuda, fills a kernel's
+// arguments, and calls Device::run(x, [&](const auto& where) { kernel(args, where); }).
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -22,7 +22,7 @@ inline void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeBody bo
 }
 
 struct Cpu {
-  // Values can be looked at without a synchronisation.
+  // Values can be read without a synchronisation.
   static constexpr bool kSeesValues = true;
 
   static void require(const char*, const Tensor&) {}

@@ -22,7 +22,7 @@ struct DistOp {
   }
 };
 
-// Nothing correlates where there is one class; rows are all but the last dimension.
+// With one class nothing correlates: the loss is 0. Rows are all but the last dimension.
 template <class Device>
 LossAndGradient body(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
                      const OptionalTensor& incoming, double temperature, double beta, double gamma,
@@ -45,7 +45,7 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
   args.temperature = static_cast<float>(temperature);
   args.between = static_cast<float>(beta);
   args.within = static_cast<float>(gamma);
-  Tensor scratch = at::empty({math::dist_scratch(args.rows, args.classes)}, tensors.floats);
+  Tensor scratch = at::empty({layout::dist_floats(args.rows, args.classes)}, tensors.floats);
   args.scratch = scratch.data_ptr<float>();
   tensors.give(&args);
   Device::run(student, [&](const auto& where) { bitpare::dist_loss(args, where); });

@@ -10,132 +10,130 @@ namespace {
 
 constexpr const char* kOp = "fake_quant";
 
-using ForwardSignature = std::tuple<Tensor, Tensor>(
-    const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point, int64_t quant_min,
-    int64_t quant_max, std::optional<int64_t> axis, std::optional<int64_t> group, int64_t rounding,
-    const OptionalTensor& rng, bool floored, bool save_inside, at::MemoryFormat memory_format);
+// The arguments of `_fake_quant_gradient`. rounding: a Rounding; estimator: an Estimator.
+struct GradientOptions {
+  const Tensor& dy;
+  const Tensor& x;
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  int64_t quant_min, quant_max;
+  Granularity granularity;
+  int64_t rounding;
+  const OptionalTensor& rng;
+  int64_t estimator;
+  double delta;
+  at::MemoryFormat format;
 
-using GradientSignature = Tensor(const Tensor& dy, const Tensor& x, const Tensor& scale,
-                                 const OptionalTensor& zero_point, int64_t quant_min,
-                                 int64_t quant_max, std::optional<int64_t> axis,
-                                 std::optional<int64_t> group, int64_t rounding,
-                                 const OptionalTensor& rng, int64_t estimator, double delta,
-                                 at::MemoryFormat memory_format);
+  auto fields() const {
+    return std::tie(dy, x, scale, zero_point, quant_min, quant_max, granularity.axis,
+                    granularity.group, rounding, rng, estimator, delta, format);
+  }
+};
 
-// Checks the arguments of the private op, which fake_quant_lsq calls too; rounding: its number.
-void check(const char* op, const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-           int64_t quant_min, int64_t quant_max, const Granularity& granularity, int64_t rounding,
-           const OptionalTensor& rng, at::MemoryFormat format) {
-  check_input(op, x);
-  check_grid(op, quant_min, quant_max);
-  check_granularity(op, x, granularity);
-  check_scale(op, x, scale, granularity);
-  check_zero_point(op, x, zero_point, granularity);
-  check_choice(op, "rounding", rounding, Rounding::stochastic);
-  check_rng(op, static_cast<Rounding>(rounding), rng);
-  check_format(op, x, format, granularity);
+// The arguments of the public op.
+struct PublicOptions {
+  const Tensor& x;
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  int64_t quant_min, quant_max;
+  Granularity granularity;
+  c10::string_view rounding, estimator;
+  double delta;
+  const OptionalTensor& rng;
+
+  auto fields() const {
+    return std::tie(x, scale, zero_point, quant_min, quant_max, granularity.axis, granularity.group,
+                    rounding, estimator, delta, rng);
+  }
+};
+
+template <class Options>
+void check_rounded(const char* op, const Options& o) {
+  check_on_grid(op, o);
+  check_choice(op, "rounding", o.rounding, Rounding::stochastic);
+  check_rng(op, static_cast<Rounding>(o.rounding), o.rng);
 }
 
+// Returns the op that the user called.
+const char* name_of(const FakeQuantOptions& o) { return o.floored ? "fake_quant_lsq" : kOp; }
+
 template <class Device>
-std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& scale,
-                                   const OptionalTensor& zero_point, int64_t quant_min,
-                                   int64_t quant_max, std::optional<int64_t> axis,
-                                   std::optional<int64_t> group, int64_t rounding,
-                                   const OptionalTensor& rng, bool floored, bool save_inside,
-                                   at::MemoryFormat format) {
-  const char* op = floored ? "fake_quant_lsq" : kOp;  // who else calls it
-  Device::require(op, x);
-  check(op, x, scale, zero_point, quant_min, quant_max, {axis, group}, rounding, rng, format);
-  Tensor source = x.contiguous(format), y = at::empty_like(source);
-  Tensor inside = new_bits(source, save_inside);
-  if (x.numel() == 0) return {y, inside};
-  auto q = quantizer_of(op, scale, zero_point, quant_min, quant_max,
-                        layout_of(x, {axis, group}, format), floored, Device::kSeesValues);
-  Array<int64_t> random(rng);
-  FakeQuant args = {source.const_data_ptr(),
-                    y.data_ptr(),
-                    save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
-                    x.numel(),
-                    dtype_of(op, x),
-                    q.quantizer,
-                    static_cast<Rounding>(rounding),
-                    random.data()};
-  Device::run(x, [&](const auto& where) { bitpare::fake_quant(args, where); });
+std::tuple<Tensor, Tensor> forward(const FakeQuantOptions& o) {
+  const char* op = name_of(o);
+  Device::require(op, o.x);
+  check_rounded(op, o);
+  Tensor source = o.x.contiguous(o.format), y = at::empty_like(source);
+  Tensor inside = new_bits(source, o.save_inside);
+  if (o.x.numel() == 0) return {y, inside};
+  auto q = quantizer_on_grid<Device>(op, o, layout_of(o.x, o.granularity, o.format), o.floored);
+  Array<int64_t> random(o.rng);
+  FakeQuant args = {
+      .x = source.const_data_ptr(),
+      .y = y.data_ptr(),
+      .inside = o.save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
+      .n = o.x.numel(),
+      .dtype = dtype_of(op, o.x),
+      .quantizer = q.quantizer,
+      .rounding = static_cast<Rounding>(o.rounding),
+      .rng = random.data(),
+  };
+  Device::run(o.x, [&](const auto& where) { bitpare::fake_quant(args, where); });
   return {y, inside};
 }
 
-std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, const Tensor& scale,
-                                        const OptionalTensor& zero_point, int64_t quant_min,
-                                        int64_t quant_max, std::optional<int64_t> axis,
-                                        std::optional<int64_t> group, int64_t rounding,
-                                        const OptionalTensor& rng, bool floored, bool save_inside,
-                                        at::MemoryFormat format) {
-  check(floored ? "fake_quant_lsq" : kOp, x, scale, zero_point, quant_min, quant_max, {axis, group},
-        rounding, rng, format);
-  return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
+std::tuple<Tensor, Tensor> forward_meta(const FakeQuantOptions& o) {
+  check_rounded(name_of(o), o);
+  return {at::empty_like(o.x, o.x.options(), o.format), new_bits(o.x, o.save_inside)};
 }
 
-void check_gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
-                    const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
-                    const Granularity& granularity, int64_t rounding, const OptionalTensor& rng,
-                    int64_t estimator, at::MemoryFormat format) {
-  check(kOp, x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng, format);
-  check_like(kOp, "dy", dy, x);
-  check_choice(kOp, "estimator", estimator, Estimator::tanh);
+void check_gradient(const GradientOptions& o) {
+  check_rounded(kOp, o);
+  check_like(kOp, "dy", o.dy, o.x);
+  check_choice(kOp, "estimator", o.estimator, Estimator::tanh);
 }
 
 template <class Device>
-Tensor gradient(const Tensor& dy, const Tensor& x, const Tensor& scale,
-                const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
-                std::optional<int64_t> axis, std::optional<int64_t> group, int64_t rounding,
-                const OptionalTensor& rng, int64_t estimator, double delta,
-                at::MemoryFormat format) {
-  Device::require(kOp, x);
-  check_gradient(dy, x, scale, zero_point, quant_min, quant_max, {axis, group}, rounding, rng,
-                 estimator, format);
-  Tensor dy_source = dy.contiguous(format), source = x.contiguous(format);
+Tensor gradient(const GradientOptions& o) {
+  Device::require(kOp, o.x);
+  check_gradient(o);
+  Tensor dy = o.dy.contiguous(o.format), source = o.x.contiguous(o.format);
   Tensor dx = at::empty_like(source);
-  if (x.numel() == 0) return dx;
-  auto q = quantizer_of(kOp, scale, zero_point, quant_min, quant_max,
-                        layout_of(x, {axis, group}, format), false, Device::kSeesValues);
-  Array<int64_t> random(rng);
-  FakeQuantGradient args = {dy_source.const_data_ptr(),
-                            source.const_data_ptr(),
-                            dx.data_ptr(),
-                            x.numel(),
-                            dtype_of(kOp, x),
-                            q.quantizer,
-                            static_cast<Rounding>(rounding),
-                            random.data(),
-                            static_cast<Estimator>(estimator),
-                            static_cast<float>(delta),
-                            static_cast<float>(delta / 2 / std::tanh(delta / 2))};
-  Device::run(x, [&](const auto& where) { fake_quant_gradient(args, where); });
+  if (o.x.numel() == 0) return dx;
+  auto q = quantizer_on_grid<Device>(kOp, o, layout_of(o.x, o.granularity, o.format));
+  Array<int64_t> random(o.rng);
+  FakeQuantGradient args = {
+      .dy = dy.const_data_ptr(),
+      .x = source.const_data_ptr(),
+      .dx = dx.data_ptr(),
+      .n = o.x.numel(),
+      .dtype = dtype_of(kOp, o.x),
+      .quantizer = q.quantizer,
+      .rounding = static_cast<Rounding>(o.rounding),
+      .rng = random.data(),
+      .estimator = static_cast<Estimator>(o.estimator),
+      .delta = static_cast<float>(o.delta),
+      .peak = static_cast<float>(o.delta / 2 / std::tanh(o.delta / 2)),
+  };
+  Device::run(o.x, [&](const auto& where) { fake_quant_gradient(args, where); });
   return dx;
 }
 
-Tensor gradient_meta(const Tensor& dy, const Tensor& x, const Tensor& scale,
-                     const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
-                     std::optional<int64_t> axis, std::optional<int64_t> group, int64_t rounding,
-                     const OptionalTensor& rng, int64_t estimator, double,
-                     at::MemoryFormat format) {
-  check_gradient(dy, x, scale, zero_point, quant_min, quant_max, {axis, group}, rounding, rng,
-                 estimator, format);
-  return at::empty_like(x, x.options(), format);
+Tensor gradient_meta(const GradientOptions& o) {
+  check_gradient(o);
+  return at::empty_like(o.x, o.x.options(), o.format);
 }
 
 // The gradient passes unchanged.
 struct Identity : torch::autograd::Function<Identity> {
   static constexpr bool is_traceable = true;
 
-  static Tensor forward(AutogradContext*, const Tensor& x, const FakeQuantArguments& a,
-                        at::MemoryFormat format) {
+  static Tensor forward(AutogradContext*, const Tensor&, const FakeQuantOptions& o) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return std::get<0>(fake_quant(x, a, false, format));
+    return std::get<0>(fake_quant(o));
   }
 
   static variable_list backward(AutogradContext*, const variable_list& dy) {
-    return {dy[0], Tensor(), Tensor()};
+    return {dy[0], Tensor()};
   }
 };
 
@@ -143,49 +141,47 @@ struct Identity : torch::autograd::Function<Identity> {
 struct Shaped : torch::autograd::Function<Shaped> {
   static constexpr bool is_traceable = true;
 
-  static Tensor forward(AutogradContext* context, const Tensor& x, const FakeQuantArguments& a,
-                        Estimator estimator, double delta, at::MemoryFormat format) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const FakeQuantOptions& o,
+                        Estimator estimator, double delta) {
     at::AutoDispatchBelowADInplaceOrView below;
     // rng moves on before the backward pass, which has to round as this pass did.
-    Tensor rng = a.rng.value_or(Tensor());
+    Tensor rng = o.rng.value_or(Tensor());
     if (rng.defined()) rng = rng.clone();
-    context->save_for_backward({x, a.scale, a.zero_point.value_or(Tensor()), rng});
+    context->save_for_backward({x, o.scale, o.zero_point.value_or(Tensor()), rng});
     auto& saved = context->saved_data;
-    saved["quant_min"] = a.quant_min;
-    saved["quant_max"] = a.quant_max;
-    saved["axis"] = a.granularity.axis;
-    saved["group"] = a.granularity.group;
-    saved["rounding"] = static_cast<int64_t>(a.rounding);
+    saved["quant_min"] = o.quant_min;
+    saved["quant_max"] = o.quant_max;
+    saved["axis"] = o.granularity.axis;
+    saved["group"] = o.granularity.group;
+    saved["rounding"] = o.rounding;
     saved["estimator"] = static_cast<int64_t>(estimator);
     saved["delta"] = delta;
-    saved["format"] = static_cast<int64_t>(format);
-    return std::get<0>(fake_quant(x, a, false, format));
+    saved["format"] = static_cast<int64_t>(o.format);
+    return std::get<0>(fake_quant(o));
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& dy) {
-    static auto op = find_op<GradientSignature>("bitpare::_fake_quant_gradient");
+    static auto op = find_op<decltype(gradient_meta)>("bitpare::_fake_quant_gradient");
     auto tensors = context->get_saved_variables();
     BelowAutogradUnlessRecording below;
     auto& saved = context->saved_data;
-    auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-    Tensor dx =
-        op.call(dy[0], tensors[0], tensors[1], optional(tensors[2]), saved["quant_min"].toInt(),
-                saved["quant_max"].toInt(), saved["axis"].toOptional<int64_t>(),
-                saved["group"].toOptional<int64_t>(), saved["rounding"].toInt(),
-                optional(tensors[3]), saved["estimator"].toInt(), saved["delta"].toDouble(),
-                static_cast<at::MemoryFormat>(saved["format"].toInt()));
-    return {dx, Tensor(), Tensor(), Tensor(), Tensor()};
+    GradientOptions options = {
+        .dy = dy[0],
+        .x = tensors[0],
+        .scale = tensors[1],
+        .zero_point = if_defined(tensors[2]),
+        .quant_min = saved["quant_min"].toInt(),
+        .quant_max = saved["quant_max"].toInt(),
+        .granularity = {saved["axis"].toOptional<int64_t>(), saved["group"].toOptional<int64_t>()},
+        .rounding = saved["rounding"].toInt(),
+        .rng = if_defined(tensors[3]),
+        .estimator = saved["estimator"].toInt(),
+        .delta = saved["delta"].toDouble(),
+        .format = static_cast<at::MemoryFormat>(saved["format"].toInt()),
+    };
+    return {call(op, options), Tensor(), Tensor(), Tensor()};
   }
 };
-
-// Values are checked by `_fake_quant`, which every path calls.
-FakeQuantArguments parsed(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                          int64_t quant_min, int64_t quant_max, const Granularity& granularity,
-                          c10::string_view rounding, const OptionalTensor& rng) {
-  check_input(kOp, x);
-  return {scale, zero_point, quant_min, quant_max, granularity, parse_rounding(kOp, rounding),
-          rng,   false};
-}
 
 Estimator parse_estimator(c10::string_view name, double delta) {
   auto estimator = static_cast<Estimator>(
@@ -197,51 +193,53 @@ Estimator parse_estimator(c10::string_view name, double delta) {
   return estimator;
 }
 
-Tensor without_gradient(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                        int64_t quant_min, int64_t quant_max, std::optional<int64_t> axis,
-                        std::optional<int64_t> group, c10::string_view rounding,
-                        c10::string_view estimator, double delta, const OptionalTensor& rng) {
-  Granularity granularity = {axis, group};
-  FakeQuantArguments a =
-      parsed(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
-  parse_estimator(estimator, delta);
-  Tensor y = std::get<0>(fake_quant(x, a, false, format_of(x, granularity)));
-  return y.contiguous(x.suggest_memory_format());
+// Tensors and numbers are checked by `_fake_quant`, which every path calls.
+FakeQuantOptions parsed(const PublicOptions& o, bool save_inside) {
+  check_input(kOp, o.x);
+  return {
+      .x = o.x,
+      .scale = o.scale,
+      .zero_point = o.zero_point,
+      .quant_min = o.quant_min,
+      .quant_max = o.quant_max,
+      .granularity = o.granularity,
+      .rounding = static_cast<int64_t>(parse_rounding(kOp, o.rounding)),
+      .rng = o.rng,
+      .floored = false,
+      .save_inside = save_inside,
+      .format = format_of(o.x, o.granularity),
+  };
 }
 
-Tensor autograd(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                int64_t quant_min, int64_t quant_max, std::optional<int64_t> axis,
-                std::optional<int64_t> group, c10::string_view rounding, c10::string_view estimator,
-                double delta, const OptionalTensor& rng) {
-  if (!needs_gradient(x)) {
+Tensor without_gradient(const PublicOptions& o) {
+  FakeQuantOptions options = parsed(o, false);
+  parse_estimator(o.estimator, o.delta);
+  return std::get<0>(fake_quant(options)).contiguous(o.x.suggest_memory_format());
+}
+
+Tensor autograd(const PublicOptions& o) {
+  if (!needs_gradient(o.x)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return without_gradient(x, scale, zero_point, quant_min, quant_max, axis, group, rounding,
-                            estimator, delta, rng);
+    return without_gradient(o);
   }
-  Granularity granularity = {axis, group};
-  FakeQuantArguments a =
-      parsed(x, scale, zero_point, quant_min, quant_max, granularity, rounding, rng);
-  Estimator chosen = parse_estimator(estimator, delta);
-  at::MemoryFormat format = format_of(x, granularity);
+  Estimator estimator = parse_estimator(o.estimator, o.delta);
+  FakeQuantOptions options = parsed(o, estimator == Estimator::ste);
   Tensor y;
-  if (chosen == Estimator::ste) {
-    y = with_straight_through(x, format, [&] { return fake_quant(x, a, true, format); });
-  } else if (chosen == Estimator::identity) {
-    y = Identity::apply(x, a, format);
+  if (estimator == Estimator::ste) {
+    y = with_straight_through(o.x, options.format, [&] { return fake_quant(options); });
+  } else if (estimator == Estimator::identity) {
+    y = Identity::apply(o.x, options);
   } else {
-    y = Shaped::apply(x, a, chosen, delta, format);
+    y = Shaped::apply(o.x, options, estimator, o.delta);
   }
-  return y.contiguous(x.suggest_memory_format());
+  return y.contiguous(o.x.suggest_memory_format());
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> fake_quant(const Tensor& x, const FakeQuantArguments& a,
-                                      bool save_inside, at::MemoryFormat format) {
-  static auto op = find_op<ForwardSignature>("bitpare::_fake_quant");
-  return op.call(x, a.scale, a.zero_point, a.quant_min, a.quant_max, a.granularity.axis,
-                 a.granularity.group, static_cast<int64_t>(a.rounding), a.rng, a.floored,
-                 save_inside, format);
+std::tuple<Tensor, Tensor> fake_quant(const FakeQuantOptions& options) {
+  static auto op = find_op<decltype(forward_meta)>("bitpare::_fake_quant");
+  return call(op, options);
 }
 
 TORCH_LIBRARY_FRAGMENT(bitpare, m) {

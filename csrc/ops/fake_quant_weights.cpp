@@ -14,8 +14,6 @@ constexpr const char* kOp = "fake_quant_weights";
 
 using at::TensorList;
 using Quantized = std::tuple<std::vector<Tensor>, std::vector<Tensor>>;
-using ScalesSignature = void(TensorList x, TensorList scale, TensorList control, bool power_of_two);
-using QuantizeSignature = Quantized(TensorList x, TensorList scale, TensorList control);
 
 void check(TensorList x, TensorList scale, TensorList control) {
   TORCH_CHECK(scale.size() == x.size(), kOp, ": scale must have ", x.size(),
@@ -45,7 +43,7 @@ void check_values(TensorList x, TensorList control) {
   }
 }
 
-// Layouts in which dimension 0 is outermost.
+// Returns x in a dense layout with dimension 0 outermost.
 Tensor in_rows(const Tensor& x) { return x.contiguous(x.suggest_memory_format()); }
 
 Weight weight_of(const Tensor& source, const Tensor& scale, const Tensor& control) {
@@ -65,7 +63,7 @@ Tensor new_words(const Tensor& x) {
                           x.options().dtype(at::kLong).memory_format(std::nullopt));
 }
 
-// The weights as kernels read them, and the tensors that hold them.
+// The weights as kernels read them, and the tensors that own their memory.
 struct Worklist {
   std::vector<Tensor> sources, y, inside;
   Tensor widest;
@@ -117,11 +115,8 @@ void weight_scales_meta(TensorList x, TensorList scale, TensorList control, bool
   check(x, scale, control);
 }
 
-void weight_scales_written(c10::DispatchKeySet keys, TensorList x, TensorList scale,
-                           TensorList control, bool power_of_two) {
-  static auto op = find_op<ScalesSignature>("bitpare::_weight_scales_");
-  for (const Tensor& s : scale) bump_version(s);
-  op.redispatch(keys & c10::after_ADInplaceOrView_keyset, x, scale, control, power_of_two);
+void note_written(TensorList, TensorList scale, TensorList, bool) {
+  for (const Tensor& t : scale) bump_version(t);
 }
 
 template <class Device>
@@ -144,7 +139,7 @@ Quantized quantize_meta(TensorList x, TensorList scale, TensorList control) {
   return {y, inside};
 }
 
-// Both in one pass.
+// Computes scales and quantizes in one pass.
 template <class Device>
 Quantized scale_and_quantize(TensorList x, TensorList scale, TensorList control,
                              bool power_of_two) {
@@ -159,7 +154,7 @@ Quantized scale_and_quantize(TensorList x, TensorList scale, TensorList control,
   return {list.y, list.inside};
 }
 
-// A compiler takes no op that both mutates and returns lists: it sees two.
+// torch.compile supports no op that both mutates and returns lists, so it sees two ops.
 Quantized fake_quant_weights(TensorList x, TensorList scale, TensorList control,
                              bool power_of_two) {
   bool plain = !x.empty();
@@ -168,8 +163,8 @@ Quantized fake_quant_weights(TensorList x, TensorList scale, TensorList control,
   }
   if (plain && x[0].is_cpu()) return scale_and_quantize<Cpu>(x, scale, control, power_of_two);
   if (plain && x[0].is_cuda()) return scale_and_quantize<Cuda>(x, scale, control, power_of_two);
-  static auto scales = find_op<ScalesSignature>("bitpare::_weight_scales_");
-  static auto quantized = find_op<QuantizeSignature>("bitpare::_fake_quant_weights");
+  static auto scales = find_op<decltype(weight_scales_meta)>("bitpare::_weight_scales_");
+  static auto quantized = find_op<decltype(quantize_meta)>("bitpare::_fake_quant_weights");
   scales.call(x, scale, control, power_of_two);
   return quantized.call(x, scale, control);
 }
@@ -250,12 +245,10 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   composite(m, "fake_quant_weights", fake_quant_weights);
   kernels(m, "_weight_scales_", weight_scales<Cpu>, weight_scales<Cuda>, weight_scales_meta);
   no_gradient(m, "_weight_scales_");
+  writes<weight_scales_meta, note_written>(m, "_weight_scales_");
   kernels(m, "_fake_quant_weights", quantize<Cpu>, quantize<Cuda>, quantize_meta);
   no_gradient(m, "_fake_quant_weights");
   composite(m, "use_weight", use_weight);
-}
-TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) {
-  m.impl("_weight_scales_", weight_scales_written);
 }
 
 }  // namespace bitpare::ops

@@ -33,15 +33,15 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
   for (int64_t d = 0; d < start_dim; ++d) args.rows *= student.size(d);
   args.n = student.numel() / args.rows;
   Tensor partial =
-      at::empty({math::feature_partials(args.kind, args.rows, args.n)}, tensors.floats);
-  Tensor found = at::empty({args.rows, 3}, tensors.floats);
+      at::empty({layout::feature_floats(args.kind, args.rows, args.n)}, tensors.floats);
+  Tensor units = at::empty({args.rows, 3}, tensors.floats);
   Tensor sums = at::empty({args.rows}, tensors.floats);
   args.student = tensors.student.const_data_ptr();
   args.teacher = tensors.teacher.const_data_ptr();
   args.dtype = dtype_of(kOp, student);
   tensors.give(&args);
   args.partial = partial.data_ptr<float>();
-  args.found = reinterpret_cast<FeatureRow*>(found.data_ptr<float>());
+  args.units = reinterpret_cast<FeatureRow*>(units.data_ptr<float>());
   args.sums = sums.data_ptr<float>();
   Device::run(student, [&](const auto& where) { bitpare::feature_loss(args, where); });
   return tensors.results();

@@ -9,8 +9,21 @@ constexpr const char* kOp = "histogram_range";
 
 using Range = std::tuple<Tensor, Tensor>;
 
-void check(const Tensor& counts, const Tensor& limit, double percentile, int64_t quant_min,
-           int64_t quant_max, bool symmetric) {
+struct Options {
+  const Tensor& counts;
+  const Tensor& limit;
+  c10::string_view method;
+  double percentile;
+  int64_t quant_min, quant_max;
+  bool symmetric;
+
+  auto fields() const {
+    return std::tie(counts, limit, method, percentile, quant_min, quant_max, symmetric);
+  }
+};
+
+void check(const Options& o) {
+  const Tensor &counts = o.counts, &limit = o.limit;
   TORCH_CHECK(counts.scalar_type() == at::kLong, kOp, ": counts must be int64, got ",
               counts.scalar_type());
   TORCH_CHECK(limit.scalar_type() == at::kFloat, kOp, ": limit must be float32, got ",
@@ -23,11 +36,11 @@ void check(const Tensor& counts, const Tensor& limit, double percentile, int64_t
   TORCH_CHECK(bins >= kLeastBins && bins <= kMostBins && (bins & (bins - 1)) == 0, kOp,
               ": bins of counts must be a power of two in [", kLeastBins, ", ", kMostBins,
               "], got ", bins);
-  TORCH_CHECK(percentile > 0 && percentile <= 100, kOp, ": percentile must be in (0, 100], got ",
-              percentile);
-  check_grid(kOp, quant_min, quant_max);
-  TORCH_CHECK(!symmetric || quant_max > 0, kOp,
-              ": quant_max must be positive with symmetric=True, got ", quant_max);
+  TORCH_CHECK(o.percentile > 0 && o.percentile <= 100, kOp,
+              ": percentile must be in (0, 100], got ", o.percentile);
+  check_grid(kOp, o.quant_min, o.quant_max);
+  TORCH_CHECK(!o.symmetric || o.quant_max > 0, kOp,
+              ": quant_max must be positive with symmetric=True, got ", o.quant_max);
 }
 
 void check_values(const Tensor& counts) {
@@ -44,7 +57,7 @@ RangeMethod parse_method(c10::string_view name) {
       parse_name(kOp, "method", name, {"percentile", "mse", "entropy"}));
 }
 
-// The workspace of a method while it chooses.
+// The workspace of a method.
 struct Scratch {
   Scratch(const Tensor& counts, HistogramRange* args) {
     bool by_error = args->method == RangeMethod::mse;
@@ -66,36 +79,36 @@ struct Scratch {
 };
 
 template <class Device>
-Range body(const Tensor& counts, const Tensor& limit, c10::string_view method, double percentile,
-           int64_t quant_min, int64_t quant_max, bool symmetric) {
-  Device::require(kOp, counts);
-  check(counts, limit, percentile, quant_min, quant_max, symmetric);
-  Tensor bins = counts.contiguous(), limits = limit.contiguous();
-  if (Device::kSeesValues) check_values(bins);
-  Tensor low = at::empty_like(limits), high = at::empty_like(limits);
+Range body(const Options& o) {
+  Device::require(kOp, o.counts);
+  check(o);
+  Tensor counts = o.counts.contiguous(), limit = o.limit.contiguous();
+  if (Device::kSeesValues) check_values(counts);
+  Tensor low = at::empty_like(limit), high = at::empty_like(limit);
   HistogramRange args = {};
-  args.counts = bins.const_data_ptr<int64_t>();
-  args.limit = limits.const_data_ptr<float>();
+  args.counts = counts.const_data_ptr<int64_t>();
+  args.limit = limit.const_data_ptr<float>();
   args.low = low.data_ptr<float>();
   args.high = high.data_ptr<float>();
-  args.n = bins.size(0);
-  args.bins = static_cast<int32_t>(bins.size(1));
-  args.method = parse_method(method);
-  args.left_out = 1.0 - percentile / 100.0;
-  args.rule = {static_cast<float>(quant_min), static_cast<float>(quant_max), symmetric, false};
+  args.n = counts.size(0);
+  args.bins = static_cast<int32_t>(counts.size(1));
+  args.method = parse_method(o.method);
+  args.left_out = 1.0 - o.percentile / 100.0;
+  args.rule = {.quant_min = static_cast<float>(o.quant_min),
+               .quant_max = static_cast<float>(o.quant_max),
+               .symmetric = o.symmetric};
   args.candidates = std::min(args.bins / 2, math::kMostCandidates);
-  Scratch scratch(bins, &args);
+  Scratch scratch(counts, &args);
   Device::run(counts, [&](const auto& where) { bitpare::histogram_range(args, where); });
   return {low, high};
 }
 
-Range meta(const Tensor& counts, const Tensor& limit, c10::string_view method, double percentile,
-           int64_t quant_min, int64_t quant_max, bool symmetric) {
-  check(counts, limit, percentile, quant_min, quant_max, symmetric);
-  parse_method(method);
+Range meta(const Options& o) {
+  check(o);
+  parse_method(o.method);
   auto format = at::MemoryFormat::Contiguous;
-  return {at::empty_like(limit, limit.options(), format),
-          at::empty_like(limit, limit.options(), format)};
+  return {at::empty_like(o.limit, o.limit.options(), format),
+          at::empty_like(o.limit, o.limit.options(), format)};
 }
 
 }  // namespace

@@ -8,106 +8,106 @@ namespace {
 
 constexpr const char* kOp = "masked_fake_quant";
 
-using Signature = std::tuple<Tensor, Tensor>(const Tensor& x, const Tensor& mask,
-                                             const Tensor& scale, const OptionalTensor& zero_point,
-                                             int64_t quant_min, int64_t quant_max,
-                                             std::optional<int64_t> axis,
-                                             std::optional<int64_t> group, bool masks_gradient,
-                                             bool save_inside, at::MemoryFormat memory_format);
-
-// The op's arguments besides x.
-struct Arguments {
+// The arguments of `_masked_fake_quant`.
+struct Options {
+  const Tensor& x;
   const Tensor& mask;
   const Tensor& scale;
   const OptionalTensor& zero_point;
   int64_t quant_min, quant_max;
   Granularity granularity;
-  bool masks_gradient;
+  bool masks_gradient, save_inside;
+  at::MemoryFormat format;
+
+  auto fields() const {
+    return std::tie(x, mask, scale, zero_point, quant_min, quant_max, granularity.axis,
+                    granularity.group, masks_gradient, save_inside, format);
+  }
 };
 
-void check(const Tensor& x, const Tensor& mask, const Tensor& scale,
-           const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
-           const Granularity& granularity, at::MemoryFormat format) {
-  check_input(kOp, x);
-  check_mask(kOp, mask, x.sym_numel());
-  check_grid(kOp, quant_min, quant_max);
-  check_granularity(kOp, x, granularity);
-  check_scale(kOp, x, scale, granularity);
-  check_zero_point(kOp, x, zero_point, granularity);
-  check_format(kOp, x, format, granularity);
+// The arguments of the public op.
+struct PublicOptions {
+  const Tensor& x;
+  const Tensor& mask;
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  int64_t quant_min, quant_max;
+  Granularity granularity;
+  c10::string_view mode;
+
+  auto fields() const {
+    return std::tie(x, mask, scale, zero_point, quant_min, quant_max, granularity.axis,
+                    granularity.group, mode);
+  }
+};
+
+void check(const Options& o) {
+  check_on_grid(kOp, o);
+  check_mask(kOp, o.mask, o.x.sym_numel());
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& mask, const Tensor& scale,
-                                   const OptionalTensor& zero_point, int64_t quant_min,
-                                   int64_t quant_max, std::optional<int64_t> axis,
-                                   std::optional<int64_t> group, bool masks_gradient,
-                                   bool save_inside, at::MemoryFormat format) {
-  Device::require(kOp, x);
-  check(x, mask, scale, zero_point, quant_min, quant_max, {axis, group}, format);
-  Tensor source = x.contiguous(format), y = at::empty_like(source), words = mask.contiguous();
-  Tensor inside = new_bits(source, save_inside);
-  if (x.numel() == 0) return {y, inside};
-  auto q = quantizer_of(kOp, scale, zero_point, quant_min, quant_max,
-                        layout_of(x, {axis, group}, format), false, Device::kSeesValues);
-  MaskedFakeQuant args = {source.const_data_ptr(),
-                          static_cast<const uint64_t*>(words.const_data_ptr()),
-                          y.data_ptr(),
-                          save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
-                          mask_layout(source, format),
-                          dtype_of(kOp, x),
-                          q.quantizer,
-                          masks_gradient};
-  Device::run(x, [&](const auto& where) { bitpare::masked_fake_quant(args, where); });
+std::tuple<Tensor, Tensor> forward(const Options& o) {
+  Device::require(kOp, o.x);
+  check(o);
+  Tensor source = o.x.contiguous(o.format), y = at::empty_like(source);
+  Tensor inside = new_bits(source, o.save_inside);
+  if (o.x.numel() == 0) return {y, inside};
+  auto q = quantizer_on_grid<Device>(kOp, o, layout_of(o.x, o.granularity, o.format));
+  Array<uint64_t> mask(o.mask);
+  MaskedFakeQuant args = {
+      .x = source.const_data_ptr(),
+      .mask = mask.data(),
+      .y = y.data_ptr(),
+      .inside = o.save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
+      .layout = mask_layout(source, o.format),
+      .dtype = dtype_of(kOp, o.x),
+      .quantizer = q.quantizer,
+      .masks_gradient = o.masks_gradient,
+  };
+  Device::run(o.x, [&](const auto& where) { bitpare::masked_fake_quant(args, where); });
   return {y, inside};
 }
 
-std::tuple<Tensor, Tensor> meta(const Tensor& x, const Tensor& mask, const Tensor& scale,
-                                const OptionalTensor& zero_point, int64_t quant_min,
-                                int64_t quant_max, std::optional<int64_t> axis,
-                                std::optional<int64_t> group, bool, bool save_inside,
-                                at::MemoryFormat format) {
-  check(x, mask, scale, zero_point, quant_min, quant_max, {axis, group}, format);
-  return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
+std::tuple<Tensor, Tensor> meta(const Options& o) {
+  check(o);
+  return {at::empty_like(o.x, o.x.options(), o.format), new_bits(o.x, o.save_inside)};
 }
 
-std::tuple<Tensor, Tensor> call(const Tensor& x, const Arguments& a, bool save_inside,
-                                at::MemoryFormat format) {
-  static auto op = find_op<Signature>("bitpare::_masked_fake_quant");
-  return op.call(x, a.mask, a.scale, a.zero_point, a.quant_min, a.quant_max, a.granularity.axis,
-                 a.granularity.group, a.masks_gradient, save_inside, format);
+std::tuple<Tensor, Tensor> masked_fake_quant(const Options& options) {
+  static auto op = find_op<decltype(meta)>("bitpare::_masked_fake_quant");
+  return call(op, options);
 }
 
-Arguments parsed(const Tensor& x, const Tensor& mask, const Tensor& scale,
-                 const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
-                 const Granularity& granularity, c10::string_view mode) {
-  check_input(kOp, x);
-  bool hard = parse_mask_mode(kOp, mode) == MaskMode::hard;
-  return {mask, scale, zero_point, quant_min, quant_max, granularity, hard};
+Options parsed(const PublicOptions& o, bool save_inside) {
+  check_input(kOp, o.x);
+  return {
+      .x = o.x,
+      .mask = o.mask,
+      .scale = o.scale,
+      .zero_point = o.zero_point,
+      .quant_min = o.quant_min,
+      .quant_max = o.quant_max,
+      .granularity = o.granularity,
+      .masks_gradient = parse_mask_mode(kOp, o.mode) == MaskMode::hard,
+      .save_inside = save_inside,
+      .format = format_of(o.x, o.granularity),
+  };
 }
 
-Tensor without_gradient(const Tensor& x, const Tensor& mask, const Tensor& scale,
-                        const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
-                        std::optional<int64_t> axis, std::optional<int64_t> group,
-                        c10::string_view mode) {
-  Granularity granularity = {axis, group};
-  Arguments a = parsed(x, mask, scale, zero_point, quant_min, quant_max, granularity, mode);
-  Tensor y = std::get<0>(call(x, a, false, format_of(x, granularity)));
-  return y.contiguous(x.suggest_memory_format());
+Tensor without_gradient(const PublicOptions& o) {
+  Tensor y = std::get<0>(masked_fake_quant(parsed(o, false)));
+  return y.contiguous(o.x.suggest_memory_format());
 }
 
-Tensor autograd(const Tensor& x, const Tensor& mask, const Tensor& scale,
-                const OptionalTensor& zero_point, int64_t quant_min, int64_t quant_max,
-                std::optional<int64_t> axis, std::optional<int64_t> group, c10::string_view mode) {
-  if (!needs_gradient(x)) {
+Tensor autograd(const PublicOptions& o) {
+  if (!needs_gradient(o.x)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return without_gradient(x, mask, scale, zero_point, quant_min, quant_max, axis, group, mode);
+    return without_gradient(o);
   }
-  Granularity granularity = {axis, group};
-  Arguments a = parsed(x, mask, scale, zero_point, quant_min, quant_max, granularity, mode);
-  at::MemoryFormat format = format_of(x, granularity);
-  Tensor y = with_straight_through(x, format, [&] { return call(x, a, true, format); });
-  return y.contiguous(x.suggest_memory_format());
+  Options options = parsed(o, true);
+  Tensor y = with_straight_through(o.x, options.format, [&] { return masked_fake_quant(options); });
+  return y.contiguous(o.x.suggest_memory_format());
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// bitpare::MaskedWeights: weights that stay 0 where their masks say so, and their gradients before
-// they are accumulated.
+// bitpare::MaskedWeights keeps masked weights at 0, and masks their gradients before they are
+// accumulated.
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/custom_class.h>
@@ -14,7 +14,7 @@ namespace {
 
 using Weight = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 
-// noted: the dense gradient, summed up, for those who bring pruned weights back.
+// noted: the sum of dense gradients, by which pruned weights are chosen to grow back.
 struct State {
   Tensor mask, noted;
   bool masks, notes = false;
@@ -35,7 +35,7 @@ Tensor masked(const Tensor& dy, const Tensor& mask) {
 }
 
 struct Hook : torch::autograd::FunctionPreHook {
-  explicit Hook(std::shared_ptr<State> held) : state(std::move(held)) {}
+  explicit Hook(std::shared_ptr<State> shared) : state(std::move(shared)) {}
 
   variable_list operator()(const variable_list& gradients) override {
     const Tensor& dy = gradients[0];
@@ -51,8 +51,8 @@ struct Hook : torch::autograd::FunctionPreHook {
   std::shared_ptr<State> state;
 };
 
-// torch's own ways to add such a hook leave either those of Python or those of C++: this one joins
-// what is there. A first hook in Python, set later, still removes it.
+// torch's own functions to add such a hook drop either those of Python or those of C++; this one
+// keeps both. A first Python hook that is set later still removes it.
 std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>& hooks_of(const Tensor& weight) {
   torch::autograd::impl::materialize_autograd_meta(weight);
   return torch::autograd::impl::hooks(weight);
@@ -60,9 +60,10 @@ std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>& hooks_of(const T
 
 class MaskedWeights : public torch::CustomClassHolder {
  public:
-  // masks: whether weights and gradients are masked, or gradients only noted.
+  // hard: whether weights and gradients are masked; otherwise gradients are only noted.
   MaskedWeights(const std::vector<Tensor>& weights, const std::vector<Tensor>& masks, bool hard) {
-    TORCH_CHECK(weights.size() == masks.size(), "MaskedWeights: a mask for each weight");
+    TORCH_CHECK(weights.size() == masks.size(), "MaskedWeights: masks must have ", weights.size(),
+                " entries like weights, got ", masks.size());
     for (size_t i = 0; i < weights.size(); ++i) {
       check_mask("MaskedWeights", masks[i], weights[i].sym_numel());
       auto state = std::make_shared<State>(State{with_values(masks[i]), Tensor(), hard});
@@ -82,17 +83,17 @@ class MaskedWeights : public torch::CustomClassHolder {
   }
 
   std::optional<Tensor> noted(int64_t i) const {
-    const Tensor& found = state_of(i).noted;
-    return found.defined() ? std::optional(found) : std::nullopt;
+    const Tensor& gradient = state_of(i).noted;
+    return gradient.defined() ? std::optional(gradient) : std::nullopt;
   }
 
   // Sets what is pruned to 0, with a mask on each weight's device.
   void remask_weights() {
     std::vector<Tensor> weights, masks;
     for (auto& m : members_) {
-      auto held = m.weight.lock();
-      if (!held || !m.state->masks) continue;
-      weights.emplace_back(std::move(held));
+      auto weight = m.weight.lock();
+      if (!weight || !m.state->masks) continue;
+      weights.emplace_back(std::move(weight));
       masks.push_back(m.state->mask_on(weights.back().device()));
       bump_version(weights.back());
     }
@@ -102,9 +103,9 @@ class MaskedWeights : public torch::CustomClassHolder {
 
   void remove() {
     for (auto& m : members_) {
-      auto held = m.weight.lock();
-      if (!held) continue;
-      std::erase_if(hooks_of(Tensor(std::move(held))), [&m](const auto& hook) {
+      auto weight = m.weight.lock();
+      if (!weight) continue;
+      std::erase_if(hooks_of(Tensor(std::move(weight))), [&m](const auto& hook) {
         auto* mine = dynamic_cast<Hook*>(hook.get());
         return mine && mine->state == m.state;
       });

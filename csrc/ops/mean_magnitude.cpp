@@ -7,9 +7,6 @@ namespace {
 
 constexpr const char* kOp = "mean_magnitude";
 
-using MeanSignature = Tensor(const Tensor& x, const OptionalTensor& threshold,
-                             std::optional<int64_t> axis, std::optional<int64_t> group);
-
 void check(const Tensor& x, const OptionalTensor& threshold, const Granularity& granularity) {
   check_input(kOp, x);
   check_granularity(kOp, x, granularity);
@@ -23,18 +20,20 @@ Tensor body(const Tensor& x, const OptionalTensor& threshold, std::optional<int6
   Granularity granularity = {axis, group};
   check(x, threshold, granularity);
   at::MemoryFormat format = format_of(x, granularity);
-  Tensor source = x.contiguous(format), above;
-  if (threshold) above = threshold->contiguous();
+  Tensor source = x.contiguous(format);
+  Array<float> above(threshold);
   auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
   Tensor result = at::empty_symint(scale_shape(x, granularity), options);
   ReduceLayout layout = layout_of(x, granularity, format);
   Tensor partial = new_partial(x, layout, kMagnitudeTerms);
-  MeanMagnitude args = {source.const_data_ptr(),
-                        dtype_of(kOp, x),
-                        threshold ? above.const_data_ptr<float>() : nullptr,
-                        layout,
-                        partial.data_ptr<float>(),
-                        result.data_ptr<float>()};
+  MeanMagnitude args = {
+      .x = source.const_data_ptr(),
+      .dtype = dtype_of(kOp, x),
+      .threshold = above.data(),
+      .layout = layout,
+      .partial = partial.data_ptr<float>(),
+      .mean = result.data_ptr<float>(),
+  };
   Device::run(x, [&](const auto& where) { bitpare::mean_magnitude(args, where); });
   return result;
 }
@@ -64,7 +63,7 @@ void check_threshold(const char* op, const Tensor& x, const OptionalTensor& thre
 }
 
 Tensor mean_magnitude(const Tensor& x, const OptionalTensor& threshold, const Granularity& g) {
-  static auto op = find_op<MeanSignature>("bitpare::_mean_magnitude");
+  static auto op = find_op<decltype(meta)>("bitpare::_mean_magnitude");
   return op.call(x, threshold, g.axis, g.group);
 }
 

@@ -1,4 +1,4 @@
-// The mean of |x|, for other ops: binarize and ternarize take it for their scale.
+// The mean of |x|, which binarize and ternarize use as their scale.
 #pragma once
 #include "ops/call.h"
 
@@ -7,7 +7,7 @@ namespace bitpare::ops {
 // float32, of the shape of a scale. threshold: the same, or none. No gradient.
 Tensor mean_magnitude(const Tensor& x, const OptionalTensor& threshold, const Granularity& g);
 
-// `op` is who the message names.
+// op: the name in the message.
 void check_threshold(const char* op, const Tensor& x, const OptionalTensor& threshold,
                      const Granularity& granularity);
 

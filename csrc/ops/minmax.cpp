@@ -8,13 +8,13 @@ namespace {
 using Range = std::tuple<Tensor, Tensor>;
 using RangeAndCounts = std::tuple<Tensor, Tensor, Tensor>;
 
-// The histogram's limits, where one is wanted.
+// The histogram's limits and number of bins.
 struct Bins {
   Tensor low, high;
   int64_t count = 0;
 };
 
-// A thread counts into bins of its own as long as they are few beside the values.
+// A thread counts into bins of its own if the bins are few compared with the values.
 int64_t slots_for(int64_t n, int64_t bins) {
   if (bins == 0) return 1;
   return std::clamp<int64_t>(n / (8 * bins), 1, at::get_num_threads());

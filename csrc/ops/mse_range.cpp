@@ -11,15 +11,29 @@ constexpr int64_t kMostSteps = 4096;
 
 using Range = std::tuple<Tensor, Tensor>;
 
-void check(const Tensor& x, int64_t quant_min, int64_t quant_max, bool symmetric,
-           std::optional<int64_t> axis, int64_t steps) {
-  check_input(kOp, x);
-  check_granularity(kOp, x, {axis, std::nullopt});
-  check_grid(kOp, quant_min, quant_max);
-  TORCH_CHECK(!symmetric || quant_max > 0, kOp,
-              ": quant_max must be positive with symmetric=True, got ", quant_max);
-  TORCH_CHECK(steps >= 1 && steps <= kMostSteps, kOp, ": steps must be in [1, ", kMostSteps,
-              "], got ", steps);
+struct Options {
+  const Tensor& x;
+  int64_t quant_min, quant_max;
+  bool symmetric;
+  std::optional<int64_t> axis;
+  int64_t steps;
+
+  auto fields() const { return std::tie(x, quant_min, quant_max, symmetric, axis, steps); }
+};
+
+void check(const Options& o) {
+  check_input(kOp, o.x);
+  check_granularity(kOp, o.x, {o.axis, std::nullopt});
+  check_grid(kOp, o.quant_min, o.quant_max);
+  TORCH_CHECK(!o.symmetric || o.quant_max > 0, kOp,
+              ": quant_max must be positive with symmetric=True, got ", o.quant_max);
+  TORCH_CHECK(o.steps >= 1 && o.steps <= kMostSteps, kOp, ": steps must be in [1, ", kMostSteps,
+              "], got ", o.steps);
+}
+
+Tensor new_limits(const Options& o) {
+  return at::empty_symint(scale_shape(o.x, {o.axis, std::nullopt}),
+                          o.x.options().dtype(at::kFloat).memory_format(std::nullopt));
 }
 
 // Like layout_of, with one channel as one row.
@@ -29,28 +43,28 @@ ReduceLayout rows_of(const Tensor& x, const Granularity& granularity, at::Memory
 }
 
 template <class Device>
-Range body(const Tensor& x, int64_t quant_min, int64_t quant_max, bool symmetric,
-           std::optional<int64_t> axis, int64_t steps) {
-  Device::require(kOp, x);
-  check(x, quant_min, quant_max, symmetric, axis, steps);
-  Granularity granularity = {axis, std::nullopt};
-  at::MemoryFormat format = format_of(x, granularity);
-  Tensor source = x.contiguous(format);
-  auto options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  Tensor low = at::empty_symint(scale_shape(x, granularity), options);
-  Tensor high = at::empty_like(low);
-  MseRange args = {};
-  args.x = source.const_data_ptr();
-  args.dtype = dtype_of(kOp, x);
-  args.layout = rows_of(x, granularity, format);
-  args.low = low.data_ptr<float>();
-  args.high = high.data_ptr<float>();
-  args.rule = {static_cast<float>(quant_min), static_cast<float>(quant_max), symmetric, false};
-  args.steps = steps;
-  Tensor grid = at::empty({(3 * steps + 1) * args.layout.channels}, options);
-  Tensor partial = new_partial(x, args.layout, std::max<int64_t>(steps, kMinMaxTerms));
-  args.grid = grid.data_ptr<float>();
-  args.partial = partial.data_ptr<float>();
+Range body(const Options& o) {
+  Device::require(kOp, o.x);
+  check(o);
+  Granularity granularity = {o.axis, std::nullopt};
+  at::MemoryFormat format = format_of(o.x, granularity);
+  Tensor source = o.x.contiguous(format), low = new_limits(o), high = at::empty_like(low);
+  ReduceLayout layout = rows_of(o.x, granularity, format);
+  Tensor grids = at::empty({layout::mse_floats(o.steps, layout.channels)}, low.options());
+  Tensor partial = new_partial(o.x, layout, std::max<int64_t>(o.steps, kMinMaxTerms));
+  MseRange args = {
+      .x = source.const_data_ptr(),
+      .dtype = dtype_of(kOp, o.x),
+      .layout = layout,
+      .low = low.data_ptr<float>(),
+      .high = high.data_ptr<float>(),
+      .rule = {.quant_min = static_cast<float>(o.quant_min),
+               .quant_max = static_cast<float>(o.quant_max),
+               .symmetric = o.symmetric},
+      .steps = o.steps,
+      .grids = grids.data_ptr<float>(),
+      .partial = partial.data_ptr<float>(),
+  };
   MinMaxOf range = {};
   range.x = args.x;
   range.dtype = args.dtype;
@@ -58,18 +72,16 @@ Range body(const Tensor& x, int64_t quant_min, int64_t quant_max, bool symmetric
   range.partial = args.partial;
   range.low = args.low;
   range.high = args.high;
-  Device::run(x, [&](const auto& where) {
+  Device::run(o.x, [&](const auto& where) {
     bitpare::minmax(range, where);
     bitpare::mse_range(args, where);
   });
   return {low, high};
 }
 
-Range meta(const Tensor& x, int64_t quant_min, int64_t quant_max, bool symmetric,
-           std::optional<int64_t> axis, int64_t steps) {
-  check(x, quant_min, quant_max, symmetric, axis, steps);
-  Tensor low = at::empty_symint(scale_shape(x, {axis, std::nullopt}),
-                                x.options().dtype(at::kFloat).memory_format(std::nullopt));
+Range meta(const Options& o) {
+  check(o);
+  Tensor low = new_limits(o);
   return {low, at::empty_like(low)};
 }
 

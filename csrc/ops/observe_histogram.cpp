@@ -7,8 +7,15 @@ namespace {
 
 constexpr const char* kOp = "observe_histogram_";
 
-using Signature = void(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
-                       std::optional<int64_t> axis);
+struct Options {
+  const Tensor& counts;
+  const Tensor& limit;
+  const Tensor& skipped;
+  const Tensor& x;
+  std::optional<int64_t> axis;
+
+  auto fields() const { return std::tie(counts, limit, skipped, x, axis); }
+};
 
 void check_histogram(const char* name, const Tensor& state, at::ScalarType type) {
   TORCH_CHECK(state.scalar_type() == type, kOp, ": ", name, " must be ",
@@ -17,17 +24,18 @@ void check_histogram(const char* name, const Tensor& state, at::ScalarType type)
               state.sym_strides());
 }
 
-void check(const Tensor& counts, const Tensor& limit, const Tensor& skipped, const Tensor& x,
-           std::optional<int64_t> axis) {
+void check(const Options& o) {
+  const Tensor &counts = o.counts, &x = o.x;
+  std::optional<int64_t> axis = o.axis;
   check_input(kOp, x);
   check_granularity(kOp, x, {axis, std::nullopt});
   check_histogram("counts", counts, at::kLong);
-  check_histogram("limit", limit, at::kFloat);
-  check_histogram("skipped", skipped, at::kLong);
+  check_histogram("limit", o.limit, at::kFloat);
+  check_histogram("skipped", o.skipped, at::kLong);
   c10::SymInt n = axis ? x.sym_size(*axis) : c10::SymInt(1);
   TORCH_CHECK(counts.dim() == 2 && counts.sym_size(0) == n, kOp, ": counts must have shape [", n,
               ", bins]", axis ? " (channels of x along axis)" : "", ", got ", counts.sym_sizes());
-  for (auto [name, state] : {std::pair("limit", &limit), std::pair("skipped", &skipped)}) {
+  for (auto [name, state] : {std::pair("limit", &o.limit), std::pair("skipped", &o.skipped)}) {
     TORCH_CHECK(state->dim() == 1 && state->sym_size(0) == n, kOp, ": ", name, " must have shape [",
                 n, "], got ", state->sym_sizes());
   }
@@ -47,7 +55,8 @@ void check_limits(const Tensor& limit) {
   }
 }
 
-// Threads share channels that are fewer than they are, as long as bins are few beside the values.
+// If there are fewer channels than threads, threads share channels, provided that bins are few
+// compared with the values.
 int64_t slots_for(const ReduceLayout& l, int64_t n, int64_t bins) {
   int64_t threads = at::get_num_threads();
   if (l.channels == 0 || l.channels >= threads) return 1;
@@ -55,12 +64,12 @@ int64_t slots_for(const ReduceLayout& l, int64_t n, int64_t bins) {
 }
 
 template <class Device>
-void body(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
-          std::optional<int64_t> axis) {
+void body(const Options& o) {
+  const Tensor &counts = o.counts, &limit = o.limit, &x = o.x;
   Device::require(kOp, x);
-  check(counts, limit, skipped, x, axis);
+  check(o);
   if (Device::kSeesValues) check_limits(limit);
-  Granularity granularity = {axis, std::nullopt};
+  Granularity granularity = {o.axis, std::nullopt};
   at::MemoryFormat format = format_of(x, granularity);
   ReduceLayout layout = layout_of(x, granularity, format);
   Tensor source = x.contiguous(format);
@@ -71,7 +80,7 @@ void body(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
   args.layout = layout;
   args.counts = counts.data_ptr<int64_t>();
   args.limit = limit.data_ptr<float>();
-  args.skipped = skipped.data_ptr<int64_t>();
+  args.skipped = o.skipped.data_ptr<int64_t>();
   args.bins = static_cast<int32_t>(counts.size(1));
   args.partial = partial.data_ptr<float>();
   args.slots = Device::kSeesValues ? slots_for(layout, x.numel(), args.bins) : 1;
@@ -82,20 +91,8 @@ void body(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
   Device::run(x, [&](const auto& where) { bitpare::observe_histogram(args, where); });
 }
 
-// Tells autograd that the three have other values now.
-void bump(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
-          std::optional<int64_t> axis) {
-  static auto op = find_op<Signature>("bitpare::observe_histogram_");
-  {
-    at::AutoDispatchBelowADInplaceOrView below;
-    op.call(counts, limit, skipped, x, axis);
-  }
-  for (const Tensor* state : {&counts, &limit, &skipped}) bump_version(*state);
-}
-
-void meta(Tensor& counts, Tensor& limit, Tensor& skipped, const Tensor& x,
-          std::optional<int64_t> axis) {
-  check(counts, limit, skipped, x, axis);
+void note_written(const Options& o) {
+  for (const Tensor* state : {&o.counts, &o.limit, &o.skipped}) bump_version(*state);
 }
 
 }  // namespace
@@ -105,9 +102,9 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
       "observe_histogram_(Tensor(a!) counts, Tensor(b!) limit, Tensor(c!) skipped, Tensor x, *, "
       "int? axis=None) -> ()",
       tags());
-  kernels(m, "observe_histogram_", body<Cpu>, body<Cuda>, meta);
+  kernels(m, "observe_histogram_", body<Cpu>, body<Cuda>, check);
   no_gradient(m, "observe_histogram_");
+  writes<check, note_written>(m, "observe_histogram_");
 }
-TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("observe_histogram_", bump); }
 
 }  // namespace bitpare::ops

@@ -1,4 +1,4 @@
-// Writing a gradient over the one that came in, which moves fewer bytes through memory.
+// Lets a gradient overwrite the incoming one, which moves fewer bytes through memory.
 #pragma once
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/record_function.h>

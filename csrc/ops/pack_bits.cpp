@@ -33,13 +33,15 @@ Tensor pack(const Tensor& codes, int64_t bits) {
   if (packed.numel() == 0) return packed;
   int64_t columns = codes.size(-1);
   int32_t out_of_range = 0;
-  PackBits args = {static_cast<const uint8_t*>(source.const_data_ptr()),
-                   packed.data_ptr<uint8_t>(),
-                   codes.numel() / columns,
-                   columns,
-                   static_cast<int32_t>(bits),
-                   codes.scalar_type() == at::kChar,
-                   &out_of_range};
+  PackBits args = {
+      .codes = static_cast<const uint8_t*>(source.const_data_ptr()),
+      .packed = packed.data_ptr<uint8_t>(),
+      .rows = codes.numel() / columns,
+      .columns = columns,
+      .bits = static_cast<int32_t>(bits),
+      .is_signed = codes.scalar_type() == at::kChar,
+      .out_of_range = &out_of_range,
+  };
   Device::run(codes, [&](const auto& where) { bitpare::pack_bits(args, where); });
   TORCH_CHECK(!out_of_range, "pack_bits: codes must fit ", bits, args.is_signed ? " signed" : "",
               " bits, got one that does not");
@@ -73,9 +75,14 @@ Tensor unpack(const Tensor& packed, c10::SymIntArrayRef shape, int64_t bits, boo
   Tensor source = packed.contiguous();
   if (codes.numel() == 0) return codes;
   int64_t columns = codes.size(-1);
-  UnpackBits args = {source.const_data_ptr<uint8_t>(), static_cast<uint8_t*>(codes.data_ptr()),
-                     codes.numel() / columns,          columns,
-                     static_cast<int32_t>(bits),       is_signed};
+  UnpackBits args = {
+      .packed = source.const_data_ptr<uint8_t>(),
+      .codes = static_cast<uint8_t*>(codes.data_ptr()),
+      .rows = codes.numel() / columns,
+      .columns = columns,
+      .bits = static_cast<int32_t>(bits),
+      .is_signed = is_signed,
+  };
   Device::run(packed, [&](const auto& where) { bitpare::unpack_bits(args, where); });
   return codes;
 }

@@ -7,17 +7,26 @@ namespace {
 
 using Qparams = std::tuple<Tensor, Tensor>;
 
-void check(const Tensor& low, const Tensor& high, int64_t quant_min, int64_t quant_max,
-           bool symmetric) {
+struct Options {
+  const Tensor& low;
+  const Tensor& high;
+  int64_t quant_min, quant_max;
+  bool symmetric, power_of_two;
+
+  auto fields() const { return std::tie(low, high, quant_min, quant_max, symmetric, power_of_two); }
+};
+
+void check(const Options& o) {
+  const Tensor &low = o.low, &high = o.high;
   TORCH_CHECK(low.scalar_type() == at::kFloat, "qparams: min must be float32, got ",
               low.scalar_type());
   TORCH_CHECK(high.scalar_type() == at::kFloat, "qparams: max must be float32, got ",
               high.scalar_type());
   TORCH_CHECK(low.sym_sizes() == high.sym_sizes(), "qparams: max must have shape ", low.sym_sizes(),
               " like min, got ", high.sym_sizes());
-  check_grid("qparams", quant_min, quant_max);
-  TORCH_CHECK(!symmetric || quant_max > 0,
-              "qparams: quant_max must be positive with symmetric=True, got ", quant_max);
+  check_grid("qparams", o.quant_min, o.quant_max);
+  TORCH_CHECK(!o.symmetric || o.quant_max > 0,
+              "qparams: quant_max must be positive with symmetric=True, got ", o.quant_max);
 }
 
 void check_values(const Tensor& low, const Tensor& high) {
@@ -31,30 +40,33 @@ void check_values(const Tensor& low, const Tensor& high) {
 }
 
 template <class Device>
-Qparams body(const Tensor& low, const Tensor& high, int64_t quant_min, int64_t quant_max,
-             bool symmetric, bool power_of_two) {
-  Device::require("qparams", low);
-  check(low, high, quant_min, quant_max, symmetric);
-  Tensor l = low.contiguous(), h = high.contiguous();
-  if (Device::kSeesValues) check_values(l, h);
-  Tensor scale = at::empty_like(l), zero_point = at::empty_like(l, l.options().dtype(at::kInt));
+Qparams body(const Options& o) {
+  Device::require("qparams", o.low);
+  check(o);
+  Tensor low = o.low.contiguous(), high = o.high.contiguous();
+  if (Device::kSeesValues) check_values(low, high);
+  Tensor scale = at::empty_like(low);
+  Tensor zero_point = at::empty_like(low, low.options().dtype(at::kInt));
   QparamsFromRange args = {
-      l.const_data_ptr<float>(),
-      h.const_data_ptr<float>(),
-      scale.data_ptr<float>(),
-      zero_point.data_ptr<int32_t>(),
-      l.numel(),
-      {static_cast<float>(quant_min), static_cast<float>(quant_max), symmetric, power_of_two}};
+      .low = low.const_data_ptr<float>(),
+      .high = high.const_data_ptr<float>(),
+      .scale = scale.data_ptr<float>(),
+      .zero_point = zero_point.data_ptr<int32_t>(),
+      .n = low.numel(),
+      .rule = {.quant_min = static_cast<float>(o.quant_min),
+               .quant_max = static_cast<float>(o.quant_max),
+               .symmetric = o.symmetric,
+               .power_of_two = o.power_of_two},
+  };
   Device::run(low, [&](const auto& where) { bitpare::qparams(args, where); });
   return {scale, zero_point};
 }
 
-Qparams meta(const Tensor& low, const Tensor& high, int64_t quant_min, int64_t quant_max,
-             bool symmetric, bool) {
-  check(low, high, quant_min, quant_max, symmetric);
+Qparams meta(const Options& o) {
+  check(o);
   auto format = at::MemoryFormat::Contiguous;
-  return {at::empty_like(low, low.options(), format),
-          at::empty_like(low, low.options().dtype(at::kInt), format)};
+  return {at::empty_like(o.low, o.low.options(), format),
+          at::empty_like(o.low, o.low.options().dtype(at::kInt), format)};
 }
 
 }  // namespace

@@ -26,86 +26,110 @@ IntType int_type_of(const Tensor& q) {
   TORCH_CHECK(false, "dequantize: q must be int8, uint8, int16 or int32, got ", q.scalar_type());
 }
 
-void check_quantize(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                    int64_t quant_min, int64_t quant_max, const Granularity& granularity) {
-  check_input("quantize", x);
-  check_grid("quantize", quant_min, quant_max);
-  check_granularity("quantize", x, granularity);
-  check_scale("quantize", x, scale, granularity);
-  check_zero_point("quantize", x, zero_point, granularity);
+struct QuantizeOptions {
+  const Tensor& x;
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  int64_t quant_min, quant_max;
+  Granularity granularity;
+
+  auto fields() const {
+    return std::tie(x, scale, zero_point, quant_min, quant_max, granularity.axis,
+                    granularity.group);
+  }
+};
+
+struct DequantizeOptions {
+  const Tensor& q;
+  const Tensor& scale;
+  const OptionalTensor& zero_point;
+  Granularity granularity;
+  std::optional<at::ScalarType> dtype;
+
+  auto fields() const {
+    return std::tie(q, scale, zero_point, granularity.axis, granularity.group, dtype);
+  }
+  at::ScalarType result_type() const { return dtype.value_or(at::kFloat); }
+};
+
+void check_quantize(const QuantizeOptions& o) {
+  check_input("quantize", o.x);
+  check_grid("quantize", o.quant_min, o.quant_max);
+  check_granularity("quantize", o.x, o.granularity);
+  check_scale("quantize", o.x, o.scale, o.granularity);
+  check_zero_point("quantize", o.x, o.zero_point, o.granularity);
 }
 
-// Groups need contiguous; the result takes x's layout back.
+// Groups need a contiguous layout; the result is converted back to x's layout.
 template <class Device>
-Tensor quantize(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                int64_t quant_min, int64_t quant_max, std::optional<int64_t> axis,
-                std::optional<int64_t> group) {
-  Granularity granularity = {axis, group};
-  Device::require("quantize", x);
-  check_quantize(x, scale, zero_point, quant_min, quant_max, granularity);
-  at::MemoryFormat format = format_of(x, granularity);
-  Tensor source = x.contiguous(format);
-  Tensor q = at::empty_like(source, code_options(source, quant_min, quant_max));
-  if (x.numel() == 0) return q.contiguous(x.suggest_memory_format());
-  auto quantizer = quantizer_of("quantize", scale, zero_point, quant_min, quant_max,
-                                layout_of(x, granularity, format), false, Device::kSeesValues);
+Tensor quantize(const QuantizeOptions& o) {
+  Device::require("quantize", o.x);
+  check_quantize(o);
+  at::MemoryFormat format = format_of(o.x, o.granularity);
+  Tensor source = o.x.contiguous(format);
+  Tensor codes = at::empty_like(source, code_options(source, o.quant_min, o.quant_max));
+  if (o.x.numel() == 0) return codes.contiguous(o.x.suggest_memory_format());
+  auto q = quantizer_on_grid<Device>("quantize", o, layout_of(o.x, o.granularity, format));
   int32_t saw_nan = 0;
-  Quantize args = {source.const_data_ptr(),
-                   q.data_ptr(),
-                   x.numel(),
-                   dtype_of("quantize", x),
-                   int_type_for(quant_min, quant_max),
-                   quantizer.quantizer,
-                   &saw_nan};
-  Device::run(x, [&](const auto& where) { bitpare::quantize(args, where); });
-  TORCH_CHECK(!saw_nan, "quantize: x holds NaN, which no integer stands for");
-  return q.contiguous(x.suggest_memory_format());
+  Quantize args = {
+      .x = source.const_data_ptr(),
+      .q = codes.data_ptr(),
+      .n = o.x.numel(),
+      .dtype = dtype_of("quantize", o.x),
+      .int_type = int_type_for(o.quant_min, o.quant_max),
+      .quantizer = q.quantizer,
+      .saw_nan = &saw_nan,
+  };
+  Device::run(o.x, [&](const auto& where) { bitpare::quantize(args, where); });
+  TORCH_CHECK(!saw_nan, "quantize: x holds NaN, which has no integer code");
+  return codes.contiguous(o.x.suggest_memory_format());
 }
 
-Tensor quantize_meta(const Tensor& x, const Tensor& scale, const OptionalTensor& zero_point,
-                     int64_t quant_min, int64_t quant_max, std::optional<int64_t> axis,
-                     std::optional<int64_t> group) {
-  check_quantize(x, scale, zero_point, quant_min, quant_max, {axis, group});
-  return at::empty_like(x, code_options(x, quant_min, quant_max), x.suggest_memory_format());
+Tensor quantize_meta(const QuantizeOptions& o) {
+  check_quantize(o);
+  return at::empty_like(o.x, code_options(o.x, o.quant_min, o.quant_max),
+                        o.x.suggest_memory_format());
 }
 
-void check_dequantize(const Tensor& q, const Tensor& scale, const OptionalTensor& zero_point,
-                      const Granularity& granularity, at::ScalarType dtype) {
-  int_type_of(q);
-  check_granularity("dequantize", q, granularity);
-  check_scale("dequantize", q, scale, granularity);
-  check_zero_point("dequantize", q, zero_point, granularity);
+void check_dequantize(const DequantizeOptions& o) {
+  int_type_of(o.q);
+  check_granularity("dequantize", o.q, o.granularity);
+  check_scale("dequantize", o.q, o.scale, o.granularity);
+  check_zero_point("dequantize", o.q, o.zero_point, o.granularity);
+  at::ScalarType dtype = o.result_type();
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
               "dequantize: dtype must be float32, float16 or bfloat16, got ", dtype);
 }
 
 template <class Device>
-Tensor dequantize(const Tensor& q, const Tensor& scale, const OptionalTensor& zero_point,
-                  std::optional<int64_t> axis, std::optional<int64_t> group,
-                  std::optional<at::ScalarType> dtype) {
-  Granularity granularity = {axis, group};
-  at::ScalarType out = dtype.value_or(at::kFloat);
-  Device::require("dequantize", q);
-  check_dequantize(q, scale, zero_point, granularity, out);
-  at::MemoryFormat format = format_of(q, granularity);
-  Tensor source = q.contiguous(format), y = at::empty_like(source, source.options().dtype(out));
-  if (q.numel() == 0) return y.contiguous(q.suggest_memory_format());
-  // Codes are taken as they are, so any zero point is one of a grid.
-  constexpr int64_t kAny = std::numeric_limits<int32_t>::max();
-  auto quantizer = quantizer_of("dequantize", scale, zero_point, -kAny - 1, kAny,
-                                layout_of(q, granularity, format), false, Device::kSeesValues);
-  Dequantize args = {source.const_data_ptr(),   y.data_ptr(),   q.numel(),
-                     dtype_of("dequantize", y), int_type_of(q), quantizer.quantizer};
-  Device::run(q, [&](const auto& where) { bitpare::dequantize(args, where); });
-  return y.contiguous(q.suggest_memory_format());
+Tensor dequantize(const DequantizeOptions& o) {
+  Device::require("dequantize", o.q);
+  check_dequantize(o);
+  at::MemoryFormat format = format_of(o.q, o.granularity);
+  Tensor codes = o.q.contiguous(format);
+  Tensor y = at::empty_like(codes, codes.options().dtype(o.result_type()));
+  if (o.q.numel() == 0) return y.contiguous(o.q.suggest_memory_format());
+  // Codes are not clamped, so every int32 is a valid zero point.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  auto q = quantizer_of(
+      "dequantize",
+      {.scale = o.scale, .zero_point = o.zero_point, .quant_min = -kMost - 1, .quant_max = kMost},
+      layout_of(o.q, o.granularity, format), Device::kSeesValues);
+  Dequantize args = {
+      .q = codes.const_data_ptr(),
+      .y = y.data_ptr(),
+      .n = o.q.numel(),
+      .dtype = dtype_of("dequantize", y),
+      .int_type = int_type_of(o.q),
+      .quantizer = q.quantizer,
+  };
+  Device::run(o.q, [&](const auto& where) { bitpare::dequantize(args, where); });
+  return y.contiguous(o.q.suggest_memory_format());
 }
 
-Tensor dequantize_meta(const Tensor& q, const Tensor& scale, const OptionalTensor& zero_point,
-                       std::optional<int64_t> axis, std::optional<int64_t> group,
-                       std::optional<at::ScalarType> dtype) {
-  at::ScalarType out = dtype.value_or(at::kFloat);
-  check_dequantize(q, scale, zero_point, {axis, group}, out);
-  return at::empty_like(q, q.options().dtype(out), q.suggest_memory_format());
+Tensor dequantize_meta(const DequantizeOptions& o) {
+  check_dequantize(o);
+  return at::empty_like(o.q, o.q.options().dtype(o.result_type()), o.q.suggest_memory_format());
 }
 
 }  // namespace

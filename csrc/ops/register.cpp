@@ -33,11 +33,11 @@ void resolve(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit
     if (value.isTensor()) {
       value = resolved(schema, arguments[i], value.toTensor());
     } else if (value.isTensorList()) {
-      std::vector<Tensor> made;
+      std::vector<Tensor> tensors;
       for (const Tensor& x : value.toTensorVector()) {
-        made.push_back(resolved(schema, arguments[i], x));
+        tensors.push_back(resolved(schema, arguments[i], x));
       }
-      value = made;
+      value = tensors;
     }
   }
   // Below all of the lazy keys, of which Conjugate is the lowest.

@@ -1,11 +1,11 @@
-// Registering what an op does. Every implementation stands behind a door: the op's tensors are on
-// one device, whether its body reads them or not. Without it a tensor on another device that is not
-// read decides which implementation runs.
+// Registers the implementations of ops. Every implementation is called through a Door, which checks
+// that all tensors are on one device, whether the implementation reads them or not. Otherwise a
+// tensor that is not read could decide which implementation runs.
 #pragma once
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include "ops/device.h"
+#include "ops/options.h"
 
 namespace bitpare::ops {
 
@@ -15,14 +15,14 @@ inline const std::vector<at::Tag>& tags() {
   return all;
 }
 
-// Throws: an argument of an op, by its number, is not where the first tensor is.
+// Throws an error: the argument of that number is not on the device of the first tensor.
 [[noreturn]] void wrong_device(const char* op, size_t argument, size_t first,
                                const c10::Device& expected, const c10::Device& got);
 
-// x, or a copy that holds what a lazily negated or conjugated tensor or a zero tensor stands for.
+// Returns x, or a copy with the values of a lazily negated or conjugated tensor or a zero tensor.
 Tensor with_values(const Tensor& x);
 
-// Looks at tensors as they come: all are on one device.
+// Checks that all tensors it sees are on one device.
 class SameDevice {
  public:
   explicit SameDevice(const char* op) : op_(op) {}
@@ -54,30 +54,29 @@ class SameDevice {
   size_t number_ = 0;
 };
 
-template <class Signature>
+template <class Function, class = Signature<Function>>
 class Door;
 
-template <class Result, class... Arguments>
-class Door<Result(Arguments...)> {
+template <class Function, class Result, class... Arguments>
+class Door<Function, Result(Arguments...)> {
  public:
-  Door(const char* op, Result (*body)(Arguments...)) : op_(op), body_(body) {}
+  Door(const char* op, Function* body) : op_(op), body_(body) {}
 
   Result operator()(Arguments... arguments) const {
     SameDevice devices(op_);
     size_t number = 0;
     (devices.see(number++, arguments), ...);
-    return body_(std::forward<Arguments>(arguments)...);
+    return call_by_signature(body_, std::forward<Arguments>(arguments)...);
   }
 
  private:
   const char* op_;
-  Result (*body_)(Arguments...);
+  Function* body_;
 };
 
-template <class Result, class... Arguments>
-void implement(torch::Library& m, const char* op, c10::DispatchKey key,
-               Result (*body)(Arguments...)) {
-  m.impl(op, torch::dispatch(key, Door<Result(Arguments...)>(op, body)));
+template <class Function>
+void implement(torch::Library& m, const char* op, c10::DispatchKey key, Function* body) {
+  m.impl(op, torch::dispatch(key, Door<Function>(op, body)));
 }
 
 // Lazily negated or conjugated tensors and zero tensors are replaced by what they stand for, or
@@ -85,7 +84,7 @@ void implement(torch::Library& m, const char* op, c10::DispatchKey key,
 // writes returns nothing.
 void resolve_lazy_arguments(torch::Library& m, const char* op);
 
-// An op with kernels: on a CPU, on CUDA, and for shapes alone.
+// Registers an op with kernels: on a CPU, on CUDA, and for shapes alone.
 template <class Body, class Meta>
 void kernels(torch::Library& m, const char* op, Body* cpu, Body* cuda, Meta* meta) {
   implement(m, op, c10::DispatchKey::CPU, cpu);
@@ -94,7 +93,7 @@ void kernels(torch::Library& m, const char* op, Body* cpu, Body* cuda, Meta* met
   resolve_lazy_arguments(m, op);
 }
 
-// An op that calls others: what it does without autograd, and with it.
+// Registers an op that calls others: its implementations without and with autograd.
 template <class Body>
 void composite(torch::Library& m, const char* op, Body* without_autograd, Body* autograd) {
   implement(m, op, c10::DispatchKey::CompositeExplicitAutograd, without_autograd);
@@ -102,19 +101,19 @@ void composite(torch::Library& m, const char* op, Body* without_autograd, Body* 
   resolve_lazy_arguments(m, op);
 }
 
-// One that differentiates through the ops it calls.
+// Registers an op that is differentiated through the ops it calls.
 template <class Body>
 void composite(torch::Library& m, const char* op, Body* body) {
   implement(m, op, c10::DispatchKey::CompositeImplicitAutograd, body);
   resolve_lazy_arguments(m, op);
 }
 
-// Results carry no gradient, whatever the arguments require.
+// Registers that results carry no gradient, whatever the arguments require.
 inline void no_gradient(torch::Library& m, const char* op) {
   m.impl(op, torch::dispatch(c10::DispatchKey::Autograd, torch::CppFunction::makeFallthrough()));
 }
 
-// Results say that they have no derivative, if one is asked for.
+// Registers that an op has no derivative: asking for one is an error.
 inline void no_derivative(torch::Library& m, const char* op) {
   m.impl(op, torch::dispatch(c10::DispatchKey::Autograd,
                              torch::autograd::autogradNotImplementedFallback()));

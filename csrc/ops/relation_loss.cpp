@@ -39,14 +39,14 @@ LossAndGradient body(const Tensor& student, const Tensor& teacher, const Optiona
   args.distance = distance;
   args.angle = angle;
   Tensor scratch =
-      at::empty({math::relation_scratch(args.samples)}, tensors.floats.dtype(at::kDouble));
+      at::empty({layout::relation_doubles(args.samples)}, tensors.floats.dtype(at::kDouble));
   args.scratch = scratch.data_ptr<double>();
   tensors.give(&args);
   Device::run(student, [&](const auto& where) { bitpare::relation_loss(args, where); });
   return tensors.results();
 }
 
-// Features are read once for each sample, so halves are made floats first.
+// Features are read once for each sample, so half-precision ones are converted first.
 template <bool kDifferentiable>
 Tensor relation_loss(const Tensor& student, const Tensor& teacher, double distance, double angle) {
   check_features(kOp, student, teacher);

@@ -41,9 +41,14 @@ void body(TensorList tensors, TensorList masks) {
     if (!dense) copies[i] = tensors[i].contiguous();
     const Tensor& t = dense ? tensors[i] : copies[i];
     words.push_back(masks[i].contiguous());
-    items.push_back({t.data_ptr(), static_cast<const uint64_t*>(words[i].const_data_ptr()),
-                     mask_layout(t, dense ? format : at::MemoryFormat::Contiguous), t.numel(),
-                     static_cast<int32_t>(t.element_size()), 0});
+    items.push_back({
+        .x = t.data_ptr(),
+        .mask = static_cast<const uint64_t*>(words[i].const_data_ptr()),
+        .layout = mask_layout(t, dense ? format : at::MemoryFormat::Contiguous),
+        .n = t.numel(),
+        .bytes = static_cast<int32_t>(t.element_size()),
+        .first_block = 0,
+    });
   }
   Remask args = {items.data(), static_cast<int64_t>(items.size())};
   Device::run(tensors[0], [&](const auto& where) { bitpare::remask(args, where); });
@@ -52,10 +57,8 @@ void body(TensorList tensors, TensorList masks) {
   }
 }
 
-void written(c10::DispatchKeySet keys, TensorList tensors, TensorList masks) {
-  static auto op = find_op<void(TensorList, TensorList)>("bitpare::remask_");
+void note_written(TensorList tensors, TensorList) {
   for (const Tensor& t : tensors) bump_version(t);
-  op.redispatch(keys & c10::after_ADInplaceOrView_keyset, tensors, masks);
 }
 
 }  // namespace
@@ -71,7 +74,7 @@ TORCH_LIBRARY_FRAGMENT(bitpare, m) {
   m.def("remask_(Tensor(a!)[] tensors, Tensor[] masks) -> ()", tags());
   kernels(m, "remask_", body<Cpu>, body<Cuda>, check);
   no_gradient(m, "remask_");
+  writes<check, note_written>(m, "remask_");
 }
-TORCH_LIBRARY_IMPL(bitpare, ADInplaceOrView, m) { m.impl("remask_", written); }
 
 }  // namespace bitpare::ops

@@ -12,29 +12,23 @@ using at::TensorList;
 
 constexpr const char* kOp = "select_mask";
 
-using SelectSignature = std::vector<Tensor>(TensorList scores, at::ArrayRef<double> sparsity,
-                                            bool together, at::IntArrayRef min_keep,
-                                            TensorList previous);
-using NOfMSignature = Tensor(const Tensor& scores, int64_t keep, int64_t members,
-                             const OptionalTensor& previous);
-
 Tensor new_mask(const Tensor& x) {
   return at::empty_symint({mask_words(x.sym_numel())},
                           x.options().dtype(at::kLong).memory_format(std::nullopt));
 }
 
-// How many of n are pruned: the ratio is met exactly, but for what a float cannot hold.
+// How many of n are pruned: the ratio of n, rounded down except for float error.
 int64_t pruned_of(double sparsity, int64_t n) {
   return static_cast<int64_t>(std::floor(sparsity * static_cast<double>(n) + 1e-6));
 }
 
-// One value for all, or one for each.
+// Returns entry i, or the only entry.
 template <class T>
 T value_of(at::ArrayRef<T> values, size_t i) {
   return values[values.size() == 1 ? 0 : i];
 }
 
-// The checks that the public op and `_select_mask` share.
+// Checks what the public op and `_select_mask` share.
 void check_scores(TensorList scores, at::ArrayRef<double> sparsity, bool together,
                   at::IntArrayRef min_keep, size_t masks) {
   size_t size = scores.size();
@@ -100,7 +94,15 @@ std::vector<Tensor> select(TensorList scores, at::ArrayRef<double> sparsity, boo
   auto options = masks[0].options();
   int64_t nan = -1, size = static_cast<int64_t>(items.size());
   Tensor ties = at::empty({std::max<int64_t>(parts, 1)}, options), settled, groups, buckets;
-  SelectMask args = {items.data(), size, ties.data_ptr<int64_t>(), nullptr, &nan, nullptr, nullptr};
+  SelectMask args = {
+      .scores = items.data(),
+      .size = size,
+      .ties = ties.data_ptr<int64_t>(),
+      .settled = nullptr,
+      .nan = &nan,
+      .groups = nullptr,
+      .buckets = nullptr,
+  };
   if (Device::kSeesValues) {
     settled = at::empty({size}, options.dtype(at::kByte));
     args.settled = settled.data_ptr<uint8_t>();
@@ -139,18 +141,19 @@ Tensor select_in_groups(const Tensor& scores, int64_t keep, int64_t members,
                         const OptionalTensor& previous) {
   Device::require(kOp, scores);
   check_groups(scores, keep, members, previous);
-  Tensor source = scores.contiguous(), before = previous ? previous->contiguous() : Tensor();
-  Tensor mask = new_mask(scores);
+  Tensor source = scores.contiguous(), mask = new_mask(scores);
+  Array<uint64_t> before(previous);
   if (scores.numel() == 0) return mask;
   int64_t outer = scores.size(0), channels = scores.size(1);
   int64_t inner = scores.numel() / (outer * channels);
   SelectNOfM args = {
-      source.const_data_ptr(),
-      before.defined() ? static_cast<const uint64_t*>(before.const_data_ptr()) : nullptr,
-      static_cast<uint64_t*>(mask.data_ptr()),
-      dtype_of(kOp, scores),
-      {outer * channels / members, members, inner},
-      keep};
+      .x = source.const_data_ptr(),
+      .before = before.data(),
+      .mask = static_cast<uint64_t*>(mask.data_ptr()),
+      .dtype = dtype_of(kOp, scores),
+      .layout = {.slabs = outer * channels / members, .members = members, .inner = inner},
+      .keep = keep,
+  };
   Device::run(scores, [&](const auto& where) { bitpare::select_n_of_m(args, where); });
   if constexpr (Device::kSeesValues) {
     TORCH_CHECK(!source.isnan().any().item<bool>(), kOp, ": scores hold NaN");
@@ -164,13 +167,13 @@ Tensor select_in_groups_meta(const Tensor& scores, int64_t keep, int64_t members
   return new_mask(scores);
 }
 
-// The unit that is pruned as one.
+// The elements that are pruned together.
 struct Pattern {
   enum class Kind { element, n_of_m, block, filter, channel } kind;
   int64_t first = 1, second = 1;  // N and M, or rows and columns of a block
 };
 
-// Two numbers with `between` between them.
+// Parses two numbers with the character `between` between them.
 bool parse_pair(const std::string& text, char between, Pattern* pattern) {
   const char* end = text.data() + text.size();
   auto [middle, wrong] = std::from_chars(text.data(), end, pattern->first);
@@ -212,7 +215,8 @@ void check_fits(const Pattern& p, size_t i, const Tensor& x) {
   }
 }
 
-// x as [rows, R, columns, C, inner], where a unit is what shares the first, third and last index.
+// Returns x's shape as [rows, R, columns, C, inner]; elements with the same first, third and last
+// index are one unit.
 c10::SymDimVector blocked_shape(const Pattern& p, const Tensor& x) {
   c10::SymInt rows = x.sym_size(0), columns = x.dim() > 1 ? x.sym_size(1) : c10::SymInt(1),
               inner = 1;
@@ -226,7 +230,7 @@ Tensor in_blocks(const Pattern& p, const Tensor& x) {
   return x.reshape_symint(blocked_shape(p, x));
 }
 
-// Summed in float64, so that the order of the sum does not show.
+// Means are computed in float64, so that the order of the sum does not matter.
 Tensor unit_scores(const Pattern& p, const Tensor& x) {
   return in_blocks(p, x).to(at::kDouble).mean({1, 3}).to(at::kFloat);
 }
@@ -272,7 +276,7 @@ Arguments checked(TensorList scores, at::ArrayRef<double> sparsity, c10::string_
 }
 
 std::vector<Tensor> n_of_m(const Arguments& a) {
-  static auto op = find_op<NOfMSignature>("bitpare::_select_n_of_m");
+  static auto op = find_op<decltype(select_in_groups_meta)>("bitpare::_select_n_of_m");
   std::vector<Tensor> masks;
   for (size_t i = 0; i < a.scores.size(); ++i) {
     int64_t keep = value_of(a.sparsity, i) == 0 ? a.pattern.second : a.pattern.first;
@@ -284,7 +288,7 @@ std::vector<Tensor> n_of_m(const Arguments& a) {
 }
 
 std::vector<Tensor> elements(const Arguments& a) {
-  static auto op = find_op<SelectSignature>("bitpare::_select_mask");
+  static auto op = find_op<decltype(select_meta)>("bitpare::_select_mask");
   return op.call(a.scores, a.sparsity, a.together, a.min_keep, a.previous);
 }
 

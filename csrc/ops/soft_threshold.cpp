@@ -9,49 +9,60 @@ namespace {
 
 constexpr const char* kOp = "soft_threshold";
 
-using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor& x, double threshold,
-                                                    bool save_inside,
-                                                    at::MemoryFormat memory_format);
+// The arguments of `_soft_threshold`.
+struct Options {
+  const Tensor& x;
+  double threshold;
+  bool save_inside;
+  at::MemoryFormat format;
 
-void check(const Tensor& x, double threshold, at::MemoryFormat format) {
-  check_input(kOp, x);
-  TORCH_CHECK(threshold >= 0 && threshold <= std::numeric_limits<float>::max(), kOp,
-              ": threshold must be finite and 0 or more, got ", threshold);
-  check_format(kOp, x, format, {});
+  auto fields() const { return std::tie(x, threshold, save_inside, format); }
+};
+
+void check(const Options& o) {
+  check_input(kOp, o.x);
+  TORCH_CHECK(o.threshold >= 0 && o.threshold <= std::numeric_limits<float>::max(), kOp,
+              ": threshold must be finite and 0 or more, got ", o.threshold);
+  check_format(kOp, o.x, o.format, {});
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor> forward(const Tensor& x, double threshold, bool save_inside,
-                                   at::MemoryFormat format) {
-  Device::require(kOp, x);
-  check(x, threshold, format);
-  Tensor source = x.contiguous(format), y = at::empty_like(source);
-  Tensor inside = new_bits(source, save_inside);
-  SoftThreshold args = {source.const_data_ptr(),
-                        y.data_ptr(),
-                        save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
-                        x.numel(),
-                        dtype_of(kOp, x),
-                        static_cast<float>(threshold)};
-  Device::run(x, [&](const auto& where) { bitpare::soft_threshold(args, where); });
+std::tuple<Tensor, Tensor> forward(const Options& o) {
+  Device::require(kOp, o.x);
+  check(o);
+  Tensor source = o.x.contiguous(o.format), y = at::empty_like(source);
+  Tensor inside = new_bits(source, o.save_inside);
+  SoftThreshold args = {
+      .x = source.const_data_ptr(),
+      .y = y.data_ptr(),
+      .inside = o.save_inside ? static_cast<uint64_t*>(inside.data_ptr()) : nullptr,
+      .n = o.x.numel(),
+      .dtype = dtype_of(kOp, o.x),
+      .threshold = static_cast<float>(o.threshold),
+  };
+  Device::run(o.x, [&](const auto& where) { bitpare::soft_threshold(args, where); });
   return {y, inside};
 }
 
-std::tuple<Tensor, Tensor> forward_meta(const Tensor& x, double threshold, bool save_inside,
-                                        at::MemoryFormat format) {
-  check(x, threshold, format);
-  return {at::empty_like(x, x.options(), format), new_bits(x, save_inside)};
+std::tuple<Tensor, Tensor> forward_meta(const Options& o) {
+  check(o);
+  return {at::empty_like(o.x, o.x.options(), o.format), new_bits(o.x, o.save_inside)};
 }
 
 Tensor run(const Tensor& x, double threshold, bool differentiable) {
   check_input(kOp, x);
-  at::MemoryFormat format = x.suggest_memory_format();
-  auto call = [&](bool save_inside) {
-    static auto op = find_op<ForwardSignature>("bitpare::_soft_threshold");
-    return op.call(x, threshold, save_inside, format);
+  Options options = {
+      .x = x,
+      .threshold = threshold,
+      .save_inside = differentiable,
+      .format = x.suggest_memory_format(),
   };
-  if (!differentiable) return std::get<0>(call(false));
-  return with_straight_through(x, format, [&] { return call(true); });
+  auto run_below = [&] {
+    static auto op = find_op<decltype(forward_meta)>("bitpare::_soft_threshold");
+    return call(op, options);
+  };
+  return differentiable ? with_straight_through(x, options.format, run_below)
+                        : std::get<0>(run_below());
 }
 
 Tensor without_gradient(const Tensor& x, double threshold) { return run(x, threshold, false); }

@@ -1,4 +1,4 @@
-// A gradient that the forward pass has found, handed on by the backward pass.
+// Gradients that the forward pass computes and the backward pass returns.
 #pragma once
 #include <ATen/TensorSubclassLikeUtils.h>
 
@@ -6,13 +6,13 @@
 
 namespace bitpare::ops {
 
-// A gradient in fp16 or bf16 would lose what a later factor could save, so that of halves waits for
-// the incoming gradient.
+// Half-precision gradients can underflow before the loss scale is applied, so they are computed in
+// the backward pass.
 inline bool stores_gradient(const Tensor& x) { return x.scalar_type() == at::kFloat; }
 
-// The gradient that forward() put into saved_data, times dy ([] or one for each row), in its own
-// memory; nothing is to do where dy is 1, as it mostly is. The gradient is there once: undefined
-// where it was handed on already, or is asked for with a graph of its own.
+// Returns the gradient that forward() saved, times dy (one number, or one for each row), in its own
+// memory; dy is mostly 1, which needs no work. The result is undefined if the gradient was already
+// taken, or if a graph of the backward pass is recorded.
 inline Tensor take_stored_gradient(AutogradContext* context, const Tensor& dy) {
   auto& saved = context->saved_data;
   if (at::GradMode::is_enabled() || !saved.count("gradient")) return Tensor();
@@ -23,10 +23,6 @@ inline Tensor take_stored_gradient(AutogradContext* context, const Tensor& dy) {
   saved.erase("gradient");
   if (dy.is_cpu() && dy.dim() == 0 && dy.item<float>() == 1.0f) return gradient;
   return gradient.mul_(factor);
-}
-
-inline OptionalTensor if_defined(const Tensor& x) {
-  return x.defined() ? OptionalTensor(x) : std::nullopt;
 }
 
 }  // namespace bitpare::ops

@@ -12,8 +12,13 @@ constexpr const char* kOp = "_straight_through";
 template <class Device>
 void pass(const Tensor& source, const Tensor& inside, const Tensor& dx) {
   Array<uint64_t> bits(inside);
-  StraightThrough args = {source.const_data_ptr(), bits.data(), dx.data_ptr(), dx.numel(),
-                          dtype_of(kOp, dx)};
+  StraightThrough args = {
+      .dy = source.const_data_ptr(),
+      .inside = bits.data(),
+      .dx = dx.data_ptr(),
+      .n = dx.numel(),
+      .dtype = dtype_of(kOp, dx),
+  };
   Device::run(dx, [&](const auto& where) { bitpare::straight_through(args, where); });
 }
 
@@ -82,8 +87,7 @@ Tensor autograd(const Tensor& dy, const Tensor& inside, at::MemoryFormat format)
 }  // namespace
 
 Tensor straight_through(const Tensor& dy, const Tensor& inside, at::MemoryFormat format) {
-  static auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, at::MemoryFormat)>("bitpare::_straight_through");
+  static auto op = find_op<decltype(meta)>("bitpare::_straight_through");
   return op.call(dy, inside, format);
 }
 

@@ -96,7 +96,8 @@ LossAndGradient taught_loss_meta(const Tensor& student, const Tensor& teacher,
   return {at::empty({}, like.dtype(at::kFloat)), gradient};
 }
 
-// The loss, with its node if it is wanted. Tensors of two types, and doubles, are taken as floats.
+// Returns the loss, differentiable if wanted. Tensors of two types, and doubles, are converted to
+// float32.
 template <class Op, bool kDifferentiable, class... Options>
 Tensor taught_loss(const Tensor& student, const Tensor& teacher, const OptionalTensor& row_weight,
                    Options... options) {
@@ -111,7 +112,7 @@ Tensor taught_loss(const Tensor& student, const Tensor& teacher, const OptionalT
   return std::get<0>(Loss::call(s, t, row_weight, std::nullopt, options..., false));
 }
 
-// The tensors of a private op laid out for a kernel, and room for its results.
+// The tensors of a private op made contiguous for a kernel, and its results.
 struct TaughtTensors {
   Tensor student, teacher, weight, incoming, loss, gradient;
   at::TensorOptions floats;
@@ -129,7 +130,7 @@ struct TaughtTensors {
 
   LossAndGradient results() const { return {loss, gradient}; }
 
-  // The fields that every family's arguments have.
+  // Fills the fields that the arguments of every loss kernel have.
   template <class Args>
   void give(Args* args) const {
     args->incoming = incoming.defined() ? incoming.const_data_ptr<float>() : nullptr;

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitpare_examples.command import fail, settings
+from bitpare_examples.command import can_resume, fail, settings
 
 
 class Checkpoint:
@@ -29,7 +29,10 @@ class Checkpoint:
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Checkpoint":
         """In the folder of an example's results."""
-        options.output.mkdir(parents=True, exist_ok=True)
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"--output: {options.output} cannot be made ({error.strerror})")
         path = options.output / "checkpoint.pt"
         return cls(path, settings(options), resume=options.resume)
 
@@ -45,6 +48,7 @@ class Checkpoint:
             if then != now:
                 option = "--" + key.replace("_", "-")
                 fail(f"--resume: {self.path} was made with {option} {then}, and this is {now}")
+        can_resume(self.path)
         return stages
 
     def restore(self, stage: str, parts: Mapping[str, Any], generator: torch.Generator) -> int:
@@ -76,6 +80,7 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self.path)
+        can_resume(self.path)
 
 
 def load_weights(model: nn.Module, path: pathlib.Path, option: str) -> None:

@@ -2,9 +2,10 @@
 
 import argparse
 import contextlib
+import math
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import bitpare as bp
@@ -22,6 +23,25 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(f"{name}: {message}")
 
 
+def run(main: Callable[[], object]) -> None:
+    """Run an example; Ctrl-C ends it with a line that says how it goes on."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        if processes()[0] == 0:
+            print(f"\nstopped: {_way_on}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+_way_on = "no epoch is done yet, so the same command begins anew"
+
+
+def can_resume(path: pathlib.Path) -> None:
+    """Note that a run which is stopped from now on can go on from this checkpoint."""
+    global _way_on
+    _way_on = f"the same command with --resume goes on from {path}"
+
+
 def processes() -> tuple[int, int]:
     """The number of this process, and of how many: (0, 1) where there is one."""
     if not torch.distributed.is_initialized():
@@ -29,12 +49,44 @@ def processes() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+def number(kind: type, interval: str) -> Callable[[str], Any]:
+    """The type of an option whose values lie in an interval, such as [1, inf) or (0, 1]."""
+    low, high = map(float, interval[1:-1].split(","))
+
+    def parsed(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        at_end = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+        if low < value < high or at_end:
+            return value
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {what} in {interval}, got {text}")
+
+    return parsed
+
+
+COUNT, BITS = number(int, "[1, inf)"), number(int, "[2, 8]")
+SHARE, PART, POSITIVE = (number(float, at) for at in ("[0, 1)", "[0, 1]", "(0, inf)"))
+
+
+def device(text: str) -> torch.device:
+    """The type of an option that names a device, on which torch must be able to compute."""
+    try:
+        return torch.zeros(1, device=text).add(1).device
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"torch cannot use {text} ({reason})") from None
+
+
 def parser(documentation: str | None, name: str) -> argparse.ArgumentParser:
     """The options of every example. --help begins with the example's own text."""
     made = argparse.ArgumentParser(
         description=documentation, formatter_class=_Formatter, allow_abbrev=False
     )
-    made.add_argument("--seed", type=int, default=0, help="of weights and of the order of images")
+    seed = number(int, "[0, 1e9]")
+    made.add_argument("--seed", type=seed, default=0, help="of weights and of the order of images")
     made.add_argument("--quick", action="store_true", help="a few images and epochs, to try it out")
     folder = pathlib.Path("out") / name
     made.add_argument("--output", type=pathlib.Path, default=folder, help="folder of the results")

@@ -54,11 +54,11 @@ def _placed(
 
 
 def _compose(
-    images: Tensor, labels: Tensor, count: int, size: int, seed: int
+    images: Tensor, labels: Tensor, count: int, size: int, seed: int, clear: bool = False
 ) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     pick = torch.randint(len(images), (count,), generator=generator)
-    mask = _placed(images[pick], size, generator, (0.5, 0.85))
+    mask = _placed(images[pick], size, generator, (0.95, 1.0) if clear else (0.5, 0.85))
     # Another digit, small and faint, which says nothing about the label.
     other = torch.randint(len(images), (count,), generator=generator)
     piece = _placed(images[other], size, generator, (0.2, 0.3))
@@ -67,6 +67,8 @@ def _compose(
     tint = torch.rand(count, 3, 1, 1, generator=generator) * 0.6
     slope = torch.linspace(-0.5, 0.5, size).view(1, 1, 1, size)
     slope = slope * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5) * 0.4
+    if clear:
+        return (background * 0.5 + mask * lighter).clamp(0, 1), labels[pick]
     scene = background + slope
     scene = scene + piece * (tint - background) * 0.5
     scene = scene + mask * lighter
@@ -75,15 +77,16 @@ def _compose(
 
 
 def composed_digits(
-    train: int = 10_000, test: int = 2_000, *, size: int = 32, seed: int = 0
+    train: int = 10_000, test: int = 2_000, *, size: int = 32, seed: int = 0, clear: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Colour scenes, [n, 3, size, size] in 0 .. 1, each of one digit: scaled, turned, moved, in a
-    colour lighter than its background, with noise and another digit, small and faint. Training and
-    test scenes come from different scans. Always the same for one seed."""
+    colour lighter than its background, with noise and another digit, small and faint; clear: as
+    large as the scene, without noise and other digits, which a network learns from few scenes.
+    Training and test scenes come from different scans. Always the same for one seed."""
     train_x, train_y, test_x, test_y = digits(seed)
     return (
-        *_compose(train_x, train_y, train, size, seed + 1),
-        *_compose(test_x, test_y, test, size, seed + 2),
+        *_compose(train_x, train_y, train, size, seed + 1, clear),
+        *_compose(test_x, test_y, test, size, seed + 2, clear),
     )
 
 

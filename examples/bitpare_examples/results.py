@@ -31,7 +31,7 @@ def verify(model: nn.Module, integer: nn.Module, x: Tensor) -> bp.deploy.Verific
     """Compares an integer model with its fake-quantized one, and prints the outcome; None where
     they differ by more than rounding."""
     try:
-        report = bp.verify(model, integer, x.split(250))
+        report = bp.verify(model, integer, data=x.split(250))
     except bp.Differs as error:
         print(str(error).splitlines()[0])
         print("(a network that has hardly been trained gives all classes nearly the same score)")

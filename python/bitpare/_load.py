@@ -4,7 +4,12 @@ import pathlib
 import sys
 
 import torch
-from bitpare_cli.doctor import diagnosis
+from bitpare_cli.diagnosis import diagnosis
+
+try:
+    from bitpare import _build_info
+except ImportError:  # in the source folder, before a build
+    _build_info = None  # type: ignore[assignment]
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
@@ -28,12 +33,10 @@ def check_build(built_torch: str, built_cuda: str) -> None:
 
 
 def _checked_library() -> pathlib.Path:
-    try:
-        from bitpare import _build_info
-    except ImportError as error:
+    if _build_info is None:
         raise ImportError(
             f"bitpare has not been built yet. Build it in its source folder:\n  {REBUILD}"
-        ) from error
+        )
     check_build(_build_info.torch, _build_info.torch_cuda)
     return pathlib.Path(__file__).parent / "libbitpare.so"
 

@@ -1,10 +1,55 @@
 """Counting the optimizer steps that were applied."""
 
+import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+
+def check_steps(caller: str, steps: Any) -> int:
+    """Return the length of a run in applied steps, or raise ValueError."""
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
+        raise ValueError(f"{caller}: steps must be an int of 1 or more, got {steps!r}")
+    return int(steps)
+
+
+def step_at(caller: str, name: str, when: Any, steps: int | None) -> int:
+    """Return a point in time as an applied step.
+
+    Args:
+        caller, name: what an error names.
+        when: a float in [0, 1], a fraction of the run, or an int of 0 or more, a step.
+        steps: the length of the run; a fraction needs it, and a step may not lie behind it.
+    """
+    if isinstance(when, numbers.Integral) and not isinstance(when, bool):
+        if when < 0:
+            raise ValueError(f"{caller}: {name} must be 0 or more, got {when}")
+        if steps is not None and when > steps:
+            raise ValueError(f"{caller}: {name} is step {when}, but the run has steps={steps}")
+        return int(when)
+    if not isinstance(when, numbers.Real) or isinstance(when, bool) or not 0 <= when <= 1:
+        raise ValueError(
+            f"{caller}: {name} must be a fraction of the run (a float from 0 to 1) or a step (an "
+            f"int), got {when!r}"
+        )
+    if steps is None:
+        raise ValueError(
+            f"{caller}: {name}={when} is a fraction of the run, so its length is needed: give "
+            "steps=, or a step as an int"
+        )
+    return round(float(when) * steps)
+
+
+def span_at(caller: str, when: Any, steps: int | None) -> tuple[int, int]:
+    """Return a span of time (begin, end) as applied steps; see `step_at`."""
+    if not isinstance(when, tuple | list) or len(when) != 2:
+        raise ValueError(f"{caller}: when must be (begin, end), got {when!r}")
+    begin, end = (step_at(caller, "when", at, steps) for at in when)
+    if end < begin:
+        raise ValueError(f"{caller}: when must be (begin, end) in this order, got {when!r}")
+    return begin, end
 
 
 def found_inf_of(optimizer: torch.optim.Optimizer) -> Tensor | None:
@@ -43,9 +88,19 @@ class StepCounter:
         self._known = 0  # a count that was read
         self._hooks = 0  # hooks since then, each of which may count
         self._skipped: Tensor | None = None  # of those, on the device
+        self._handles: list[Any] = []
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.register_step_post_hook(self.after_step)
+        self._handles.append(optimizer.register_step_post_hook(self.after_step))
+
+    def detach(self) -> None:
+        """Count no further steps of the optimizers that it was attached to."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the hooks: a copy follows no optimizer."""
+        return {**self.__dict__, "_handles": []}
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """The hook that counts."""
@@ -89,3 +144,36 @@ class StepCounter:
     def reset(self, step: int) -> None:
         self._known, self._hooks, self._skipped = step, 0, None
         self._applied = max((event for event in self.events if event <= step), default=0)
+
+
+class Attached:
+    """An object that follows the applied steps of an optimizer: attach, detach and step."""
+
+    counter: StepCounter
+    model: nn.Module
+
+    def _followed(self) -> nn.Module:
+        """Return the model whose optimizer is followed."""
+        return self.model
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
+        """Count the optimizer's applied steps from now on, and return the object itself.
+
+        Steps that a GradScaler skips do not count.
+        """
+        check_owned(optimizer, self._followed(), type(self).__name__)
+        self.counter.attach(optimizer)
+        return self
+
+    def detach(self) -> Any:
+        """Count no further steps; what was done to the model stays."""
+        self.counter.detach()
+
+    def step(self) -> None:
+        """Say that one optimizer step was applied; not needed after ``attach``."""
+        self.counter.step()
+
+    @property
+    def step_count(self) -> int:
+        """The number of optimizer steps that were applied."""
+        return self.counter.count()

@@ -1,11 +1,10 @@
 """The facts that a bug report needs: this build, this torch, this machine, and whether the ops work
 here; or why they cannot be loaded."""
 
-import importlib.metadata
 import pathlib
-import platform
-import sys
 from typing import Any
+
+from bitpare_cli.diagnosis import diagnosis, lines, python_here
 
 
 def _self_test(device: str) -> str:
@@ -43,41 +42,13 @@ def facts() -> dict[str, str]:
         "bitpare": f"{_build_info.version} in {pathlib.Path(_build_info.__file__).parent}",
         "library": f"{_C.version()}, {_build_info.build_type}, {_build_info.compiler}",
         "torch": f"{torch.__version__}, built against {_build_info.torch}",
-        "python": _python(),
+        "python": python_here(),
         "cpu": f"{_C.cpu_capability()} in use, {_C.machine_cpu_capability()} available, "
         f"{torch.get_num_threads()} threads",
         "cpu ops": _self_test("cpu"),
         "cuda": _cuda(_build_info),
         "denormals": "flushed to zero: results differ in their bits" if flush else "kept",
     }
-
-
-def _python() -> str:
-    return f"{sys.version.split()[0]} on {platform.platform()}"
-
-
-def _installed(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def diagnosis(error: ImportError) -> str:
-    """Return what there is to say where the package cannot be loaded."""
-    first, *rest = str(error).splitlines() or [""]
-    known = {
-        "bitpare": _installed("bitpare"),
-        "torch": _installed("torch"),
-        "python": _python(),
-        "cpu ops": "cannot be loaded",
-        "why": first,
-    }
-    return "\n".join([_lines(known), *rest])
-
-
-def _lines(known: dict[str, str]) -> str:
-    return "\n".join(f"{name:10} {value}" for name, value in known.items())
 
 
 def main(brief: bool = False) -> int:
@@ -91,5 +62,5 @@ def main(brief: bool = False) -> int:
         print(f"bitpare {found['library']}; torch {found['torch']}; cpu {found['cpu']}")
         print(f"cuda {found['cuda']}")
     else:
-        print(_lines(found))
+        print(lines(found))
     return int(any("wrong results" in value for value in found.values()))

@@ -17,7 +17,8 @@ inline void serial(int64_t begin, int64_t end, int64_t, RangeBody body, void* co
   body(context, begin, end);
 }
 
-// Small pieces, last first: a kernel that leans on order or on whole ranges fails.
+// Runs small pieces, the last first, so that a kernel that depends on order or on whole ranges
+// fails.
 inline void reversed(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
   int64_t pieces = (end - begin + grain - 1) / grain;
   for (int64_t p = pieces - 1; p >= 0; --p) {
@@ -26,7 +27,7 @@ inline void reversed(int64_t begin, int64_t end, int64_t grain, RangeBody body, 
   }
 }
 
-// f(OnCpu<Isa>, name) for each instruction set here, serial and reversed.
+// Calls f(OnCpu<Isa>, name) for each instruction set of this machine, in order and reversed.
 template <class F>
 void on_every_cpu(F f) {
   for (auto c : {CpuCapability::baseline, CpuCapability::avx2, CpuCapability::avx512}) {
@@ -43,7 +44,8 @@ std::vector<T> narrowed(const std::vector<float>& x) {
   return y;
 }
 
-// Values around a few steps of a grid, with ties, infinities, NaN, both zeros and subnormals.
+// Returns values around a few steps of a grid, with ties, infinities, NaN, both zeros and
+// subnormals.
 inline std::vector<float> test_values(int64_t n, unsigned seed, float spread = 3.0f) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0f, spread);
@@ -63,7 +65,7 @@ inline std::vector<float> finite_values(int64_t n, unsigned seed, float spread =
   return x;
 }
 
-// The bits of each element, NaN made one, for comparisons that no tolerance softens.
+// Returns the bits of each element, all NaN as the same bits, for comparisons without a tolerance.
 inline uint32_t comparable(float x) {
   return x == x ? __builtin_bit_cast(uint32_t, x) : 0x7fc00000u;
 }

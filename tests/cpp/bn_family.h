@@ -68,40 +68,67 @@ void expect_same(const BnResult<T>& got, const BnResult<T>& expected, const std:
 template <class T, class Where>
 BnResult<T> run_bn(const BnCase& c, const std::vector<float>& x, const std::vector<float>& dy,
                    const Where& where) {
-  int64_t channels = c.layout.channels, n = c.n(), room = bn_scratch(c.layout);
+  int64_t channels = c.layout.channels, n = c.n(), floats = layout::bn_floats(c.layout);
   BnState s(channels);
   Control control = c.control();
   Quantizer q;
   q.scale = &s.scale;
   if (c.zero_point) q.zero_point = &s.zero_point;
   Unaligned<T> in(narrowed<T>(x)), gradient(narrowed<T>(dy)), out(n), dx(n);
-  Unaligned<float> scratch(std::vector<float>(static_cast<size_t>(room), NAN));
-  Unaligned<float> statistics(bn_statistics(channels));
+  Unaligned<float> scratch(std::vector<float>(static_cast<size_t>(floats), NAN));
+  Unaligned<float> statistics(layout::bn_statistics_floats(channels));
   auto bits = new_words(n);
   const float* weight = c.affine ? s.weight.data() : nullptr;
-  bn_act_fake_quant(
-      BnActFakeQuant{in.data(), out.data(), bits.data(), kDType<T>, c.layout, weight,
-                     c.affine ? s.bias.data() : nullptr, s.mean.data(), s.variance.data(),
-                     &s.batches, q, &control, s.pending, statistics.data(), scratch.data(),
-                     c.activation, c.training, kMomentum, kEps},
-      where);
-  bool intact = out.intact(n) && scratch.intact(room) && statistics.intact(bn_statistics(channels));
-  scratch = Unaligned<float>(std::vector<float>(static_cast<size_t>(room), NAN));
+  BnActFakeQuant args = {
+      .x = in.data(),
+      .y = out.data(),
+      .inside = bits.data(),
+      .dtype = kDType<T>,
+      .layout = c.layout,
+      .weight = weight,
+      .bias = c.affine ? s.bias.data() : nullptr,
+      .running_mean = s.mean.data(),
+      .running_var = s.variance.data(),
+      .num_batches_tracked = &s.batches,
+      .quantizer = q,
+      .control = &control,
+      .pending = s.pending,
+      .statistics = statistics.data(),
+      .scratch = scratch.data(),
+      .activation = c.activation,
+      .training = c.training,
+      .momentum = kMomentum,
+      .eps = kEps,
+  };
+  bn_act_fake_quant(args, where);
+  bool intact = out.intact(n) && scratch.intact(floats) &&
+                statistics.intact(layout::bn_statistics_floats(channels));
+  scratch = Unaligned<float>(std::vector<float>(static_cast<size_t>(floats), NAN));
   Unaligned<float> dweight(channels), dbias(channels);
-  bn_act_fake_quant_gradient(
-      BnActFakeQuantGradient{gradient.data(), in.data(), dx.data(), bits.data(), kDType<T>,
-                             c.layout, weight, statistics.data(), dweight.data(), dbias.data(),
-                             scratch.data(), c.activation},
-      where);
+  BnActFakeQuantGradient gradient_args = {
+      .dy = gradient.data(),
+      .x = in.data(),
+      .dx = dx.data(),
+      .inside = bits.data(),
+      .dtype = kDType<T>,
+      .layout = c.layout,
+      .weight = weight,
+      .statistics = statistics.data(),
+      .weight_gradient = dweight.data(),
+      .bias_gradient = dbias.data(),
+      .scratch = scratch.data(),
+      .activation = c.activation,
+  };
+  bn_act_fake_quant_gradient(gradient_args, where);
   intact &=
-      dx.intact(n) && scratch.intact(room) && dweight.intact(channels) && dbias.intact(channels);
+      dx.intact(n) && scratch.intact(floats) && dweight.intact(channels) && dbias.intact(channels);
   return {out.values(n),
           dx.values(n),
           bits,
           s.mean,
           s.variance,
           {s.pending[0], s.pending[1]},
-          statistics.values(bn_statistics(channels)),
+          statistics.values(layout::bn_statistics_floats(channels)),
           dweight.values(channels),
           dbias.values(channels),
           s.batches,

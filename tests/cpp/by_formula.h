@@ -1,5 +1,5 @@
-// Results by the formulas alone, which kernels are held to: element by element, and reductions in
-// their order, written a second time.
+// A second implementation of what kernels compute, which their results must equal: the formulas
+// applied element by element, and the order of reductions.
 #pragma once
 #include "families.h"
 

@@ -114,7 +114,7 @@ inline void start(Thread& thread) {
   thread.state = State::ready;
 }
 
-// Lets the threads of [first, last) go on where all that are not done wait at `barrier`.
+// Lets the threads of [first, last) continue if all that are not done wait at `barrier`.
 inline bool release(unsigned first, unsigned last, State barrier) {
   std::vector<Thread>& threads = block().threads;
   bool waiting = false;
@@ -206,21 +206,21 @@ T atomicMax(T* target, T value) {
 inline void __threadfence() {}
 
 inline int32_t __dp4a(int32_t a, int32_t b, int32_t sum) {
-  auto made = static_cast<uint32_t>(sum);
+  auto total = static_cast<uint32_t>(sum);
   for (int shift = 0; shift < 32; shift += 8) {
-    made +=
+    total +=
         static_cast<uint32_t>(static_cast<int8_t>(a >> shift) * static_cast<int8_t>(b >> shift));
   }
-  return static_cast<int32_t>(made);
+  return static_cast<int32_t>(total);
 }
 
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
-  uint32_t made = 0;
+  uint32_t word = 0;
   for (int i = 0; i < 4; ++i) {
-    made |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+    word |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
   }
-  return made;
+  return word;
 }
 
 namespace bitpare {

@@ -1,11 +1,11 @@
-// A kernel in a test, run on every instruction set here and as a CUDA kernel on the CPU.
+// Runs a kernel on every instruction set of this machine, and as a CUDA kernel on the CPU.
 #pragma once
 #include "backends.h"
 #include "cuda_on_host.h"
 
 namespace bitpare {
 
-// f(OnCuda, name), with the threads of a block in three orders.
+// Calls f(OnCuda, name), with the threads of a block in three orders.
 template <class F>
 void on_cuda(F f) {
   using cuda_on_host::Order;
@@ -15,14 +15,15 @@ void on_cuda(F f) {
   }
 }
 
-// f(where, name) on every instruction set and, where the fibers of its threads are not too many to
-// wait for, on CUDA.
+// Calls f(where, name) on every instruction set and on CUDA, unless that would take too many
+// fibers.
 template <class F>
 void everywhere(bool and_cuda, F f) {
   on_every_cpu(f);
   if (and_cuda) on_cuda(f);
 }
 
+// Calls f(where, name) on every instruction set, and on CUDA.
 template <class F>
 void everywhere(F f) {
   everywhere(true, f);

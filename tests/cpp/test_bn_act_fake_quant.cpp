@@ -56,7 +56,7 @@ float sum_of(const ReduceLayout& l, int64_t channel, Term term) {
   return in_pairs(sums);
 }
 
-// One value through the formulas, with the mode's template picked at run time.
+// Applies the formulas to one value, with the mode's template picked at run time.
 math::Activated<float> activated(const BnCase& c, float v, const math::ActivationGrid<float>& g) {
   bool active = is_mask(c.activation) && c.activation != Activation::none;
   if (c.quantize) {
@@ -148,7 +148,7 @@ BnResult<T> expected_of(const BnCase& c, const std::vector<T>& x, const std::vec
 
 TEST(BnActFakeQuant, IsTheFormulaInTheFixedOrder) {
   for_each_type([]<class T>(T) {
-    auto hold = [](const BnCase& c, bool and_cuda) {
+    auto check_case = [](const BnCase& c, bool and_cuda) {
       auto x = bn_values(c), dy = finite_values(c.n(), 26);
       auto expected = expected_of(c, narrowed<T>(x), narrowed<T>(dy));
       auto check = [&](const auto& where, const std::string& name) {
@@ -156,8 +156,8 @@ TEST(BnActFakeQuant, IsTheFormulaInTheFixedOrder) {
       };
       everywhere(and_cuda, check);
     };
-    for (const BnCase& c : bn_layouts()) hold(c, true);
-    for (const BnCase& c : bn_modes()) hold(c, std::is_same_v<T, float>);
+    for (const BnCase& c : bn_layouts()) check_case(c, true);
+    for (const BnCase& c : bn_modes()) check_case(c, std::is_same_v<T, float>);
   });
 }
 
@@ -192,7 +192,7 @@ TEST(BnActFakeQuant, GradientInPlace) {
   on_every_cpu([&](const auto& cpu, const std::string& name) {
     auto expected = run_bn<float>(c, x, dy, cpu);
     BnState s(24);
-    std::vector<float> over(dy), scratch(static_cast<size_t>(bn_scratch(c.layout)));
+    std::vector<float> over(dy), scratch(static_cast<size_t>(layout::bn_floats(c.layout)));
     std::vector<float> dweight(24), dbias(24);
     bn_act_fake_quant_gradient(
         BnActFakeQuantGradient{over.data(), x.data(), over.data(), expected.inside.data(),

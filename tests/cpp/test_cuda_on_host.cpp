@@ -1,17 +1,17 @@
-// The emulation of CUDA itself: what it must catch, and what warps see.
+// Tests of the emulation of CUDA itself: the errors it must catch, and what warps see.
 #include "on_cuda.h"
 
 namespace bitpare {
 namespace {
 
 __global__ void neighbour_sum(const float* x, float* y, bool with_barrier) {
-  struct Room {
+  struct Values {
     float at[64];
   };
-  BITPARE_SHARED(Room, room);
-  room.at[threadIdx.x] = x[threadIdx.x];
+  BITPARE_SHARED(Values, shared);
+  shared.at[threadIdx.x] = x[threadIdx.x];
   if (with_barrier) __syncthreads();
-  y[threadIdx.x] = room.at[threadIdx.x] + room.at[(threadIdx.x + 1) % 64];
+  y[threadIdx.x] = shared.at[threadIdx.x] + shared.at[(threadIdx.x + 1) % 64];
 }
 
 TEST(OnHost, CatchesAMissingBarrier) {

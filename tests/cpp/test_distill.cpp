@@ -78,23 +78,23 @@ struct Inputs {
 };
 
 template <class T>
-struct Found {
+struct Losses {
   std::vector<float> loss, numbers;
   std::vector<T> gradient;
   bool intact = true;
 };
 
 template <class T, class Where>
-Found<T> run(const Problem& p, const Inputs& in, const Where& where, bool on_cpu) {
+Losses<T> run(const Problem& p, const Inputs& in, const Where& where, bool on_cpu) {
   auto student = narrowed<T>(in.student);
   auto half = narrowed<Half>(in.teacher);
   int64_t n = p.rows * p.classes, workers = on_cpu ? 3 : p.rows;
   int64_t each =
-      on_cpu ? math::distill_scratch(p.classes) : math::distill_scratch_on_cuda(p.classes);
+      on_cpu ? layout::distill_floats(p.classes) : layout::distill_floats_on_cuda(p.classes);
   Unaligned<T> gradient(n);
   std::vector<float> loss(static_cast<size_t>(p.rows)), numbers(2), scratch, sums;
   scratch.resize(static_cast<size_t>(each * workers), NAN);
-  sums.resize(static_cast<size_t>(math::distill_sums(p.rows)), NAN);
+  sums.resize(static_cast<size_t>(math::chunks_of(p.rows)), NAN);
   DistillLoss args = {};
   args.student = student.data();
   args.teacher = p.teacher == DType::float32 ? static_cast<const void*>(in.teacher.data())
@@ -128,7 +128,7 @@ Found<T> run(const Problem& p, const Inputs& in, const Where& where, bool on_cpu
 }
 
 template <class T>
-void expect_same(const Found<T>& got, const Found<T>& expected, const std::string& what) {
+void expect_same(const Losses<T>& got, const Losses<T>& expected, const std::string& what) {
   EXPECT_TRUE(got.intact) << what << " wrote outside its range";
   expect_same_bits(got.loss, expected.loss, what + " loss");
   expect_same_bits(got.numbers, expected.numbers, what + " sums");
@@ -167,7 +167,7 @@ TEST(DistillLoss, HasTheSameBitsEverywhere) {
   for_each_type([]<class T>(T) {
     for (const Problem& p : problems()) {
       Inputs in(p);
-      Found<T> expected;
+      Losses<T> expected;
       on_cpu(CpuCapability::baseline, serial,
              [&](const auto& cpu) { expected = run<T>(p, in, cpu, true); });
       on_every_cpu([&](const auto& cpu, const std::string& name) {
@@ -181,7 +181,7 @@ TEST(DistillLoss, HasTheSameBitsEverywhere) {
   });
 }
 
-// The loss of one row in double: softmaxes as they are defined.
+// Returns the loss of one row in double, from softmaxes as they are defined.
 double reference(const Problem& p, const Inputs& in, const std::vector<double>& z, int64_t r) {
   auto rule = p.rule();
   auto softmax = [&](auto value, double t) {
@@ -219,16 +219,16 @@ TEST(DistillLoss, IsTheReference) {
     for (Hard hard : {Hard::none, Hard::index, Hard::probabilities}) {
       Problem p = {4, 37, hard, soft};
       Inputs in(p);
-      Found<float> found;
+      Losses<float> losses;
       on_cpu(machine_cpu_capability(), serial,
-             [&](const auto& cpu) { found = run<float>(p, in, cpu, true); });
-      double factor = found.numbers[0];
+             [&](const auto& cpu) { losses = run<float>(p, in, cpu, true); });
+      double factor = losses.numbers[0];
       for (int64_t r = 0; r < p.rows; ++r) {
         bool left_out = hard != Hard::probabilities && r == 1;
         std::vector<double> z(in.student.begin() + r * p.classes,
                               in.student.begin() + (r + 1) * p.classes);
         double expected = left_out ? 0.0 : reference(p, in, z, r);
-        EXPECT_NEAR(found.loss[static_cast<size_t>(r)], expected, 1e-6 * (1 + expected))
+        EXPECT_NEAR(losses.loss[static_cast<size_t>(r)], expected, 1e-6 * (1 + expected))
             << p.name();
         for (size_t c = 0; c < z.size(); ++c) {
           double step = 1e-5, kept = z[c];
@@ -238,7 +238,7 @@ TEST(DistillLoss, IsTheReference) {
           double slope = (above - reference(p, in, z, r)) / (2 * step) * factor;
           z[c] = kept;
           size_t i = static_cast<size_t>(r * p.classes) + c;
-          EXPECT_NEAR(found.gradient[i], left_out ? 0.0 : slope, 2e-7) << p.name();
+          EXPECT_NEAR(losses.gradient[i], left_out ? 0.0 : slope, 2e-7) << p.name();
         }
       }
     }

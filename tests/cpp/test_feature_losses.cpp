@@ -19,7 +19,7 @@ struct Apart {
   bool intact = true;
 };
 
-// run(where, on_cpu) everywhere.
+// Calls run(where, on_cpu) on every CPU kernel and on CUDA.
 template <class T, class Run>
 void expect_same_bits_everywhere(const std::string& what, Run run) {
   Apart<T> expected;
@@ -47,11 +47,11 @@ Apart<T> run_features(FeatureKind kind, int64_t rows, int64_t n, const float* in
   if (rows > 1) std::fill(student.begin(), student.begin() + n, T{});  // a row without length
   Unaligned<T> gradient(rows * n);
   auto loss = scratch_of(1), sums = scratch_of(rows);
-  auto partial = scratch_of(math::feature_partials(kind, rows, n));
-  std::vector<FeatureRow> found(static_cast<size_t>(rows));
+  auto partial = scratch_of(layout::feature_floats(kind, rows, n));
+  std::vector<FeatureRow> units(static_cast<size_t>(rows));
   FeatureLoss args = {
       student.data(), teacher.data(), kDType<T>,       kind,           rows,         n,
-      incoming,       loss.data(),    gradient.data(), partial.data(), found.data(), sums.data()};
+      incoming,       loss.data(),    gradient.data(), partial.data(), units.data(), sums.data()};
   feature_loss(args, where);
   return {loss, gradient.values(rows * n), gradient.intact(rows * n)};
 }
@@ -88,7 +88,7 @@ Apart<T> run_attention(const Maps& m, const float* incoming, int64_t workers, co
   if (m.images > 1) std::fill(student.begin(), student.begin() + n / m.images, T{});
   Unaligned<T> gradient(n);
   auto loss = scratch_of(1), losses = scratch_of(m.images + math::chunks_of(m.images));
-  auto scratch = scratch_of(workers * math::attention_scratch(m.pixels));
+  auto scratch = scratch_of(workers * layout::attention_floats(m.pixels));
   AttentionTransfer args = {student.data(),     teacher.data(),     kDType<T>,      m.images,
                             m.student_channels, m.teacher_channels, m.pixels,       incoming,
                             loss.data(),        gradient.data(),    scratch.data(), workers,
@@ -119,7 +119,7 @@ Apart<T> run_dist(int64_t rows, int64_t classes, bool weighted, const float* inc
   for (float& w : weight) w = std::abs(w);
   if (rows > 2) weight[1] = 0.0f;
   Unaligned<T> gradient(n);
-  auto loss = scratch_of(1), scratch = scratch_of(math::dist_scratch(rows, classes));
+  auto loss = scratch_of(1), scratch = scratch_of(layout::dist_floats(rows, classes));
   DistLoss args = {student.data(), teacher.data(), kDType<T>,   weighted ? weight.data() : nullptr,
                    rows,           classes,        2.5f,        1.5f,
                    0.75f,          incoming,       loss.data(), gradient.data(),
@@ -157,7 +157,7 @@ Apart<float> run_relation(const Samples& s, const float* incoming, const Where& 
   }
   Unaligned<float> gradient(n);
   auto loss = scratch_of(1);
-  std::vector<double> scratch(static_cast<size_t>(math::relation_scratch(s.samples)), NAN);
+  std::vector<double> scratch(static_cast<size_t>(layout::relation_doubles(s.samples)), NAN);
   RelationLoss args = {student.data(), teacher.data(),  s.samples,     s.student_size,
                        s.teacher_size, s.distance,      s.angle,       incoming,
                        loss.data(),    gradient.data(), scratch.data()};

@@ -45,7 +45,7 @@ Histograms run_observe(const Case& c, const Batches& batches, int32_t bins, int6
   return h;
 }
 
-// Every batch counted at the last limit: what folding has to equal.
+// Counts every batch at the last limit, which folding has to equal.
 template <class T>
 Histograms counted_at_once(const Case& c, const Batches& batches, int32_t bins) {
   Histograms h = no_histograms(c, bins);

@@ -1,9 +1,7 @@
-// Every kernel on every instruction set, and the CUDA one on the CPU, for each element type and
-// layout: the elementwise ones against math/ applied element by element, the reductions against the
-// order that math/reduce.h fixes, all bit for bit.
+// Elementwise kernels, on every instruction set and on CUDA, for each element type and layout,
+// against math/ applied element by element, bit for bit.
 #include "by_formula.h"
 #include "kernels/dispatch.h"
-#include "math/fake_quant_lsq.h"
 #include "math/philox.h"
 #include "on_cuda.h"
 
@@ -82,7 +80,7 @@ float act_formula(const ActCase& a, const Quantizer& q, const math::Affine<float
   return a.quantize ? math::dequantize(code.code, affine) : w;
 }
 
-// The range of what was seen, folded into (1, 2).
+// Returns the range of the values seen, merged into (1, 2).
 std::vector<float> folded(const std::vector<float>& seen) {
   std::vector<float> pending = {1.0f, 2.0f};
   for (float w : seen) {
@@ -194,16 +192,6 @@ TEST(FakeFloat, IsTheFormula) {
   });
 }
 
-const Levels kLevels[] = {Levels::sign, Levels::zero_one, Levels::minus_one_zero, Levels::ternary};
-
-// The quantizer that run_binarize gives the kernel.
-Quantizer levels_quantizer(const Numbers& numbers, Levels levels) {
-  Quantizer q = numbers.quantizer;
-  q.zero_point = nullptr;
-  if (levels == Levels::ternary) q.threshold = numbers.scale.data();
-  return q;
-}
-
 TEST(Binarize, IsTheFormula) {
   for_each_type([]<class T>(T) {
     for (Case c : layouts()) {
@@ -215,7 +203,7 @@ TEST(Binarize, IsTheFormula) {
         auto expected = elementwise<T>(c, x, q, [&](int64_t, float v, const auto& a, bool*) {
           float level = 0;
           with_levels(levels,
-                      [&]<Levels kLevel>() { level = math::level_of<kLevel>(v, a.zero_point); });
+                      [&]<Levels kLevel>() { level = math::level_of<kLevel>(v, a.threshold); });
           return level * a.scale;
         });
         expected.bits.clear();
@@ -266,128 +254,6 @@ TEST(Quantize, IsTheFormula) {
       check_quantize<T, int16_t>(c, IntType::int16);
       c.quant_min = 0, c.quant_max = 65535;
       check_quantize<T, int32_t>(c, IntType::int32);
-    }
-  });
-}
-
-TEST(FakeQuantLsq, IsTheFormulaInTheFixedOrder) {
-  for_each_type([]<class T>(T) {
-    auto cases = all_cases();
-    // More pieces than a CUDA block has threads, so that its runs are longer than one.
-    cases.insert(cases.end(), {{{1, 1, 400 * kSumChunk + 5}}, {{17000, 2, 1}}, {{700, 2, 3}}});
-    for (const Case& c : cases) {
-      if (c.rounding != Rounding::nearest) continue;
-      auto x = finite_values(c.n(), 8), dy = finite_values(c.n(), 9);
-      Numbers numbers(c);
-      const Quantizer& q = numbers.quantizer;
-      auto terms = [&](int64_t i) {
-        auto k = static_cast<size_t>(i);
-        return math::lsq_terms(widened_once<T>(dy[k]), widened_once<T>(x[k]),
-                               math::affine_of_channel(q, channel_of(c, i)), q.quant_min,
-                               q.quant_max);
-      };
-      auto expected = elementwise<T>(
-          c, x, q, [&](int64_t i, float, const auto&, bool*) { return terms(i).dx; });
-      auto ds = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).scale; });
-      auto dz = reduced<math::Sum>(c, 1, [&](int64_t i) { return terms(i).zero_point; });
-      for (size_t i = 0; i < ds.size(); ++i) {
-        ds[i] = math::lsq_scale_gradient(ds[i], numbers.scale[i], 0.25f);
-        dz[i] = math::lsq_zero_point_gradient(dz[i], numbers.scale[i], 0.25f);
-      }
-      everywhere([&](const auto& where, const std::string& name) {
-        auto got = run_lsq<T>(c, dy, x, where);
-        expect_same_bits(got.dx, expected.y, name + " dx " + c.name());
-        expect_same_bits(got.first, ds, name + " ds " + c.name());
-        expect_same_bits(got.second, dz, name + " dz " + c.name());
-      });
-    }
-  });
-}
-
-TEST(Binarize, GradientIsTheFormulaInTheFixedOrder) {
-  for_each_type([]<class T>(T) {
-    for (Case c : layouts()) {
-      for (Levels levels : kLevels) {
-        c.floored = true;
-        auto x = finite_values(c.n(), 10), dy = finite_values(c.n(), 11);
-        Numbers numbers(c);
-        Quantizer q = levels_quantizer(numbers, levels);
-        auto terms = [&](int64_t i) {
-          auto k = static_cast<size_t>(i);
-          auto a = math::affine_of_channel(q, channel_of(c, i));
-          math::LevelTerms<float> all = {};
-          with_levels(levels, [&]<Levels kLevel>() {
-            all = math::level_terms<kLevel>(widened_once<T>(dy[k]), widened_once<T>(x[k]), a.scale,
-                                            a.zero_point, true);
-          });
-          return all;
-        };
-        auto expected = elementwise<T>(
-            c, x, q, [&](int64_t i, float, const auto&, bool*) { return terms(i).dx; });
-        auto ds = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).scale; });
-        everywhere([&](const auto& where, const std::string& name) {
-          auto got = run_binarize_gradient<T>(c, dy, x, levels, where);
-          expect_same_bits(got.dx, expected.y, name + " dx " + c.name());
-          expect_same_bits(got.first, ds, name + " ds " + c.name());
-        });
-      }
-    }
-  });
-}
-
-TEST(MeanMagnitude, IsTheFormulaInTheFixedOrder) {
-  for_each_type([]<class T>(T) {
-    for (const Case& c : layouts()) {
-      for (bool thresholds : {false, true}) {
-        auto x = finite_values(c.n(), 12);
-        Numbers numbers(c);
-        auto terms = [&](int64_t i) {
-          auto channel = static_cast<size_t>(channel_of(c, i));
-          float threshold = thresholds ? numbers.scale[channel] : -1.0f;
-          return math::magnitude_terms(widened_once<T>(x[static_cast<size_t>(i)]), threshold);
-        };
-        auto sum = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).sum; });
-        auto count = reduced<math::Sum>(c, 1, [&](int64_t i) { return terms(i).count; });
-        for (size_t i = 0; i < sum.size(); ++i) sum[i] = math::mean_of(sum[i], count[i]);
-        everywhere([&](const auto& where, const std::string& name) {
-          auto got = run_mean_magnitude<T>(c, x, thresholds, where);
-          expect_same_bits(got.first, sum, name + " " + c.name());
-        });
-      }
-    }
-  });
-}
-
-TEST(MinMax, WithAndWithoutHistogram) {
-  for_each_type([]<class T>(T) {
-    for (const Case& c : layouts()) {
-      for (bool odd : {false, true}) {
-        auto x = odd ? test_values(c.n(), 13) : finite_values(c.n(), 13);
-        auto channels = static_cast<size_t>(c.layout.channels);
-        std::vector<float> low(channels, INFINITY), high(channels, -INFINITY);
-        std::vector<int64_t> counts(channels * 10);
-        for (int64_t i = 0; i < c.n(); ++i) {
-          float v = widened_once<T>(x[static_cast<size_t>(i)]);
-          auto channel = static_cast<size_t>(channel_of(c, i));
-          low[channel] = v != v || low[channel] != low[channel] ? NAN : std::min(low[channel], v);
-          high[channel] =
-              v != v || high[channel] != high[channel] ? NAN : std::max(high[channel], v);
-          int bin = math::bin_of(v, -2.0f, math::inverse_bin_width(-2.0f, 2.5f, 10), 10);
-          if (bin >= 0) ++counts[channel * 10 + static_cast<size_t>(bin)];
-        }
-        for (auto* limits : {&low, &high}) {
-          for (float& limit : *limits) limit += 0.0f;  // a zero is reported as +0
-        }
-        auto check = [&](const auto& where, const std::string& name) {
-          auto plain = run_minmax<T>(c, x, 0, 0, where);
-          expect_same_bits(plain.first, low, name + " min " + c.name());
-          expect_same_bits(plain.second, high, name + " max " + c.name());
-          auto binned = run_minmax<T>(c, x, 10, 3, where);
-          expect_same_bits(binned.first, low, name + " min " + c.name());
-          expect_same_bits(binned.counts, counts, name + " counts " + c.name());
-        };
-        everywhere(odd, check);
-      }
     }
   });
 }
@@ -443,93 +309,6 @@ TEST(Qparams, IsTheFormula) {
       }
     });
   }
-}
-
-// One quantizer's step, as the header describes it.
-void update_by_hand(States& s, size_t i, const UpdateRule& rule) {
-  auto &pending = s.pending[i], &range = s.range[i];
-  size_t n = s.scale[i].size();
-  bool any = false, broken = false;
-  for (size_t j = 0; j < n; ++j) {
-    bool finite = std::isfinite(pending[j]) && std::isfinite(pending[n + j]);
-    bool none = pending[j] == INFINITY && pending[n + j] == -INFINITY;
-    any |= finite;
-    broken |= !finite && !none;
-  }
-  bool merge = any && !broken, first = s.count[i][0] == 0;
-  for (size_t j = 0; j < n; ++j) {
-    bool valid = range[j] <= range[n + j];
-    if (merge && std::isfinite(pending[j])) {
-      for (size_t at : {j, n + j}) {
-        int term = at == j ? 0 : 1;
-        int64_t merges = valid ? s.count[i][0] : 0;
-        range[at] = math::merged_limit(rule, term, range[at], pending[at], merges);
-      }
-    }
-    if ((merge || !first) && range[j] <= range[n + j]) {
-      RangeRule grid = {-8, 7, rule.symmetric, rule.power_of_two, i % 2 ? 6.0f : 0.0f};
-      auto p = math::qparams(range[j], range[n + j], grid);
-      s.scale[i][j] = p.scale;
-      if (!rule.symmetric) s.zero_point[i][j] = p.zero_point;
-    }
-    pending[j] = INFINITY;
-    pending[n + j] = -INFINITY;
-  }
-  s.count[i][0] += merge;
-  s.count[i][1] += broken;
-}
-
-TEST(UpdateRanges, IsTheFormula) {
-  for (const UpdateRule& rule : update_rules()) {
-    States expected(150);
-    for (size_t i = 0; i < expected.pending.size(); ++i) update_by_hand(expected, i, rule);
-    everywhere([&](const auto& where, const std::string& name) {
-      expect_same(run_update_ranges(rule, where), expected, name);
-    });
-  }
-}
-
-// One weight, by the formulas for a single value.
-template <class T>
-QuantizedWeight<T> weight_by_hand(const WeightCase& c, bool power_of_two) {
-  auto x = weight_values(c);
-  auto n = static_cast<size_t>(c.scales * c.length), length = static_cast<size_t>(c.length);
-  QuantizedWeight<T> result = {std::vector<T>(n), std::vector<uint64_t>((n + 63) / 64 + 1),
-                               std::vector<float>(static_cast<size_t>(c.scales), 0.25f)};
-  for (size_t i = 0; i < n; ++i) x[i] = widened_once<T>(x[i]);
-  if (c.observe && n > 0) {
-    for (size_t s = 0; s < result.scale.size(); ++s) {
-      float widest = 0;
-      for (size_t i = s * length; i < (s + 1) * length; ++i) {
-        if (!(std::fabs(x[i]) <= widest)) widest = widest != widest ? widest : std::fabs(x[i]);
-      }
-      result.scale[s] = math::qparams(-widest, widest, {-8, 7, true, power_of_two}).scale;
-    }
-  }
-  for (size_t i = 0; i < n; ++i) {
-    auto a = math::affine(result.scale[i / length], 0.0f, Quantizer{});
-    auto code = math::quantize<Rounding::nearest>(x[i], a, -8.0f, 7.0f, 0.0f);
-    bool inside = !c.quantize || code.rounded == code.code;
-    math::narrow(c.quantize ? math::dequantize(code.code, a) : x[i], &result.y[i]);
-    result.inside[i / 64] |= static_cast<uint64_t>(inside) << (i % 64);
-    if (!inside) result.inside.back() = 1;
-  }
-  return result;
-}
-
-TEST(FakeQuantWeights, IsTheFormula) {
-  for_each_type([]<class T>(T) {
-    for (bool power_of_two : {false, true}) {
-      std::vector<QuantizedWeight<T>> expected;
-      for (const auto& c : weight_cases()) expected.push_back(weight_by_hand<T>(c, power_of_two));
-      for (bool at_once : {false, true}) {
-        auto check = [&](const auto& where, const std::string& name) {
-          expect_same(run_weights<T>(power_of_two, at_once, where), expected, name);
-        };
-        everywhere(at_once && !power_of_two, check);
-      }
-    }
-  });
 }
 
 TEST(Capability, NamesAndOrder) {

@@ -152,22 +152,22 @@ void expect_remasked() {
     }
   }
   everywhere([&](const auto& where, const std::string& name) {
-    std::vector<Unaligned<U>> held;
+    std::vector<Unaligned<U>> tensors;
     std::vector<Masked> items;
-    for (const auto& values : x) held.emplace_back(values);
-    for (size_t i = 0; i < held.size(); ++i) {
+    for (const auto& values : x) tensors.emplace_back(values);
+    for (size_t i = 0; i < tensors.size(); ++i) {
       const MaskLayout& l = layouts()[i];
-      items.push_back({held[i].data(), masks[i].data(), l, l.n(), sizeof(U), 0});
+      items.push_back({tensors[i].data(), masks[i].data(), l, l.n(), sizeof(U), 0});
     }
     remask(Remask{items.data(), static_cast<int64_t>(items.size())}, where);
-    for (size_t i = 0; i < held.size(); ++i) {
+    for (size_t i = 0; i < tensors.size(); ++i) {
       int64_t n = layouts()[i].n();
       auto expected = x[i];
       for (int64_t e = 0; e < n; ++e) {
         if (!keeps(masks[i], layouts()[i], e)) expected[static_cast<size_t>(e)] = 0;
       }
-      EXPECT_TRUE(held[i].intact(n)) << name;
-      EXPECT_EQ(held[i].values(n), expected) << name << i;
+      EXPECT_TRUE(tensors[i].intact(n)) << name;
+      EXPECT_EQ(tensors[i].values(n), expected) << name << i;
     }
   });
 }

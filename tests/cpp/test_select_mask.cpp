@@ -1,4 +1,4 @@
-// Selections: every CPU kernel and the CUDA ones on the host against a sort.
+// Tests the selection of masks: every CPU kernel, and the CUDA kernels on the host, against a sort.
 #include <algorithm>
 #include <numeric>
 #include <tuple>
@@ -17,21 +17,21 @@ struct Tensor {
   int64_t least = 0;
 
   int64_t n() const { return static_cast<int64_t>(x.size()); }
-  bool held(int64_t i) const {
+  bool kept(int64_t i) const {
     return !has_before || (before[static_cast<size_t>(i / 64)] >> (i % 64) & 1);
   }
 };
 
 using Place = std::tuple<bool, float, size_t, int64_t>;  // in the order of pruning
 
-// Masks that prune the first `pruned` of those that may go.
+// Writes masks that prune the first `pruned` of the elements that may be pruned.
 std::vector<std::vector<uint64_t>> by_sorting(const std::vector<Tensor>& tensors, int64_t pruned) {
   std::vector<Place> order;
   for (size_t t = 0; t < tensors.size(); ++t) {
     std::vector<Place> mine;
     for (int64_t i = 0; i < tensors[t].n(); ++i) {
       float x = tensors[t].x[static_cast<size_t>(i)];
-      mine.emplace_back(tensors[t].held(i), x == 0.0f ? 0.0f : x, t, i);
+      mine.emplace_back(tensors[t].kept(i), x == 0.0f ? 0.0f : x, t, i);
     }
     std::sort(mine.begin(), mine.end());
     order.insert(order.end(), mine.begin(), mine.end() - tensors[t].least);
@@ -44,7 +44,7 @@ std::vector<std::vector<uint64_t>> by_sorting(const std::vector<Tensor>& tensors
       masks.back()[static_cast<size_t>(i / 64)] |= 1ull << (i % 64);
   }
   for (int64_t k = 0; k < pruned; ++k) {
-    auto [held, x, t, i] = order[static_cast<size_t>(k)];
+    auto [kept, x, t, i] = order[static_cast<size_t>(k)];
     masks[t][static_cast<size_t>(i / 64)] &= ~(1ull << (i % 64));
   }
   return masks;
@@ -54,14 +54,14 @@ template <class Where>
 int64_t select(std::vector<Tensor>& tensors, const std::vector<int64_t>& groups,
                const std::vector<int64_t>& pruned, const Where& where) {
   std::vector<Scores> scores;
-  std::vector<Unaligned<float>> held;
+  std::vector<Unaligned<float>> unaligned;
   int64_t parts = 0;
-  for (const Tensor& t : tensors) held.emplace_back(t.x);
+  for (const Tensor& t : tensors) unaligned.emplace_back(t.x);
   for (size_t i = 0; i < tensors.size(); ++i) {
     Tensor& t = tensors[i];
     t.mask.assign(t.mask.size(), 0x5555555555555555ull);
     auto group = static_cast<size_t>(groups[i]);
-    scores.push_back({held[i].data(), t.has_before ? t.before.data() : nullptr, t.mask.data(),
+    scores.push_back({unaligned[i].data(), t.has_before ? t.before.data() : nullptr, t.mask.data(),
                       t.n(), pruned[group], t.least, DType::float32, static_cast<int32_t>(group),
                       static_cast<int32_t>(i), 0, parts});
     parts += select_parts(t.n());
@@ -191,7 +191,7 @@ TEST(SelectMask, NOfM) {
             for (int64_t m = 0; m < l.members; ++m) {
               int64_t i = (slab * l.members + m) * l.inner + p;
               float score = math::widen(x[static_cast<size_t>(i)]);
-              order.emplace_back(t.held(i), score == 0.0f ? 0.0f : score, 0, i);
+              order.emplace_back(t.kept(i), score == 0.0f ? 0.0f : score, 0, i);
             }
             std::sort(order.begin(), order.end());
             for (int64_t k = l.members - keep; k < l.members; ++k) {

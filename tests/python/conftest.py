@@ -1,4 +1,9 @@
+import json
 import os
+import pathlib
+import threading
+import time
+from collections import Counter
 
 # A graph kept on disk does not know that an op was built anew.
 os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
@@ -7,6 +12,9 @@ os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 import pytest
 import torch
 
+# Seconds of a processor that each file takes; `pytest --store-seconds` writes them anew.
+SECONDS = pathlib.Path(__file__).with_name("seconds.json")
+
 
 @pytest.fixture(autouse=True)
 def fixed_threads():
@@ -14,10 +22,83 @@ def fixed_threads():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    no_gpu = pytest.mark.skip(reason="needs a GPU, and this machine has none")
-    for item in items:
-        if "cuda" in item.keywords:
-            item.add_marker(no_gpu)
+def pytest_addoption(parser):
+    parser.addoption("--store-seconds", action="store_true", help="write tests/python/seconds.json")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    """Run the quick files first, and say on the way how far the run is."""
+    if not torch.cuda.is_available():
+        no_gpu = pytest.mark.skip(reason="needs a GPU, and this machine has none")
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(no_gpu)
+    expected = json.loads(SECONDS.read_text())
+    items.sort(key=lambda item: (expected.get(item.path.name, 10), item.path.name))
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not config.option.collectonly:
+        config.pluginmanager.register(Progress(reporter, items, expected), "progress")
+
+
+def processor_seconds():
+    """Return the time that this process and those it waited for have computed: unlike the time on
+    the clock, a busy machine hardly changes it."""
+    return sum(os.times()[:4])
+
+
+class Progress:
+    """Prints the file that begins, the time so far and left, and a test that takes long."""
+
+    def __init__(self, reporter, items, expected):
+        self.reporter, self.expected = reporter, expected
+        self.tests = Counter(item.path.name for item in items)
+        self.order = list(self.tests)
+        self.start, self.began = time.monotonic(), processor_seconds()
+        self.file, self.test, self.seconds = "", "", Counter()
+        self.out = open(os.dup(1), "w")  # noqa: SIM115  (while a test runs, 1 is captured)
+        self.ended = threading.Event()
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def say(self, text):
+        if len(self.order) > 1:  # of a whole run, not of one file
+            self.reporter.ensure_newline()
+            self.reporter.write_line(text)
+            self.reporter.currentfspath = -2  # so that ensure_newline knows of the dots that follow
+
+    def pytest_runtest_logstart(self, nodeid, location):
+        path, _, self.test = nodeid.partition("::")
+        file = pathlib.Path(path).name
+        if file != self.file:
+            self.end_file(file)
+            number = self.order.index(file)
+            done, left = (
+                sum(self.expected.get(name, 10) for name in part)
+                for part in (self.order[:number], self.order[number:])
+            )
+            times, passed = "", (time.monotonic() - self.start) / 60
+            if passed > 0.2:
+                rest = passed * left / max(done, 1)
+                times = f"; {passed:.0f} min so far, about {rest:.0f} min left"
+            self.say(f"[{number + 1}/{len(self.order)}] {file}, {self.tests[file]} tests{times}")
+
+    def end_file(self, following):
+        now = processor_seconds()
+        self.seconds[self.file] = now - self.began
+        self.file, self.began = following, now
+
+    def watch(self):
+        """Name the test that runs where it has run for half a minute."""
+        before = ""
+        while not self.ended.wait(30):
+            if self.test == before and len(self.order) > 1:
+                print(f"\n  at {self.file}::{self.test}", file=self.out, flush=True)
+            before = self.test
+
+    def pytest_sessionfinish(self, session):
+        self.ended.set()
+        self.out.close()
+        self.end_file("")
+        if session.config.option.store_seconds:
+            known = self.expected | {k: round(v, 1) for k, v in self.seconds.items() if k}
+            SECONDS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

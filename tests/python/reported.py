@@ -50,10 +50,12 @@ class Trained:
         self.float_model = LeNet()
         self.x, self.y = images(32, 16), torch.randint(0, 10, (32,))
         model = bp.prepare(self.float_model, QConfig.int4(), example_inputs=(self.x[:1],))
-        bp.calibrate(model, [self.x], progress=False)
+        bp.calibrate(model, data=[self.x], progress=False)
         optimizer = torch.optim.SGD(bp.param_groups(model), lr=0.05, momentum=0.9)
-        schedule = bp.QatSchedule(model, total_steps=12, freeze_oscillating=0.05).attach(optimizer)
-        pruner = bp.prune.Pruner(model, bp.prune.Schedule.cubic(final=0.5, begin=0, end=6, every=2))
+        schedule = bp.QatSchedule(model, steps=12, freeze_oscillating=0.05).attach(optimizer)
+        pruner = bp.prune.Pruner(
+            model, bp.prune.Schedule.cubic(sparsity=0.5, begin=0, end=6, every=2)
+        )
         pruner.attach(optimizer)
         self.recorder = bp.report.Recorder(model, 3, oscillations=schedule).attach(optimizer)
         for _ in range(12):
@@ -67,7 +69,7 @@ class Trained:
         self.scan = bp.prune.sensitivity(
             model,
             lambda m: -float(nn.functional.cross_entropy(m(self.x), self.y)),
-            ratios=(0.3, 0.6, 0.9),
+            sparsities=(0.3, 0.6, 0.9),
             progress=False,
         )
 

@@ -16,7 +16,7 @@ from bitpare_examples.data import composed_digits, digits
 from bitpare_examples.networks import LeNet, MobileNetV2, SceneNet
 from bitpare_examples.training import accuracy, train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.accuracy
 SEEDS = range(5)
 
 
@@ -25,11 +25,11 @@ def finetuned(model, config, data, *, epochs, lr, seed, batch=64, weight_decay=1
     x, y, test_x, test_y = data
     torch.manual_seed(seed)
     qat = bp.prepare(model.eval(), config, example_inputs=(x[:8],))
-    bp.calibrate(qat, [x[i : i + 128] for i in range(0, 1024, 128)])
+    bp.calibrate(qat, data=[x[i : i + 128] for i in range(0, 1024, 128)])
     groups = bp.param_groups(qat, weight_decay=weight_decay)
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
     steps = epochs * (len(y) // batch)
-    bp.QatSchedule(qat, total_steps=steps, freeze_bn=0.8, freeze_ranges=0.9).attach(optimizer)
+    bp.QatSchedule(qat, steps=steps, freeze_bn=0.8, freeze_ranges=0.9).attach(optimizer)
     train(qat, x, y, optimizer, epochs, batch=batch, seed=seed)
     return accuracy(qat, test_x, test_y)
 
@@ -107,7 +107,9 @@ def test_shrunk_lenet_on_digits(lenets):
             example_inputs=(x[:2],),
         ).attach(optimizer)
         train(model, x, y, optimizer, 15, batch=64, seed=seed)
-        small = bp.prune.shrink(model.eval(), (x[:2],), pruner=pruner, optimizer=optimizer)
+        small = bp.prune.shrink(
+            model.eval(), example_inputs=(x[:2],), pruner=pruner, optimizer=optimizer
+        )
         assert torch.allclose(small.eval()(test_x), model(test_x), atol=1e-4)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] = 0.1
@@ -125,12 +127,12 @@ def test_pruned_and_quantized_lenet_on_digits(lenets):
     model = copy.deepcopy(trained)
     torch.manual_seed(0)
     qat = bp.prepare(model.eval(), bp.QConfig.int4(), example_inputs=(x[:8],))
-    bp.calibrate(qat, [x[:256]])
+    bp.calibrate(qat, data=[x[:256]])
     optimizer = torch.optim.SGD(bp.param_groups(qat, weight_decay=1e-4), lr=0.05, momentum=0.9)
     steps = 30 * (len(y) // 64)
     schedule = bp.prune.Schedule.cubic(0.8, begin=0, end=steps // 2, every=20)
     pruner = bp.prune.Pruner(qat, schedule).attach(optimizer)
-    bp.QatSchedule(qat, total_steps=steps, freeze_ranges=0.9).attach(optimizer)
+    bp.QatSchedule(qat, steps=steps, freeze_ranges=0.9).attach(optimizer)
     train(qat, x, y, optimizer, 30, batch=64)
     found = accuracy(qat, test_x, test_y)
     print(f"80 % pruned at 4 bits: {found:.2f}, float {float_accuracy:.2f}")
@@ -215,13 +217,11 @@ def test_two_bits_with_the_float_model_as_teacher(scenes):
         for kind in runs:
             torch.manual_seed(seed)
             qat = bp.prepare(model, bp.QConfig.int2(), example_inputs=(x[:8],))
-            bp.calibrate(qat, [x[:512]])
+            bp.calibrate(qat, data=[x[:512]])
             groups = bp.param_groups(qat, weight_decay=1e-4)
             optimizer = torch.optim.SGD(groups, lr=0.02, momentum=0.9)
             steps = 12 * (len(y) // 64)
-            bp.QatSchedule(qat, total_steps=steps, freeze_bn=0.8, freeze_ranges=0.9).attach(
-                optimizer
-            )
+            bp.QatSchedule(qat, steps=steps, freeze_bn=0.8, freeze_ranges=0.9).attach(optimizer)
             kd = bp.distill.Distiller(qat, model, bp.distill.SoftTarget(4.0, 0.5))
             objective = kd if kind == "taught" else None
             train(qat, x, y, optimizer, 12, seed=seed, objective=objective)
@@ -239,10 +239,10 @@ def converted(model, config, data):
     """Prepared and calibrated, in integers, and how they compare over the test images."""
     x, _, test_x, _ = data
     qat = bp.prepare(model.eval(), config, example_inputs=(x[:1],))
-    bp.calibrate(qat, [x[i : i + 128] for i in range(0, 1024, 128)])
+    bp.calibrate(qat, data=[x[i : i + 128] for i in range(0, 1024, 128)])
     integer = bp.convert(qat.eval())
     batches = list(test_x.split(250))
-    return qat, integer, bp.verify(qat, integer, batches, min_agreement=0.995)
+    return qat, integer, bp.verify(qat, integer, data=batches, min_agreement=0.995)
 
 
 @pytest.fixture(scope="module")

@@ -291,7 +291,7 @@ def test_small_images_give_what_torch_gives_or_an_error(make):
     last = nn.Conv2d(4 if isinstance(layer, nn.Conv2d) else 3, 2, 1)
     plain, example = nn.Sequential(layer, last).eval(), torch.rand(2, 3, 16, 16)
     model = bp.prepare(plain, example_inputs=(example,))
-    bp.calibrate(model, [example])
+    bp.calibrate(model, data=[example])
     integer = bp.convert(model.eval())
     assert len(integer.programs[0].spec["nodes"]) == 2 and not integer.floating
     for batch, height, width in itertools.product((0, 1), (0, 1, 2, 3, 16), (2, 16)):
@@ -324,7 +324,7 @@ class Two(nn.Module):
 def test_one_of_two_inputs_is_empty(config):
     x, y = torch.randn(2, 5, 4)
     model = bp.prepare(Two().eval(), getattr(bp.QConfig, config)(), example_inputs=(x, y))
-    bp.calibrate(model, [(x, y)], forward=lambda m, batch: m(*batch))
+    bp.calibrate(model, data=[(x, y)], forward=lambda m, batch: m(*batch))
     integer = bp.convert(model)
     whole = integer(x, y)
     for _ in range(3):
@@ -539,7 +539,7 @@ class Between(nn.Module):
 def test_functions_in_float_pickle():
     x = torch.randn(5, 8)
     model = bp.prepare(Between().eval(), example_inputs=(x,))
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     integer = bp.convert(model)
     for protocol in (2, pickle.HIGHEST_PROTOCOL):
         restored = pickle.loads(pickle.dumps(integer, protocol))
@@ -596,9 +596,9 @@ class Names(nn.Module):
 def test_names_that_are_not_ascii(tmp_path):
     x = images(4)
     model = bp.prepare(Names().eval(), example_inputs=(x,))
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     integer = bp.convert(model)
-    bp.verify(model, integer, [x], min_agreement=0.5)
+    bp.verify(model, integer, data=[x], min_agreement=0.5)
     assert "größe.weight" in integer.programs[0].state_dict()
     bp.deploy.save(integer, tmp_path / "m.bp")
     loaded = bp.deploy.load(tmp_path / "m.bp")
@@ -626,9 +626,9 @@ class Attributes(nn.Module):
 def test_layers_called_as_attributes(tmp_path):
     x = torch.randn(6, 4)
     model = bp.prepare(Attributes().eval(), example_inputs=(x,))
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     integer = bp.convert(model)
-    bp.verify(model, integer, [x], min_agreement=0.5)
+    bp.verify(model, integer, data=[x], min_agreement=0.5)
     bp.deploy.save(integer, tmp_path / "m.bp")
     loaded = bp.deploy.load(tmp_path / "m.bp")
     assert torch.equal(loaded(x), integer(x))
@@ -708,14 +708,14 @@ def test_verify_of_nothing():
     integer = bp.convert(model)
     for nothing in ([], [images(0, 16)], [(images(0, 16), torch.zeros(0))]):
         with pytest.raises(ValueError, match="verify: the batches hold no sample"):
-            bp.verify(model, integer, nothing)
+            bp.verify(model, integer, data=nothing)
     for empty in ([], (), {}):
         with pytest.raises(ValueError, match="a batch must hold an input, got an empty"):
-            bp.verify(model, integer, [empty])
+            bp.verify(model, integer, data=[empty])
 
 
 def attachable(model):
-    yield "QatSchedule", bp.QatSchedule(model, total_steps=10)
+    yield "QatSchedule", bp.QatSchedule(model, steps=10)
     yield "Oscillations", bp.Oscillations(model)
     yield "Recorder", bp.report.Recorder(model)
     yield "Distiller", bp.distill.Distiller(model, LeNet(), bp.distill.SoftTarget())

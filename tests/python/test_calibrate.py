@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer, update_ranges
-from bitpare.quant.grid import grid_of
+from bitpare.spec.grid import grid_of
 from torch import Tensor, nn
 
 
@@ -27,7 +27,7 @@ def small(config: bp.QConfig | None = None) -> tuple[nn.Module, Tensor]:
 def test_a_training_forward_quantizes_with_the_range_in_force():
     """This step's values move the range only when the next forward begins."""
     model, x = small()
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     q = model.bp_sites[0]
     scale = q.scale.clone()
     model.train()(x * 3)
@@ -68,7 +68,7 @@ def test_minmax_only_widens():
 def test_given_ranges_stay():
     model, x = small(bp.QConfig(activation=bp.QSpec(range=(-2.0, 2.0))))
     before = [q.scale.clone() for q in model.modules() if isinstance(q, RangeQuantizer)]
-    bp.calibrate(model, [x * 100])
+    bp.calibrate(model, data=[x * 100])
     after = [q.scale for q in model.modules() if isinstance(q, RangeQuantizer)]
     activations = [q for q in model.modules() if isinstance(q, RangeQuantizer) and q.may_observe]
     assert all(q.role == "weight" for q in activations)
@@ -127,7 +127,7 @@ def test_calibration_leaves_everything_else_alone():
     modes = {name: m.training for name, m in model.named_modules()}
     held = {k: v.clone() for k, v in model.state_dict().items() if "bp_" not in k}
     state = torch.get_rng_state()
-    bp.calibrate(model, [x, x * 2], batches=1)
+    bp.calibrate(model, data=[x, x * 2], batches=1)
     assert modes == {name: m.training for name, m in model.named_modules()}
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in held.items())
     assert torch.equal(state, torch.get_rng_state())
@@ -139,12 +139,12 @@ def test_calibration_leaves_everything_else_alone():
 
 def test_loaders_batches_and_microbatches():
     model, x = small()
-    bp.calibrate(model, [(x, torch.zeros(8))], microbatch=3)
+    bp.calibrate(model, data=[(x, torch.zeros(8))], microbatch=3)
     one = model.bp_sites[0].count[0].item()
     assert one == 3
-    bp.calibrate(model, [{"image": x, "label": 0}] * 5, batches=2)
+    bp.calibrate(model, data=[{"image": x, "label": 0}] * 5, batches=2)
     assert model.bp_sites[0].count[0].item() == 2
-    bp.calibrate(model, [(0, x)], forward=lambda m, batch: m(batch[1]))
+    bp.calibrate(model, data=[(0, x)], forward=lambda m, batch: m(batch[1]))
     assert model.bp_sites[0].count[0].item() == 1
     top = model.bp_sites[0].range[1].item()
     assert math.isclose(top, x.max().item())
@@ -152,7 +152,7 @@ def test_loaders_batches_and_microbatches():
 
 def test_learned_scales_start_from_the_data():
     model, x = small(bp.QConfig.int4())
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     learned = [m for m in model.modules() if isinstance(m, Quantizer) and m.spec.learn == "lsq"]
     activation = next(m for m in learned if m.role == "activation")
     assert activation.calibrated and 0 < activation.scale.item() < 1
@@ -183,23 +183,23 @@ def test_bad_input():
     with pytest.raises(bp.Uncalibrated, match=r"input: the activation quantizer has seen no data"):
         model.eval()(x)
     with pytest.raises(ValueError, match="the loader gave no batch"):
-        bp.calibrate(model, [])
+        bp.calibrate(model, data=[])
     with pytest.raises(ValueError, match="batches must be 1 or more, got 0"):
-        bp.calibrate(model, [x], batches=0)
+        bp.calibrate(model, data=[x], batches=0)
     with pytest.raises(ValueError, match="not prepared"):
-        bp.calibrate(networks.LeNet(), [x])
+        bp.calibrate(networks.LeNet(), data=[x])
     nan = x.clone()
     nan[0, 0, 0, 0] = math.nan
     with pytest.raises(bp.Uncalibrated, match="every batch had NaN or infinite values at input"):
-        bp.calibrate(model, [nan])
+        bp.calibrate(model, data=[nan])
     assert not any(
         q.calibrated for q in model.modules() if isinstance(q, Quantizer) and q.role == "activation"
     )
     with pytest.warns(UserWarning, match=r"left out at input \(1\)"):
-        bp.calibrate(model, [x, nan])
+        bp.calibrate(model, data=[x, nan])
     good = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(RuntimeError):  # half of the batches have another shape
-        bp.calibrate(model, [x, torch.randn(2, 5, 8, 8)])
+        bp.calibrate(model, data=[x, torch.randn(2, 5, 8, 8)])
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in good.items())
     model.eval()(x)
 
@@ -210,13 +210,13 @@ def test_constant_and_single_values_stay_finite():
         x = torch.full((2, 1, 8, 8), value)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            bp.calibrate(model, [x])
+            bp.calibrate(model, data=[x])
         assert torch.isfinite(model.eval()(x)).all()
 
 
 def test_frozen_quantizers_read_nothing():
     model, x = small()
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     for q in model.modules():
         if isinstance(q, Quantizer):
             q.set_flags(observe=False)
@@ -237,6 +237,6 @@ def test_calibration_leaves_weights_alone(learn):
     before = {n: v.clone() for n, v in qat.state_dict().items() if "bp_weight" in n}
     assert before
     for batches in (1, 3):
-        bp.calibrate(qat, [x] * batches)
+        bp.calibrate(qat, data=[x] * batches)
         state = qat.state_dict()
         assert all(torch.equal(state[n], v) for n, v in before.items())

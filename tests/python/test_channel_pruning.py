@@ -44,8 +44,8 @@ def test_masks_grow_and_shrink_removes_them(name):
         kept = bp.functional.unpack_mask(mask, [len(units)])
         assert int((~kept).sum()) == len(units) // 2
     expected = model.eval()(X)
-    plan = plan_shrink(model, X, pruner=pruner)
-    small = shrink(model, X, pruner=pruner, optimizer=optimizer)
+    plan = plan_shrink(model, example_inputs=X, pruner=pruner)
+    small = shrink(model, example_inputs=X, pruner=pruner, optimizer=optimizer)
     found = small(X)
     assert torch.allclose(found, expected, atol=1e-5 * max(1, float(expected.abs().max())))
     assert sum(p.numel() for p in small.parameters()) == plan.sizes["parameters after"]
@@ -60,8 +60,8 @@ def test_channels_of_zeros_stay_to_make_a_multiple(name):
     model, optimizer, pruner = a_run(name, scope="local")
     train(model, optimizer, range(8))
     expected = model.eval()(X)
-    exact = plan_shrink(model, X, pruner=pruner)
-    whole = plan_shrink(model, X, pruner=pruner, round_to=3)
+    exact = plan_shrink(model, example_inputs=X, pruner=pruner)
+    whole = plan_shrink(model, example_inputs=X, pruner=pruner, round_to=3)
     families = zip(pruner.coupled.units, pruner.coupled.masks, strict=True)
     kept = [int(bp.functional.unpack_mask(m, [len(u)]).sum()) for u, m in families]
     stay = [min(-(-k // 3) * 3, len(u)) for k, u in zip(kept, pruner.coupled.units, strict=True)]
@@ -70,7 +70,7 @@ def test_channels_of_zeros_stay_to_make_a_multiple(name):
     gone = coupled.families.limited(coupled.removed(), 3, 1)
     assert gone < coupled.removed() and [len(set(u) - gone) for u in coupled.units] == stay
     assert exact.sizes["parameters after"] < whole.sizes["parameters after"]
-    small = shrink(model, X, pruner=pruner, round_to=3, optimizer=optimizer)
+    small = shrink(model, example_inputs=X, pruner=pruner, round_to=3, optimizer=optimizer)
     assert torch.allclose(small(X), expected, atol=1e-5 * max(1, float(expected.abs().max())))
     assert sum(p.numel() for p in small.parameters()) == whole.sizes["parameters after"]
     train(small.train(), optimizer, range(8, 10))
@@ -151,7 +151,7 @@ def test_prepared_models(name):
     torch.manual_seed(0)
     x, y = torch.randn(shape), torch.randint(0, 10, (shape[0],))
     qat = bp.prepare(kind(), example_inputs=(x,))
-    bp.calibrate(qat, [x], progress=False)
+    bp.calibrate(qat, data=[x], progress=False)
     optimizer = torch.optim.SGD(bp.param_groups(qat), lr=0.01, momentum=0.9)
     pruner = Pruner(
         qat, Schedule.one_shot(0.5, at=1), pattern="channel", scope="local", example_inputs=(x,)
@@ -184,12 +184,14 @@ def test_errors():
             Pruner(model, shot, **{"pattern": "channel", **options})
     pruner = Pruner(model, shot, pattern="channel", example_inputs=X)
     with pytest.raises(ValueError, match="the pruner works on another model"):
-        shrink(trained("Plain"), X, pruner=pruner)
-    for name, value in (("macs", 0.5), ("parameters", 0.5), ("ignore", ["*"])):
-        with pytest.raises(ValueError, match=f"its masks say what goes; leave out {name}="):
-            shrink(model, X, pruner=pruner, **{name: value})
+        shrink(trained("Plain"), example_inputs=X, pruner=pruner)
+    with pytest.raises(ValueError, match="its masks say what goes; leave out ignore="):
+        shrink(model, example_inputs=X, pruner=pruner, ignore=["*"])
+    for other in (dict(keep=bp.Budget(macs=0.5)), dict(sparsity=0.5)):
+        with pytest.raises(ValueError, match="give one of sparsity=, keep= and pruner="):
+            shrink(model, example_inputs=X, pruner=pruner, **other)
     pruner.finalize()
     with pytest.raises(ValueError, match="the pruner has no channel masks"):
-        shrink(model, X, pruner=Pruner(model, shot))
+        shrink(model, example_inputs=X, pruner=Pruner(model, shot))
     with pytest.raises(bp.Unsupported, match="no channels of the model can be removed"):
         Pruner(nn.Linear(4, 2), shot, pattern="channel", example_inputs=batch(0)[0][0, 0, :, :4])

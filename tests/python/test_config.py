@@ -4,7 +4,7 @@ import bitpare as bp
 import networks
 import pytest
 import torch
-from bitpare.quant.grid import grid_of
+from bitpare.spec.grid import grid_of
 from torch import nn
 
 IMPOSSIBLE = [

@@ -50,7 +50,7 @@ def net(width: int = 4, size: int = 1, seed: int = 0) -> nn.Module:
 
 
 def test_ramp():
-    ramp = D.Ramp(1.0, 3.0, steps=10, begin=5, shape="cosine")
+    ramp = D.Ramp(1.0, 3.0, steps=20, when=(5, 15), shape="cosine")
     assert [ramp(s) for s in (0, 5, 10, 15, 99)] == [1, 1, pytest.approx(2), 3, 3]
     for wrong in (dict(steps=0), dict(steps=1, shape="log")):
         with pytest.raises(ValueError, match="Ramp"):
@@ -436,7 +436,7 @@ def test_copies_and_compiled_ones_have_their_hooks():
     kd.zero_grad()
     kd(x, y).backward()
     assert torch.allclose(kd.student.mid.weight.grad, compiled_gradient, atol=1e-6)
-    assert kd.release() is kd.student
+    assert kd.detach() is kd.student
     assert not kd.student.mid._forward_hooks and not kd._teachers[0].model.mid._forward_hooks
 
 
@@ -446,7 +446,7 @@ def test_copies_and_compiled_ones_have_their_hooks():
 def test_a_float_model_teaches_its_quantized_copy():
     model, (x, _) = net(8, seed=1).eval(), batch()
     qat = bp.prepare(model, example_inputs=(x,))
-    bp.calibrate(qat, [x], progress=False)
+    bp.calibrate(qat, data=[x], progress=False)
     kd = D.Distiller(qat, teacher=model, hints=[D.Hint("mid", "mid")], example_inputs=(x,))
     assert kd.hints[0].adapter is None
     losses = trained(kd, 4)
@@ -455,7 +455,7 @@ def test_a_float_model_teaches_its_quantized_copy():
     trained(kd, 2)
     assert pruner.pruned() > 0
     pruner.finalize()
-    assert kd.release() is qat
+    assert kd.detach() is qat
 
 
 # -- cached teachers
@@ -587,7 +587,7 @@ def test_fingerprints():
 def test_a_student_of_less_width():
     teacher, x = net(8, seed=1), batch()[0]
     before = copy.deepcopy(teacher.state_dict())
-    student = D.shrink_student(teacher, (x,), width=0.25)
+    student = D.shrink_student(teacher, example_inputs=(x,), width=0.25)
     assert type(student) is Net and student.stem.weight.shape == (2, 1, 3, 3)
     assert torch.equal(student.mid.weight, teacher.mid.weight[:4, :2])
     assert all(torch.equal(v, before[n]) for n, v in teacher.state_dict().items())
@@ -598,7 +598,7 @@ def test_a_student_of_less_width():
         (dict(), "give a width or a depth below 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            D.shrink_student(teacher, x, **options)
+            D.shrink_student(teacher, example_inputs=x, **options)
 
 
 class Block(nn.Module):
@@ -625,20 +625,20 @@ def kinds(model: nn.Module) -> str:
 
 def test_a_student_of_less_depth():
     teacher, x = deep(), batch()[0]
-    student = D.shrink_student(teacher, x, depth=0.5)
+    student = D.shrink_student(teacher, example_inputs=x, depth=0.5)
     tail = "AdaptiveAvgPool2d Flatten Linear"
     assert kinds(student) == f"Conv2d Block Sequential Identity Block Identity {tail}"
     assert torch.equal(student[1].conv.weight, teacher[1].conv.weight)
-    both = D.shrink_student(teacher, x, depth=0.25, width=0.5)
+    both = D.shrink_student(teacher, example_inputs=x, depth=0.25, width=0.5)
     assert both[4].conv.weight.shape == (2, 2, 3, 3) and both(x).shape == (6, 10)
-    kept = bp.prune.drop_layers(teacher, x, 1.0, ignore=["4"])
+    kept = bp.prune.drop_layers(teacher, example_inputs=x, sparsity=1.0, ignore=["4"])
     assert kinds(kept) == f"Conv2d Identity Sequential Identity Block Identity {tail}"
     with pytest.raises(ValueError, match="ignore '2' matches no block that may go"):
-        bp.prune.drop_layers(teacher, x, 0.5, ignore=["2"])
+        bp.prune.drop_layers(teacher, example_inputs=x, sparsity=0.5, ignore=["2"])
     with pytest.raises(bp.Unsupported, match="no residual block that may go"):
-        bp.prune.drop_layers(net(), x, 0.5)
+        bp.prune.drop_layers(net(), example_inputs=x, sparsity=0.5)
     with pytest.raises(ValueError, match="share must be from 0 to 1"):
-        bp.prune.drop_layers(teacher, x, 2.0)
+        bp.prune.drop_layers(teacher, example_inputs=x, sparsity=2.0)
 
     class Nested(nn.Module):
         def __init__(self) -> None:
@@ -658,11 +658,11 @@ def test_a_student_of_less_depth():
 
     stem = nn.Conv2d(1, 4, 1)
     nested = nn.Sequential(stem, Position(), Nested(), Nested(), nn.Flatten(), nn.Linear(256, 2))
-    small = bp.prune.drop_layers(nested, x, 0.5)
+    small = bp.prune.drop_layers(nested, example_inputs=x, sparsity=0.5)
     assert kinds(small) == "Conv2d Position Nested Identity Flatten Linear"
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2)
     with pytest.raises(bp.Unsupported, match="no residual block that may go"):
-        bp.prune.drop_layers(encoder, torch.randn(3, 2, 8), 0.5)
+        bp.prune.drop_layers(encoder, example_inputs=torch.randn(3, 2, 8), sparsity=0.5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "regnet_y_400mf"])
@@ -671,7 +671,7 @@ def test_public_networks(name):
     torch.manual_seed(0)
     teacher = getattr(torchvision.models, name)(num_classes=10).eval()
     x = torch.randn(2, 3, 64, 64)
-    student = D.shrink_student(teacher, (x,), width=0.5, depth=0.5)
+    student = D.shrink_student(teacher, example_inputs=(x,), width=0.5, depth=0.5)
     count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
     assert count(student) < 0.3 * count(teacher)
     D.Distiller(student, teacher)(x, torch.tensor([1, 2])).backward()
@@ -687,7 +687,7 @@ def test_errors():
     for make, message in (
         (lambda: D.Distiller(student, None), "give a teacher, or a cache"),
         (lambda: D.Distiller(student, student), "shares stem.weight with the student"),
-        (lambda: D.Distiller(student, teacher, **hint("midd", "mid")), "'midd'; near are mid"),
+        (lambda: D.Distiller(student, teacher, **hint("midd", "mid")), "'midd'; near matches: mid"),
         (lambda: D.Distiller(student, teacher, **hint("mid", "mod")), "teacher has no layer 'mod'"),
         (lambda: D.Distiller(student, teacher, hints=[D.Hint("mid", "mid")]), "example_inputs="),
         (lambda: D.Distiller(student, teacher, **hint("mid", "head")), "have the same dimensions"),

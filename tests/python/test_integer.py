@@ -141,7 +141,7 @@ def prepared(name_or_net, config: QConfig | None = None, size: int | None = None
     net = NETWORKS[name_or_net]() if isinstance(name_or_net, str) else name_or_net
     size = size or (lenet_size(name_or_net) if isinstance(name_or_net, str) else SIZE)
     model = bp.prepare(settle(net), config or QConfig.int8(), example_inputs=images(1, size))
-    bp.calibrate(model, [images(16, size)])
+    bp.calibrate(model, data=[images(16, size)])
     return model.eval()
 
 
@@ -165,7 +165,7 @@ def test_integers_are_what_was_trained(name, config):
     model = prepared(name, CONFIGS[config])
     integer = bp.convert(model)
     x = images(16, lenet_size(name), seed=2)
-    report = bp.verify(model, integer, [x], min_agreement=0.5)
+    report = bp.verify(model, integer, data=[x], min_agreement=0.5)
     assert report.lsb <= 1.001 and report.rows and report.samples in (0, 16)
     assert report.sqnr > 20, str(report)
     if config in ("int8", "int4 weights", "lsq+", "binary weights"):
@@ -263,7 +263,7 @@ def test_what_has_no_integer_form_stays_in_float():
 
 def test_pruned_weights_are_the_same_zeros():
     model = prepared("residual")
-    pruner = bp.prune.Pruner(model, bp.prune.Schedule.one_shot(final=0.7, at=0))
+    pruner = bp.prune.Pruner(model, bp.prune.Schedule.one_shot(sparsity=0.7, at=0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     pruner.attach(optimizer)
     model.train()
@@ -271,7 +271,7 @@ def test_pruned_weights_are_the_same_zeros():
     optimizer.step()
     model.eval()
     integer = bp.convert(model)
-    report = bp.verify(model, integer, [images(8)], min_agreement=0.5)
+    report = bp.verify(model, integer, data=[images(8)], min_agreement=0.5)
     assert report.zeros and not any(count for _, count in report.zeros)
     codes = integer.programs[0].get_buffer("deep.0.weight")
     assert torch.equal(codes.view(40, 8) == 0, model.deep[0].weight.view(40, 8) == 0)
@@ -279,22 +279,24 @@ def test_pruned_weights_are_the_same_zeros():
         codes[(codes == 0).nonzero()[0].tolist()[0]] = 3
     changed = copy.deepcopy(integer)
     with pytest.raises(bp.Differs, match="weights are 0 in one of the models only"):
-        bp.verify(model, changed, [images(8)], max_lsb=math.inf, max_differing=math.inf,
+        bp.verify(model, changed, data=[images(8)], max_lsb=math.inf, max_differing=math.inf,
                   min_agreement=0.0)  # fmt: skip
 
 
 def test_verify_tells_a_wrong_model():
     model = prepared("lenet")
     integer = bp.convert(model)
-    text = str(bp.verify(model, integer, [(images(32, 16), torch.zeros(32))], min_agreement=0.5))
+    text = str(
+        bp.verify(model, integer, data=[(images(32, 16), torch.zeros(32))], min_agreement=0.5)
+    )
     assert "features.0" in text and "max LSB" in text and "zero weights: the same" in text
     wrong = copy.deepcopy(integer)
     wrong.programs[0].get_buffer("features.3.bias").add_(2000)
     wrong.programs[0].rebuild()
     with pytest.raises(bp.Differs, match=r"an operation differs by [\d.]+ units.*\n(.*\n)*.*SQNR"):
-        bp.verify(model, wrong, [images(8, 16)])
+        bp.verify(model, wrong, data=[images(8, 16)])
     with pytest.raises(TypeError, match=r"must come from bp\.convert, got LeNet"):
-        bp.verify(model, model, [images(8, 16)])
+        bp.verify(model, model, data=[images(8, 16)])
 
 
 SAME = """

@@ -85,7 +85,7 @@ class Around(nn.Module):
 
 def ready(net: nn.Module, config: QConfig, x: Tensor) -> nn.Module:
     model = bp.prepare(settle(net), config, example_inputs=(x[:1],))
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     return model.eval()
 
 
@@ -96,7 +96,7 @@ def close(a: Tensor, b: Tensor, share: float = 0.02) -> bool:
 def checked(model: nn.Module, x: Tensor, **bounds: float) -> nn.Module:
     """The integer model, held to the prepared one operation by operation and whole."""
     integer = bp.convert(model)
-    bp.verify(model, integer, [x], min_agreement=0.9, **bounds)
+    bp.verify(model, integer, data=[x], min_agreement=0.9, **bounds)
     with torch.no_grad():
         expected, got = model(x), integer(x)
     assert got.shape == expected.shape
@@ -119,7 +119,7 @@ def test_linear_layers_over_rows_of_any_rank(shape, target):
     model = ready(Mixer(), QConfig.int8(target=target), x if len(shape) > 1 else x[None])
     if len(shape) == 1:
         model = bp.prepare(Mixer().eval(), QConfig.int8(target=target), example_inputs=(x,))
-        bp.calibrate(model, [[x]])
+        bp.calibrate(model, data=[[x]])
         model.eval()
     integer = checked(model, x)
     assert whole(integer)

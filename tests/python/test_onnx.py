@@ -65,7 +65,7 @@ def test_public_networks(name, tmp_path):
     model = settle(getattr(torchvision.models, name)(weights=None, num_classes=10))
     x = torch.randn(16, 3, 64, 64)
     qat = bp.prepare(model, QConfig.int8(), example_inputs=(x[:1],))
-    bp.calibrate(qat, [x])
+    bp.calibrate(qat, data=[x])
     integer = bp.convert(qat.eval())
     found = exported(integer, x[:2], tmp_path)
     expected, got = integer(x), found(x)

@@ -114,7 +114,7 @@ X = torch.randn(16, 3, 8, 8)
 def prepared(config=None):
     torch.manual_seed(3)
     qat = bp.prepare(Net(), config or bp.QConfig.int8(), example_inputs=(X,))
-    bp.calibrate(qat, [X])
+    bp.calibrate(qat, data=[X])
     return qat.train()
 
 
@@ -174,7 +174,7 @@ def scheduled(bits=None):
     qat = prepared(CONFIGS["lsq"])
     optimizer = torch.optim.SGD(qat.parameters(), lr=0.3)
     schedule = bp.QatSchedule(
-        qat, total_steps=60, delay=4, bits=bits, freeze_oscillating={0: 0.05, 0.5: 0.02}
+        qat, steps=60, delay=4, bits=bits, freeze_oscillating={0: 0.05, 0.5: 0.02}
     ).attach(optimizer)
     return qat, optimizer, schedule
 
@@ -201,7 +201,7 @@ def test_the_schedule_says_what_it_will_freeze():
     _, _, schedule = scheduled()
     assert "step 30: freeze weights oscillating above 0.02" in str(schedule)
     assert schedule.oscillations.freeze_above == 0.05
-    only = bp.QatSchedule(prepared(), total_steps=9, freeze_oscillating=float("inf"))
+    only = bp.QatSchedule(prepared(), steps=9, freeze_oscillating=float("inf"))
     assert only.oscillations.freeze_above == float("inf")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.verify import quantizers_off
+from bitpare.quant.compare import quantizers_off
 from torch import Tensor, nn
 
 ISLANDS = {  # what no graph can hold, and a word of the reason
@@ -70,7 +70,7 @@ def test_hard_forwards(name):
     if name in ISLANDS:
         assert ISLANDS[name] in reasons["inner"]
 
-    bp.calibrate(prepared, [(x,)])
+    bp.calibrate(prepared, data=[(x,)])
     rows = bp.report.placement(prepared).quantizers
     assert all(row.calibrated for row in rows), [r for r in rows if not r.calibrated]
     again = pickle.loads(pickle.dumps(prepared)).eval()
@@ -113,7 +113,7 @@ def test_other_arguments_than_prepared_for_are_refused():
             return y if mask is None else y * mask
 
     prepared = bp.prepare(Optional(), example_inputs=(torch.randn(1, 4, 5, 5),))
-    bp.calibrate(prepared, [torch.randn(1, 4, 5, 5)])
+    bp.calibrate(prepared, data=[torch.randn(1, 4, 5, 5)])
     with pytest.raises(bp.Unsupported, match="Optional: prepared with example inputs of other"):
         prepared(torch.randn(1, 4, 5, 5), torch.ones(1))
 
@@ -144,7 +144,7 @@ def test_hooks_still_run(mobilenet):
     hooked.features[1].register_forward_hook(lambda m, a, y: seen.append(y.shape))
     prepared = bp.prepare(hooked, example_inputs=(x,))
     assert not seen  # nor did prepare call them
-    bp.calibrate(prepared, [x])
+    bp.calibrate(prepared, data=[x])
     assert len(seen) == 1
     inside = []
     prepared.features[0][1].register_forward_hook(lambda m, a, y: inside.append(y))
@@ -179,7 +179,7 @@ def test_float_checkpoint_loads_and_leaves_quantizers_uncalibrated(mobilenet):
 def test_prepared_state_loads_strictly(mobilenet):
     model, _, x = mobilenet
     one = bp.prepare(model, example_inputs=(x,))
-    bp.calibrate(one, [x])
+    bp.calibrate(one, data=[x])
     two = bp.prepare(networks.SmallMobileNet(), example_inputs=(x,))
     two.load_state_dict(one.state_dict())
     assert torch.equal(one.eval()(x), two.eval()(x))
@@ -190,7 +190,7 @@ def test_every_value_between_layers_is_on_its_grid(mobilenet):
     """In eval each convolution and linear reads integers times a scale."""
     model, _, x = mobilenet
     prepared = bp.prepare(model, example_inputs=(x,))
-    bp.calibrate(prepared, [x])
+    bp.calibrate(prepared, data=[x])
     prepared.eval()
     levels = {}
 
@@ -276,7 +276,7 @@ def test_fusion_gives_what_separate_modules_give(mobilenet):
     _, prepared, x = mobilenet
     one, two = copy.deepcopy(prepared), copy.deepcopy(prepared)
     for model in (one, two):
-        bp.calibrate(model, [x])
+        bp.calibrate(model, data=[x])
     for module in two.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_hook(lambda m, a, y: None)
@@ -290,7 +290,7 @@ def test_targets(target):
     x = torch.rand(2, 3, 16, 16)
     model = networks.SmallMobileNet()
     prepared = bp.prepare(model, bp.QConfig.int8(target=target), example_inputs=x)
-    bp.calibrate(prepared, [x * 20])
+    bp.calibrate(prepared, data=[x * 20])
     activations = [
         m for m in prepared.modules() if isinstance(m, Quantizer) and m.role == "activation"
     ]
@@ -352,7 +352,7 @@ def test_configs_train(name, network):
     kind, shape = networks.NETWORKS[network]
     model, x, target = kind(), torch.randn(shape), torch.tensor([0, 1, 2, 3])
     prepared = bp.prepare(model, CONFIGS[name], example_inputs=(x,))
-    bp.calibrate(prepared, [x, -x])
+    bp.calibrate(prepared, data=[x, -x])
     assert torch.isfinite(prepared.eval()(x)).all()
     optimizer = torch.optim.SGD(bp.param_groups(prepared, weight_decay=1e-4), lr=0.02, momentum=0.9)
     prepared.train()
@@ -411,7 +411,7 @@ def test_hardswish_joins_its_convolution_where_the_target_computes_both_at_once(
     for target in ("onnxruntime", "tensorrt"):
         config = bp.QConfig.int8(target=target)
         qat = bp.prepare(model, config, example_inputs=(x,))
-        bp.calibrate(qat, [x])
+        bp.calibrate(qat, data=[x])
         qat.train()
         counts[target] = sum(
             isinstance(m, Quantizer) and m.role == "activation" for m in qat.modules()
@@ -456,7 +456,7 @@ def test_results_keep_their_class(kind):
     x = torch.randn(2, 3, 8, 8)
     model = WithOutput(kind).eval()
     qat = bp.prepare(model, example_inputs=(x,))
-    bp.calibrate(qat, [x])
+    bp.calibrate(qat, data=[x])
     expected, got = model(x), qat.eval()(x)
     assert type(got) is type(expected) and list(got) == list(expected)
     assert torch.allclose(got["logits"], expected["logits"], atol=0.1)
@@ -482,7 +482,7 @@ def test_a_result_of_an_unknown_class_is_kept_by_an_island():
 
     x = torch.randn(2, 3, 8, 8)
     qat = bp.prepare(Model(), example_inputs=(x,))
-    bp.calibrate(qat, [x])
+    bp.calibrate(qat, data=[x])
     assert type(qat.eval()(x)) is UserDict
     assert "UserDict" in str(bp.report.placement(qat))
 
@@ -499,7 +499,7 @@ def test_another_number_of_dimensions_is_said():
 
     x = torch.randn(2, 5, 4)
     qat = bp.prepare(Model(), example_inputs=(x,))
-    bp.calibrate(qat, [x])
+    bp.calibrate(qat, data=[x])
     assert qat.eval()(torch.randn(7, 9, 4)).shape == (7, 9, 2, 3)
     with pytest.raises(bp.Unsupported, match="prepared with example inputs of 2 dimensions here"):
         qat(torch.randn(5, 4))
@@ -513,7 +513,7 @@ def test_transformer_encoder_is_traced_whole(norm_first):
     model, x = nn.Sequential(nn.Linear(8, 16), encoder, nn.Linear(16, 3)), torch.randn(2, 5, 8)
     qat = bp.prepare(model, example_inputs=(x,))
     assert "keeps its own forward" not in str(bp.report.placement(qat))
-    bp.calibrate(qat, [x])
+    bp.calibrate(qat, data=[x])
     expected, got = model.eval()(x), qat.eval()(x)
     assert (got - expected).norm() < 0.1 * expected.norm()
     qat.train()(x).sum().backward()
@@ -535,7 +535,7 @@ def test_a_forward_that_counts_dimensions():
     x = torch.randn(2, 5, 4)
     qat = bp.prepare(Model(), example_inputs=(x,))
     assert not bp.report.placement(qat).floating
-    bp.calibrate(qat, [x])
+    bp.calibrate(qat, data=[x])
     assert qat.eval()(torch.randn(3, 9, 4)).shape == (3, 4)
     with pytest.raises(bp.Unsupported, match="inputs of 3 dimensions here, got 2: \\(3, 4\\)"):
         qat(torch.randn(3, 4))

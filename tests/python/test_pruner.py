@@ -62,7 +62,7 @@ def test_schedules_by_hand():
     assert Schedule.one_shot(0.5, at=3).events == ((3, 0.5),)
     assert Schedule.linear(0.8, begin=2, end=6, every=2).events == ((4, 0.4), (6, 0.8))
     cubic = Schedule.cubic(0.8, begin=0, end=4, every=1)
-    assert cubic.sparsity_at(0) == 0 and cubic.sparsity_at(99) == 0.8 == cubic.final
+    assert cubic.sparsity_at(0) == 0 and cubic.sparsity_at(99) == 0.8 == cubic.sparsity
     assert cubic.sparsity_at(1) == pytest.approx(0.8 - 0.8 * 0.75**3)
     exponential = Schedule.exponential(0.75, begin=0, end=2, every=1)
     assert exponential.sparsity_at(1) == pytest.approx(0.5)
@@ -78,15 +78,15 @@ def test_schedules_by_hand():
     "make, message",
     [
         (lambda: Schedule.one_shot(1.0), r"sparsity must be in \[0, 1\), got 1.0"),
-        (lambda: Schedule.cubic(1.5, end=4), r"final must be in \[0, 1\), got 1.5"),
-        (lambda: Schedule.linear(0.5, begin=5, end=5), "0 <= begin < end"),
-        (lambda: Schedule.linear(0.5, end=5, every=0), "every of 1 or more"),
+        (lambda: Schedule.cubic(1.5, end=4), r"sparsity must be in \[0, 1\), got 1.5"),
+        (lambda: Schedule.linear(0.5, begin=5, end=5), "begin must be before end"),
+        (lambda: Schedule.linear(0.5, end=5, every=0), "every 1 or more"),
         (lambda: Schedule.iterative(0.5, rounds=0, every=1), "rounds and every must be 1 or more"),
         (lambda: Schedule.iterative(0.5, rounds=1, every=2, rewind=9), "rewind must be a step up"),
         (lambda: Schedule(()), "give at least one step"),
-        (lambda: Schedule.levels({-1: 0.5}), "steps must be 0 or more"),
+        (lambda: Schedule.levels({-1: 0.5}), "levels must be 0 or more"),
         (lambda: Regrowth("grow", [1]), "kind must be rigl or set"),
-        (lambda: Regrowth("set", []), "give steps of 1 or more"),
+        (lambda: Regrowth("set", []), "when must hold times after step 0"),
         (lambda: Regrowth("set", [1], fraction=1), r"fraction must be in \(0, 1\)"),
     ],
 )
@@ -216,7 +216,7 @@ def test_patterns_and_modes(pattern, mode, prepared):
     model = lenet()
     if prepared:
         model = bp.prepare(model, example_inputs=(batch(0)[0],))
-        bp.calibrate(model, [batch(0)[0]], progress=False)
+        bp.calibrate(model, data=[batch(0)[0]], progress=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     schedule = Schedule.one_shot(0.5, at=1)
     pruner = Pruner(model, schedule, pattern=pattern, mode=mode, scope="local").attach(optimizer)
@@ -486,7 +486,7 @@ def a_run(name: str, prepared: bool):
     model = lenet()
     if prepared:
         model = bp.prepare(model, example_inputs=(batch(0)[0],))
-        bp.calibrate(model, [batch(0)[0]], progress=False)
+        bp.calibrate(model, data=[batch(0)[0]], progress=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     return model, optimizer, Pruner(model, schedule, **options).attach(optimizer)
 
@@ -561,7 +561,7 @@ def zero_sets_agree(model: nn.Module, pruner: Pruner) -> None:
 def test_prepare_then_prune(name, mode):
     x, y = batch(0)
     qat = bp.prepare(lenet(), CONFIGS[name], example_inputs=(x,))
-    bp.calibrate(qat, [x], progress=False)
+    bp.calibrate(qat, data=[x], progress=False)
     optimizer = torch.optim.SGD(bp.param_groups(qat), lr=0.02, momentum=0.9)
     pruner = Pruner(qat, Schedule.cubic(0.6, begin=0, end=4), mode=mode).attach(optimizer)
     losses = []
@@ -586,7 +586,7 @@ def test_prune_then_prepare(name):
     first = Pruner(model, Schedule.one_shot(0.7)).attach(optimizer)
     train(model, optimizer, range(2))
     qat = bp.prepare(model, CONFIGS[name], example_inputs=(x,))
-    bp.calibrate(qat, [x], progress=False)
+    bp.calibrate(qat, data=[x], progress=False)
     optimizer = torch.optim.SGD(bp.param_groups(qat), lr=0.05, momentum=0.9)
     second = Pruner(qat).attach(optimizer)
     assert all(torch.equal(first.masks[n], m) for n, m in second.masks.items())

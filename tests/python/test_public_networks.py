@@ -68,7 +68,7 @@ def test_prepare_calibrate_train_save_and_go_on(name):
     qat = bp.prepare(model, example_inputs=(x,))
     placed = str(bp.report.placement(qat))
     assert "keeps its own forward" not in placed
-    bp.calibrate(qat, [x])
+    bp.calibrate(qat, data=[x])
     with torch.no_grad():
         expected, got = model(x).double(), qat.eval()(x).double()
     noise = (got - expected).norm() / expected.norm()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.verify import quantizers_off
+from bitpare.quant.compare import quantizers_off
 from torch import Tensor, nn
 
 TOKENS = 50
@@ -76,7 +76,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 def test_trains_with_quantized_weights(model, config):
     tokens, target = torch.randint(0, TOKENS, (7, 6)), torch.randint(0, 5, (7,))
     qat = bp.prepare(model, CONFIGS[config], example_inputs=(tokens,))
-    bp.calibrate(qat, [tokens], progress=False)
+    bp.calibrate(qat, data=[tokens], progress=False)
     assert set(dict(model.named_parameters())) <= set(dict(qat.named_parameters()))
     optimizer = torch.optim.SGD(bp.param_groups(qat), lr=0.2)
     losses = []

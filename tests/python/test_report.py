@@ -40,7 +40,7 @@ class TestLayers:
     def test_activations_are_what_the_float_model_has(self):
         model = lenet()
         x = images(6, 16) * 1.7  # beyond what it was calibrated with
-        rows = bp.report.layers(model, [x[:4], x[4:]]).rows
+        rows = bp.report.layers(model, data=[x[:4], x[4:]]).rows
         given = next(r for r in rows if r.name == "input")
         q = model.bp_sites[0] if hasattr(model, "bp_sites") else None
         assert q is not None and q.name == "input"
@@ -60,7 +60,7 @@ class TestLayers:
     def test_every_kind_of_quantizer(self, name):
         model = lenet(CONFIGS[name])
         before = state_of(model)
-        found = bp.report.layers(model, [images(4, 16)])
+        found = bp.report.layers(model, data=[images(4, 16)])
         assert same_state(model, before)
         assert [r for r in found.rows if r.role == "weight"]
         for row in found.rows:
@@ -83,7 +83,7 @@ class TestLayers:
 
     def test_masks_and_uncalibrated(self):
         model = bp.prepare(LeNet(), example_inputs=(images(1, 16),))
-        rows = bp.report.layers(model, [images(2, 16)]).rows
+        rows = bp.report.layers(model, data=[images(2, 16)]).rows
         unknown = [r for r in rows if r.role == "activation"]
         assert unknown and all(r.sqnr is None and r.count > 0 for r in unknown)
         assert "-" in str(bp.report.layers(model))
@@ -96,9 +96,9 @@ class TestLayers:
         with pytest.raises(ValueError, match="the model is not prepared"):
             bp.report.layers(LeNet())
         with pytest.raises(TypeError, match=r"report.layers: batches .* got a tensor"):
-            bp.report.layers(lenet(), images(2, 16))
+            bp.report.layers(lenet(), data=images(2, 16))
         with pytest.raises(ValueError, match="gave no batch"):
-            bp.report.layers(lenet(), [])
+            bp.report.layers(lenet(), data=[])
 
 
 class TestEffects:
@@ -106,7 +106,7 @@ class TestEffects:
         config = QConfig.int8().override("features.3", weight=QSpec(bits=2, range="minmax"))
         model, x = prepared(LeNet(), config, size=16), images(8, 16)
         before = state_of(model)
-        found = bp.report.effects(model, [x[:4], x[4:]])
+        found = bp.report.effects(model, data=[x[:4], x[4:]])
         assert same_state(model, before)
         assert (found.worst(1)[0].name, found.worst(1)[0].role) == ("features.3", "weight")
         with torch.no_grad():
@@ -124,9 +124,9 @@ class TestEffects:
 
     def test_errors(self):
         with pytest.raises(TypeError, match="batches must be an iterable"):
-            bp.report.effects(lenet(), images(2, 16))
+            bp.report.effects(lenet(), data=images(2, 16))
         with pytest.raises(ValueError, match="gave no batch"):
-            bp.report.effects(lenet(), [])
+            bp.report.effects(lenet(), data=[])
 
 
 class TestValues:

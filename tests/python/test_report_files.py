@@ -66,7 +66,7 @@ def files(trained, tmp_path_factory) -> dict[str, pathlib.Path]:
     folder = tmp_path_factory.mktemp("files")
     net = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
     model = bp.prepare(net, example_inputs=(torch.ones(1, 8),))
-    bp.calibrate(model, [torch.randn(4, 8)], progress=False)
+    bp.calibrate(model, data=[torch.randn(4, 8)], progress=False)
     held = {
         "state": trained.model.state_dict(),
         "nested": {"epoch": 3, "model": trained.model.state_dict()},

@@ -136,7 +136,7 @@ class TestRecorder:
         with pytest.raises(ValueError, match="loss must be one number, got shape"):
             bp.report.Recorder(nn.Linear(1, 1)).log(loss=torch.ones(3))
         with pytest.raises(ValueError, match="has no freeze_oscillating"):
-            schedule = bp.QatSchedule(lenet(), total_steps=3)
+            schedule = bp.QatSchedule(lenet(), steps=3)
             bp.report.Recorder(schedule.model, oscillations=schedule)
 
 
@@ -144,7 +144,7 @@ class TestTensorBoard:
     def test_the_same_figures(self):
         run, writer = Run(), Writer()
         board = bp.report.TensorBoard(
-            writer, run.model, every=4, oscillations=run.oscillations, batches=[images(2, 16)]
+            writer, run.model, every=4, oscillations=run.oscillations, data=[images(2, 16)]
         )
         board.attach(run.optimizer)
         run.go(range(8))

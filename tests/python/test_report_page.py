@@ -84,7 +84,7 @@ def full_page(trained, tmp_path_factory) -> pathlib.Path:
         path,
         float_model=trained.float_model,
         integer=trained.integer,
-        batches=(batch for batch in [(trained.x, trained.y)]),
+        data=(batch for batch in [(trained.x, trained.y)]),
         history=trained.recorder,
         sensitivity=trained.scan,
         title="A <full> page",
@@ -157,7 +157,7 @@ class TestPage:
     @pytest.mark.parametrize("name", CONFIGS)
     def test_every_kind_of_quantizer(self, name, tmp_path):
         path = tmp_path / "page.html"
-        bp.report.html(lenet(CONFIGS[name]), path, batches=[images(4, 16)])
+        bp.report.html(lenet(CONFIGS[name]), path, data=[images(4, 16)])
         page = check_page(path.read_text())
         assert len(page.kinds("weights")) == 4 and page.kinds("placement") == ["graph"]
 
@@ -181,15 +181,15 @@ class TestPage:
                 return x
 
         x = torch.ones(2, 4)
-        model = bp.calibrate(bp.prepare(Loops(), example_inputs=(x,)), [x], progress=False)
-        bp.report.html(model, tmp_path / "tree.html", batches=[x])
+        model = bp.calibrate(bp.prepare(Loops(), example_inputs=(x,)), data=[x], progress=False)
+        bp.report.html(model, tmp_path / "tree.html", data=[x])
         page = check_page((tmp_path / "tree.html").read_text())
         assert "could not be traced" in " ".join(page.words)
         assert page.kinds("placement") == ["graph"]
 
     def test_a_model_that_is_not_calibrated(self, tmp_path):
         model = bp.prepare(LeNet(), example_inputs=(images(1, 16),))
-        bp.report.html(model, tmp_path / "page.html", batches=[images(2, 16)])
+        bp.report.html(model, tmp_path / "page.html", data=[images(2, 16)])
         page = check_page((tmp_path / "page.html").read_text())
         assert "Not calibrated: " in " ".join(page.words)
         assert "does not run yet" in " ".join(page.words)
@@ -198,10 +198,10 @@ class TestPage:
     def test_values_that_are_not_finite(self, tmp_path):
         model, x = lenet(), images(2, 16)
         x[0, 0, 0, 0], x[1, 0, 0, 0] = math.nan, math.inf
-        bp.report.html(model, tmp_path / "page.html", batches=[x])
+        bp.report.html(model, tmp_path / "page.html", data=[x])
         page = check_page((tmp_path / "page.html").read_text())
         assert "NaN or infinite values: " in " ".join(page.words)
-        row = next(r for r in bp.report.layers(model, [x]).rows if r.name == "input")
+        row = next(r for r in bp.report.layers(model, data=[x]).rows if r.name == "input")
         assert row.min is None and row.sqnr == -math.inf
         with torch.no_grad():
             model.one.weight[0, 0] = math.nan
@@ -215,13 +215,13 @@ class TestPage:
                 return super().forward(x).argmax(1)
 
         path = tmp_path / "page.html"
-        bp.report.html(prepared(Classes(), size=16), path, batches=[images(2, 16)])
+        bp.report.html(prepared(Classes(), size=16), path, data=[images(2, 16)])
         assert "holds no floats" in " ".join(check_page(path.read_text()).words)
 
     def test_a_float_model_that_is_pruned(self, tmp_path):
         model, x = LeNet(), images(8, 16)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        ramp = bp.prune.Schedule.cubic(final=0.5, begin=0, end=4)
+        ramp = bp.prune.Schedule.cubic(sparsity=0.5, begin=0, end=4)
         bp.prune.Pruner(model, ramp).attach(optimizer)
         recorder = bp.report.Recorder(model, 2).attach(optimizer)
         for _ in range(6):
@@ -229,7 +229,7 @@ class TestPage:
             model(x).square().sum().backward()
             optimizer.step()
         scan = bp.prune.sensitivity(
-            model, lambda m: float(m(x).sum()), ratios=(0.5,), progress=False
+            model, lambda m: float(m(x).sum()), sparsities=(0.5,), progress=False
         )
         before = state_of(model)
         bp.report.html(model, tmp_path / "x.html", history=recorder, sensitivity=scan)
@@ -251,11 +251,11 @@ class TestPage:
 
     def test_errors(self, tmp_path):
         with pytest.raises(ValueError, match=r"batches= is compared .* this LeNet is not"):
-            bp.report.html(LeNet(), tmp_path / "x.html", batches=[images(2, 16)])
+            bp.report.html(LeNet(), tmp_path / "x.html", data=[images(2, 16)])
         with pytest.raises(TypeError, match="got an IntegerModel; give that as integer="):
             bp.report.html(bp.convert(lenet()), tmp_path / "x.html")
         with pytest.raises(TypeError, match="got a tensor"):
-            bp.report.html(lenet(), tmp_path / "x.html", batches=images(2, 16))
+            bp.report.html(lenet(), tmp_path / "x.html", data=images(2, 16))
         assert not list(tmp_path.iterdir())
 
 

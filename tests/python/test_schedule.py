@@ -15,7 +15,7 @@ def prepared(config: bp.QConfig | None = None) -> tuple[nn.Module, torch.Tensor]
     torch.manual_seed(0)
     x = torch.randn(4, 3, 16, 16)
     model = bp.prepare(networks.SmallMobileNet(), config, example_inputs=x)
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     return model.train(), x
 
 
@@ -29,7 +29,7 @@ def flags(model: nn.Module) -> set[tuple[int, ...]]:
 
 def test_phases():
     model, _ = prepared()
-    schedule = bp.QatSchedule(model, total_steps=10, delay=0.2, freeze_ranges=0.6, freeze_bn=8)
+    schedule = bp.QatSchedule(model, steps=10, delay=0.2, freeze_ranges=0.6, freeze_bn=8)
     seen = []
     for _ in range(10):
         seen.append(flags(model))
@@ -40,7 +40,7 @@ def test_phases():
 def test_delay_computes_in_float_and_observes():
     model, x = prepared()
     plain = copy.deepcopy(model)
-    bp.QatSchedule(model, total_steps=10, delay=5)
+    bp.QatSchedule(model, steps=10, delay=5)
     for q in quantizers(plain):
         q.bypass = True
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def test_delay_computes_in_float_and_observes():
 
 def test_frozen_batch_norm_keeps_its_statistics_in_train():
     model, x = prepared()
-    schedule = bp.QatSchedule(model, total_steps=4, freeze_bn=0.5)
+    schedule = bp.QatSchedule(model, steps=4, freeze_bn=0.5)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for step in range(4):
         before = [m.running_mean.clone() for m in norms]
@@ -64,7 +64,7 @@ def test_frozen_batch_norm_keeps_its_statistics_in_train():
 
 def test_ramp_turns_quantizers_on_one_after_the_other():
     model, _ = prepared()
-    schedule = bp.QatSchedule(model, total_steps=100, delay=10, ramp=20)
+    schedule = bp.QatSchedule(model, steps=100, delay=10, ramp=20)
     counts = []
     for _ in range(40):
         counts.append(sum(int(q.control[3]) for q in quantizers(model)))
@@ -79,7 +79,7 @@ def test_ramp_turns_quantizers_on_one_after_the_other():
 def test_bits_are_annealed(learn):
     config = bp.QConfig(weight=bp.QSpec(bits=8, learn=learn))
     model, x = prepared(config)
-    schedule = bp.QatSchedule(model, total_steps=9, bits={0: 8, 3: 4, 6: 2})
+    schedule = bp.QatSchedule(model, steps=9, bits={0: 8, 3: 4, 6: 2})
     found = []
     for _ in range(9):
         model(x)
@@ -111,7 +111,7 @@ def test_the_state_is_a_function_of_the_step_alone():
 def test_attach_counts_applied_steps():
     model, x = prepared()
     optimizer = torch.optim.SGD(bp.param_groups(model), lr=0.01)
-    schedule = bp.QatSchedule(model, total_steps=10, freeze_ranges=2).attach(optimizer)
+    schedule = bp.QatSchedule(model, steps=10, freeze_ranges=2).attach(optimizer)
     for step in range(3):
         assert schedule.step_count == step
         F.cross_entropy(model(x), torch.arange(4)).backward()
@@ -133,7 +133,7 @@ class Skipping(torch.optim.Optimizer):
 def test_skipped_steps_do_not_count():
     model, _ = prepared()
     optimizer = Skipping(bp.param_groups(model))
-    schedule = bp.QatSchedule(model, total_steps=10, freeze_ranges=2).attach(optimizer)
+    schedule = bp.QatSchedule(model, steps=10, freeze_ranges=2).attach(optimizer)
     for skipped in (False, True, True, False):
         optimizer.found_inf = torch.tensor(float(skipped))
         assert {q.control[2].item() for q in quantizers(model)} == {1}
@@ -145,15 +145,15 @@ def test_skipped_steps_do_not_count():
 def test_wrong_arguments():
     model, _ = prepared()
     with pytest.raises(ValueError, match="total_steps must be 1 or more"):
-        bp.QatSchedule(model, total_steps=0)
+        bp.QatSchedule(model, steps=0)
     with pytest.raises(ValueError, match="delay must be a fraction of the steps or a step number"):
-        bp.QatSchedule(model, total_steps=5, delay=2.5)
+        bp.QatSchedule(model, steps=5, delay=2.5)
     with pytest.raises(ValueError, match="freeze_bn must be 0 or more"):
-        bp.QatSchedule(model, total_steps=5, freeze_bn=-0.5)
+        bp.QatSchedule(model, steps=5, freeze_bn=-0.5)
     with pytest.raises(ValueError, match="bits must be 1 to 16, got 0"):
-        bp.QatSchedule(model, total_steps=5, bits={0: 0})
+        bp.QatSchedule(model, steps=5, bits={0: 0})
     with pytest.raises(ValueError, match="not prepared"):
-        bp.QatSchedule(networks.LeNet(), total_steps=5)
+        bp.QatSchedule(networks.LeNet(), steps=5)
 
 
 def test_bn_reestimation():
@@ -162,7 +162,7 @@ def test_bn_reestimation():
     for q in quantizers(model):
         q.set_flags(observe=False)
     held = {k: v.clone() for k, v in model.state_dict().items()}
-    bp.reestimate_bn(model, batches)
+    bp.reestimate_bn(model, data=batches)
     first = model.features[0]
     with torch.no_grad():
         inputs = [model.bp_sites[0].eval()(b) for b in batches]

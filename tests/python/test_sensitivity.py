@@ -32,7 +32,7 @@ def test_each_layer_is_pruned_alone_and_put_back():
         seen.append({n: round(float((p == 0).float().mean()), 2) for n, p in weights.items()})
         return counts(m)
 
-    scan = sensitivity(model, evaluate, ratios=(0.25, 0.5))
+    scan = sensitivity(model, evaluate, sparsities=(0.25, 0.5))
     assert model.training
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     assert seen[0] == dict.fromkeys(before.keys() & seen[0].keys(), 0.0)
@@ -50,12 +50,12 @@ def test_each_layer_is_pruned_alone_and_put_back():
 
 def test_ratios_under_a_target():
     model = lenet()
-    scan = sensitivity(model, counts, ratios=(0.2, 0.4, 0.6, 0.8))
-    by_drop = scan.ratios(max_drop=4.0)
+    scan = sensitivity(model, counts, sparsities=(0.2, 0.4, 0.6, 0.8))
+    by_drop = scan.sparsities(max_drop=4.0)
     assert by_drop["conv1.weight"] == pytest.approx(0.1, abs=0.01)  # on a line between two
     assert by_drop["conv2.weight"] == by_drop["fc1.weight"] == 0.8
     assert by_drop["fc2.weight"] == pytest.approx(0.2, abs=0.01)
-    by_size = scan.ratios(sparsity=0.5)
+    by_size = scan.sparsities(sparsity=0.5)
     total = sum(scan.sizes.values())
     assert sum(scan.sizes[n] * r for n, r in by_size.items()) / total == pytest.approx(
         0.5, abs=1e-3
@@ -65,16 +65,16 @@ def test_ratios_under_a_target():
     weights = sum(t.value.numel() for t in pruner.targets)
     assert pruner.pruned() / weights == pytest.approx(0.5, abs=0.01)
     with pytest.raises(ValueError, match=r"the ratios tried prune 0\.800 at most, not 0\.9"):
-        scan.ratios(sparsity=0.9)
+        scan.sparsities(sparsity=0.9)
     with pytest.raises(ValueError, match="give max_drop= or sparsity="):
-        scan.ratios()
+        scan.sparsities()
 
 
 def test_a_dip_on_the_way_counts():
     scan = bp.prune.Sensitivity(90.0, {"a": {0.2: 90.0, 0.4: 80.0, 0.6: 89.5}}, {"a": 10})
-    assert scan.ratio_at("a", 1.0) == pytest.approx(0.22)
-    assert scan.ratio_at("a", 10.0) == 0.6
-    assert scan.ratio_at("a", 0.0) == 0.2
+    assert scan.sparsity_at("a", 1.0) == pytest.approx(0.22)
+    assert scan.sparsity_at("a", 10.0) == 0.6
+    assert scan.sparsity_at("a", 0.0) == 0.2
 
 
 def test_an_interrupted_scan_goes_on(tmp_path):
@@ -88,18 +88,18 @@ def test_an_interrupted_scan_goes_on(tmp_path):
 
     before = {n: v.clone() for n, v in model.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
-        sensitivity(model, evaluate, ratios=(0.5,), cache=cache)
+        sensitivity(model, evaluate, sparsities=(0.5,), cache=cache)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
     assert len(json.loads(cache.read_text())["found"]) == 2
-    scan = sensitivity(model, evaluate, ratios=(0.5,), cache=cache)
+    scan = sensitivity(model, evaluate, sparsities=(0.5,), cache=cache)
     assert len(calls) == 4 + 2
-    again = sensitivity(model, evaluate, ratios=(0.5,), cache=cache)
+    again = sensitivity(model, evaluate, sparsities=(0.5,), cache=cache)
     assert len(calls) == 6 and again == scan
     with torch.no_grad():
         model.fc1.weight[0] += 1
-    sensitivity(model, evaluate, ratios=(0.5,), cache=cache)
+    sensitivity(model, evaluate, sparsities=(0.5,), cache=cache)
     assert len(calls) == 6 + 5  # other weights
-    sensitivity(model, evaluate, ratios=(0.5,), cache=cache, pattern="filter")
+    sensitivity(model, evaluate, sparsities=(0.5,), cache=cache, pattern="filter")
     assert len(calls) == 11 + 5
 
 
@@ -109,18 +109,18 @@ def test_channels_that_go_together():
     def evaluate(m):
         return -float((m.first.weight == 0).float().mean() + 2 * (m.a.weight == 0).float().mean())
 
-    scan = sensitivity(model, evaluate, ratios=(0.5,), pattern="channel", example_inputs=X)
+    scan = sensitivity(model, evaluate, sparsities=(0.5,), pattern="channel", example_inputs=X)
     assert scan.found.keys() == {"first", "a"}
     assert scan.found["first"][0.5] == pytest.approx(-1.5)  # columns of a go too
     assert scan.found["a"][0.5] == pytest.approx(-1.0)
     assert not (model.first.weight == 0).any()
-    small = shrink(model, X, scan.ratios(max_drop=1.2))
+    small = shrink(model, example_inputs=X, sparsity=scan.sparsities(max_drop=1.2))
     assert small.a.out_channels == 6 and small.first.out_channels == 5
 
 
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    scan = sensitivity(lenet(), counts, ratios=(0.2, 0.4, 0.6, 0.8))
+    scan = sensitivity(lenet(), counts, sparsities=(0.2, 0.4, 0.6, 0.8))
     scan.plot(tmp_path / "scan.png")
     assert (tmp_path / "scan.png").stat().st_size > 10_000
     scan.plot(tmp_path / "scan.svg")
@@ -130,7 +130,7 @@ def test_plot(tmp_path):
 
 def test_errors():
     with pytest.raises(ValueError, match=r"ratios must be in \(0, 1\), got 1"):
-        sensitivity(lenet(), counts, ratios=(0.5, 1))
+        sensitivity(lenet(), counts, sparsities=(0.5, 1))
     with pytest.raises(ValueError, match="needs example_inputs="):
         sensitivity(lenet(), counts, pattern="channel")
     with pytest.raises(ValueError, match="sensitivity: pattern must be"):

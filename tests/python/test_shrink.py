@@ -231,7 +231,7 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
 def test_is_exact(name, ratio):
     model = trained(name)
     before = copy.deepcopy(model.state_dict())
-    plan = plan_shrink(model, X, ratio)
+    plan = plan_shrink(model, example_inputs=X, sparsity=ratio)
     small = plan.apply(model)
     assert plan.kept and all(0 < len(kept) < size for size, kept in plan.kept.values())
     expected, found = masked(model, plan)(X), small(X)
@@ -256,18 +256,20 @@ def test_is_exact(name, ratio):
 
 
 def test_what_is_tied_goes_together():
-    plan = plan_shrink(trained("Residual"), X, 0.5)
+    plan = plan_shrink(trained("Residual"), example_inputs=X, sparsity=0.5)
     same = [plan.kept[k][1] for k in (("first.weight", 0), ("b.weight", 0), ("bn.bias", 0))]
     assert same[0] == same[1] == same[2] == plan.kept["a.weight", 1][1]
     assert plan.kept["norm.running_var", 0] == plan.kept["head.weight", 1]
     assert len(plan.kept["a.weight", 0][1]) == 6
     assert ("head.weight", 0) not in plan.kept and ("first.weight", 1) not in plan.kept
     assert plan.whole == {"head": "it is an output of the model"}
-    shuffled = plan_shrink(trained("Shuffled"), X, 0.5).kept["a.weight", 0][1]
+    shuffled = plan_shrink(trained("Shuffled"), example_inputs=X, sparsity=0.5).kept["a.weight", 0][
+        1
+    ]
     assert [k - 6 for k in shuffled if k >= 6] == [k for k in shuffled if k < 6]
-    depthwise = shrink(trained("Depthwise"), X, 0.5).a
+    depthwise = shrink(trained("Depthwise"), example_inputs=X, sparsity=0.5).a
     assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (4, 8, 4)
-    tied = shrink(trained("Tied"), X, 0.5)
+    tied = shrink(trained("Tied"), example_inputs=X, sparsity=0.5)
     assert tied.a.weight is tied.b.weight and tied.a.weight.shape[:2] == (4, 4)
 
 
@@ -277,33 +279,34 @@ def test_the_least_important_go():
     with torch.no_grad():
         model[0].weight *= torch.tensor([1.0, 0.01, 1, 0.02, 1, 1])[:, None]
         model[2].weight *= torch.tensor([1.0, 0.01, 1, 0.02, 1, 1])
-    kept = plan_shrink(model, torch.randn(1, 4), 0.4).kept
+    kept = plan_shrink(model, example_inputs=torch.randn(1, 4), sparsity=0.4).kept
     assert kept["0.weight", 0] == (6, [0, 2, 4, 5]) == kept["2.weight", 1] == kept["0.bias", 0]
 
 
 def test_options():
     model = trained("Plain")
-    assert shrink(model, X, 0.4, round_to=4).a.out_channels == 12
-    assert shrink(model, X, 0.9, min_channels=3).first.out_channels == 3
-    left = shrink(model, X, 0.5, ignore=["fir*"])
+    assert shrink(model, example_inputs=X, sparsity=0.4, round_to=4).a.out_channels == 12
+    assert shrink(model, example_inputs=X, sparsity=0.9, min_channels=3).first.out_channels == 3
+    left = shrink(model, example_inputs=X, sparsity=0.5, ignore=["fir*"])
     assert (left.first.out_channels, left.a.out_channels) == (8, 8)
-    some = shrink(model, X, {"a": 0.25, "first": 0.5})
+    some = shrink(model, example_inputs=X, sparsity={"a": 0.25, "first": 0.5})
     assert (some.first.out_channels, some.a.out_channels, some.b.out_channels) == (4, 12, 6)
     for limit in (dict(macs=0.4), dict(parameters=0.3), dict(macs=0.5, parameters=0.5)):
-        sizes = plan_shrink(model, X, **limit).sizes
+        sizes = plan_shrink(model, example_inputs=X, keep=bp.Budget(**limit)).sizes
         for kind, share in limit.items():
             what = "MACs" if kind == "macs" else kind
             assert 0.6 * share < sizes[f"{what} after"] / sizes[f"{what} before"] <= share
     with torch.no_grad():
         model.a.weight *= torch.linspace(0.1, 3, 16)[:, None, None, None]
-    spread = shrink(model, X, 0.5, scope="global")
+    spread = shrink(model, example_inputs=X, sparsity=0.5, scope="global")
     assert spread.first.out_channels + spread.a.out_channels + spread.b.out_channels == 15
-    assert "MACs" in str(plan_shrink(model, X)) and "head stays whole" in str(plan_shrink(model, X))
+    told = str(plan_shrink(model, example_inputs=X, sparsity=0.5))
+    assert "MACs" in told and "head stays whole" in told
 
 
 def test_macs_are_counted():
     model = trained("Depthwise")
-    plan = plan_shrink(model, X, 0.5)
+    plan = plan_shrink(model, example_inputs=X, sparsity=0.5)
     for m, when in ((model, "before"), (plan.apply(model), "after")):
         counted = []
 
@@ -340,7 +343,7 @@ def test_the_optimizer_goes_over(kind, name):
     names = {id(p): n for n, p in model.named_parameters()}
     states = {names[id(p)]: copy.deepcopy(s) for p, s in optimizer.state.items()}
     gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
-    plan = plan_shrink(model, X, 0.5)
+    plan = plan_shrink(model, example_inputs=X, sparsity=0.5)
     small = plan.apply(model, optimizer=optimizer)
     parameters = dict(small.named_parameters())
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -369,7 +372,7 @@ def test_factored_states_are_sliced_and_odd_ones_refused():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rows, columns = torch.rand(6, 1), torch.rand(1, 8)
     optimizer.state[model[0].weight] = {"row": rows, "column": columns, "step": torch.tensor(3.0)}
-    plan = plan_shrink(model, torch.randn(1, 8), 0.5)
+    plan = plan_shrink(model, example_inputs=torch.randn(1, 8), sparsity=0.5)
     small = plan.apply(model, optimizer=optimizer)
     state = optimizer.state[small[0].weight]
     assert torch.equal(state["row"], rows[plan.kept["0.weight", 0][1]])
@@ -377,16 +380,16 @@ def test_factored_states_are_sliced_and_odd_ones_refused():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.state[model[0].weight] = {"flat": torch.rand(48)}
     with pytest.raises(bp.Unsupported, match=r"state 'flat' of 0\.weight has shape \(48,\)"):
-        shrink(model, torch.randn(1, 8), 0.5, optimizer=optimizer)
+        shrink(model, example_inputs=torch.randn(1, 8), sparsity=0.5, optimizer=optimizer)
     assert optimizer.param_groups[0]["params"][0] is model[0].weight  # nothing half done
     foreign = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"holds a parameter of shape .* that is not the model's"):
-        shrink(model, torch.randn(1, 8), 0.5, optimizer=foreign)
+        shrink(model, example_inputs=torch.randn(1, 8), sparsity=0.5, optimizer=foreign)
 
 
 def test_a_plan_is_data(tmp_path):
     model = trained("Residual")
-    plan = plan_shrink(model, X, 0.5)
+    plan = plan_shrink(model, example_inputs=X, sparsity=0.5)
     small = plan.apply(model)
     plan.save(tmp_path / "plan.json")
     fresh = Plan.load(tmp_path / "plan.json").apply(NETS["Residual"]())
@@ -443,8 +446,8 @@ def test_what_it_does_not_know_is_refused_or_left(name):
     torch.manual_seed(0)
     model, x = REFUSED[name]().eval(), torch.randn(3, 8)
     with pytest.raises(bp.Unsupported, match=REFUSED[name].reason):
-        shrink(model, x)
-    small = shrink(model, x, not_understood="leave")
+        shrink(model, example_inputs=x, sparsity=0.5)
+    small = shrink(model, example_inputs=x, sparsity=0.5, not_understood="leave")
     assert (small.a.out_features, small.b.out_features) == (6, 2)
 
 
@@ -466,7 +469,7 @@ def test_sizes_in_the_code_are_left_or_refused():
             return self.c(torch.relu(self.b(x)))
 
     for how in ("literal", "number", "slice"):
-        small = shrink(Fixed(how).eval(), X, 0.5)
+        small = shrink(Fixed(how).eval(), example_inputs=X, sparsity=0.5)
         assert (small.a.out_channels, small.b.out_features) == (4, 3)
 
     class Branching(Fixed):
@@ -474,7 +477,7 @@ def test_sizes_in_the_code_are_left_or_refused():
             return self.c(self.b(self.a(x).flatten(1))) if x.sum() > 0 else x
 
     with pytest.raises(bp.Unsupported, match="shrink: the model cannot be traced"):
-        shrink(Branching("").eval(), X)
+        shrink(Branching("").eval(), example_inputs=X, sparsity=0.5)
 
 
 # -- prepared models
@@ -497,7 +500,7 @@ def test_prepared_models(name, kind):
     """A channel takes along what belongs to it: its scales, ranges, and the optimizer's state
     of those."""
     qat = bp.prepare(trained(name), CONFIGS[kind](), example_inputs=(X,))
-    bp.calibrate(qat, [X], progress=False)
+    bp.calibrate(qat, data=[X], progress=False)
     optimizer = torch.optim.SGD(bp.param_groups(qat), lr=1e-3, momentum=0.9)
 
     def step(model):
@@ -507,7 +510,7 @@ def test_prepared_models(name, kind):
 
     step(qat)
     qat.eval()
-    plan = plan_shrink(qat, X, 0.5)
+    plan = plan_shrink(qat, example_inputs=X, sparsity=0.5)
     small = plan.apply(qat, optimizer=optimizer)
     for before, after in zip(qat.modules(), small.modules(), strict=True):
         assert type(before) is type(after)
@@ -527,7 +530,7 @@ def test_prepared_models(name, kind):
 
 def test_prepared_models_after_a_pruner():
     qat = bp.prepare(trained("Residual"), bp.QConfig.int8(), example_inputs=(X,))
-    bp.calibrate(qat, [X], progress=False)
+    bp.calibrate(qat, data=[X], progress=False)
     optimizer = torch.optim.SGD(bp.param_groups(qat), lr=1e-2, momentum=0.9)
     pruner = Pruner(
         qat, Schedule.one_shot(0.5, at=1), pattern="channel", scope="local", example_inputs=(X,)
@@ -537,7 +540,7 @@ def test_prepared_models_after_a_pruner():
         qat.train()(X).sum().backward()
         optimizer.step()
     expected = qat.eval()(X)
-    small = shrink(qat, (X,), pruner=pruner, optimizer=optimizer)
+    small = shrink(qat, example_inputs=(X,), pruner=pruner, optimizer=optimizer)
     assert small.a.weight.shape[0] == 6 and small.a.bp_weight.scale.numel() == 6
     assert torch.allclose(small.eval()(X), expected, atol=0.02 * float(expected.abs().max()))
 
@@ -555,7 +558,7 @@ def test_parametrized_layers_stay_whole_and_other_results_pass():
             return y, y > 0, torch.where(y > 0, y, -torch.inf)
 
     x = torch.randn(5, 8)
-    small = shrink(Both(), x, 0.5, not_understood="leave")
+    small = shrink(Both(), example_inputs=x, sparsity=0.5, not_understood="leave")
     assert small.a.weight.shape == (6, 8) and small.b.weight.shape == (2, 6)
 
 
@@ -564,28 +567,32 @@ def test_groups_of_weights_stay_whole():
     config = bp.QConfig.weight_only(bits=4, group=4).override("0", weight=bp.QSpec(bits=8))
     qat = bp.prepare(model, config, example_inputs=(torch.randn(2, 16),))
     with pytest.raises(bp.Unsupported, match="quantized in groups"):
-        shrink(qat, torch.randn(2, 16))
+        shrink(qat, example_inputs=torch.randn(2, 16), sparsity=0.5)
 
 
 def test_errors():
     model = trained("Plain")
     for options, message in (
-        (dict(ratio=1.0), r"ratio must be in \[0, 1\), got 1.0"),
+        (dict(sparsity=1.0), r"sparsity must be in \[0, 1\), got 1.0"),
+        (dict(sparsity={"zz": 0.5}), "sparsity 'zz' matches no layer"),
         (dict(scope="all"), "scope must be local or global"),
         (dict(round_to=0), "round_to and min_channels must be 1 or more"),
-        (dict(macs=1.5), r"macs must be in \(0, 1\], got 1.5"),
+        (dict(sparsity=None), "give one of sparsity=, keep= and pruner=, got none of them"),
+        (dict(keep=bp.Budget(macs=0.5)), "got sparsity and keep"),
+        (dict(sparsity=None, keep=bp.Budget(macs=1)), "cannot be met"),
+        (dict(sparsity=None, keep=bp.Budget(latency_ms=1)), "a latency cannot be foretold"),
         (dict(not_understood="guess"), "not_understood must be refuse or leave"),
         (dict(ignore=["zz*"]), r"ignore 'zz\*' matches no layer"),
     ):
         with pytest.raises(ValueError, match=message):
-            shrink(model, X, **options)
+            shrink(model, example_inputs=X, **{"sparsity": 0.5, **options})
     with pytest.raises(TypeError, match="example_inputs must be a tuple"):
-        shrink(model, 3)
-    plan = plan_shrink(model, X, 0.5)
+        shrink(model, example_inputs=3, sparsity=0.5)
+    plan = plan_shrink(model, example_inputs=X, sparsity=0.5)
     with pytest.raises(ValueError, match="quantized, with a scale for each channel, in this model"):
         plan.apply(bp.prepare(model, example_inputs=(X,)))
     with pytest.raises(bp.Unsupported, match="no channels of the model can be removed"):
-        shrink(nn.Linear(4, 2), torch.randn(1, 4))
+        shrink(nn.Linear(4, 2), example_inputs=torch.randn(1, 4), sparsity=0.5)
 
 
 @pytest.mark.slow
@@ -607,7 +614,7 @@ def test_public_networks(name, ratio):
     with torch.no_grad():
         model.train()(x)
     model.eval()
-    plan = plan_shrink(model, x, ratio)
+    plan = plan_shrink(model, example_inputs=x, sparsity=ratio)
     small = plan.apply(model)
     expected, found = masked(model, plan)(x), small(x)
     assert torch.allclose(found, expected, atol=1e-5 * max(1, float(expected.abs().max())))

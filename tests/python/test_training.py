@@ -43,7 +43,7 @@ class Run:
         groups = bp.param_groups(self.model, weight_decay=1e-4)
         self.optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9)
         self.schedule = bp.QatSchedule(
-            self.model, total_steps=STEPS, delay=1, freeze_ranges=5, freeze_bn=6, bits={0: 8, 3: 4}
+            self.model, steps=STEPS, delay=1, freeze_ranges=5, freeze_bn=6, bits={0: 8, 3: 4}
         ).attach(self.optimizer)
 
     def train(self, steps: range) -> "Run":
@@ -100,7 +100,7 @@ def test_the_model_may_be_loaded_before_the_schedule_is_made():
     run.optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9)
     run.optimizer.load_state_dict(states[1])
     run.schedule = bp.QatSchedule(
-        run.model, total_steps=STEPS, delay=1, freeze_ranges=5, freeze_bn=6, bits={0: 8, 3: 4}
+        run.model, steps=STEPS, delay=1, freeze_ranges=5, freeze_bn=6, bits={0: 8, 3: 4}
     ).attach(run.optimizer)
     run.schedule.load_state_dict(states[2])
     assert same_state(whole.model, run.train(range(5, STEPS)).model)
@@ -183,7 +183,7 @@ def test_compile(network, backend):
     torch._dynamo.reset()
     x, target = data(network, 0)
     run = Run(network, CONFIGS["int8"])
-    bp.calibrate(run.model, [x])
+    bp.calibrate(run.model, data=[x])
     for module in run.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # inductor draws other numbers
@@ -226,7 +226,7 @@ def test_switches_do_not_recompile(name):
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     x = torch.randn(16, 8)
     eager = bp.prepare(model, bp.QConfig(weight=weight, activation=activation), example_inputs=(x,))
-    bp.calibrate(eager, [x])
+    bp.calibrate(eager, data=[x])
     other = copy.deepcopy(eager)
     count = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(other, backend=count, fullgraph=True)
@@ -261,7 +261,7 @@ def test_switches_do_not_recompile(name):
 def test_compiled_models_are_found_inside():
     model = bp.prepare(networks.LeNet(), example_inputs=data("lenet", 0)[0])
     wrapped = torch.compile(model, backend="eager")
-    bp.calibrate(wrapped, [data("lenet", 0)[0]])
+    bp.calibrate(wrapped, data=[data("lenet", 0)[0]])
     assert bp.report.placement(wrapped).quantizers
     assert len(bp.param_groups(wrapped)) == 2
 
@@ -272,7 +272,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
     for calibrated in (True, False):
         model = bp.prepare(networks.SmallMobileNet(), example_inputs=(x,)).train()
         if calibrated:
-            bp.calibrate(model, [x])
+            bp.calibrate(model, data=[x])
         model.classifier[0].p = 0.0
         other = copy.deepcopy(model)
         for norm in other.modules():
@@ -323,7 +323,7 @@ def test_micro_batches_accumulate():
     """Two halves of a batch, one step: each use of a weight has its own gradient."""
     x, target = data("lenet", 0)
     model = bp.prepare(networks.LeNet(), example_inputs=(x,)).train()
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     for q in model.modules():
         if isinstance(q, Quantizer):
             q.set_flags(observe=False)
@@ -338,7 +338,7 @@ def test_micro_batches_accumulate():
 def test_weights_changed_behind_autograd_are_seen():
     x, _ = data("lenet", 0)
     model = bp.prepare(networks.LeNet(), example_inputs=(x,)).train()
-    bp.calibrate(model, [x])
+    bp.calibrate(model, data=[x])
     y = model(x)
     model.conv1.weight.data.mul_(2)
     assert not torch.equal(model(x), y)

@@ -5,10 +5,10 @@
 namespace bitpare {
 namespace {
 
-// Ranges that threads keep apart, at most.
+// The most ranges that threads keep apart.
 constexpr int64_t kMostPieces = 256;
 
-// The range of what was quantized so far, as three terms lane by lane.
+// The range of the values quantized so far, as three terms for each lane.
 struct Seen {
   Vec terms[kActTerms];
 
@@ -16,7 +16,7 @@ struct Seen {
     for (int t = 0; t < kActTerms; ++t) terms[t] = math::MinMax::identity<Vec>(t);
   }
 
-  // Lanes from `count` on hold nothing.
+  // Lanes from `count` on are ignored.
   [[gnu::always_inline]] void add(Vec w, int64_t count) {
     for (int t = 0; t < kActTerms; ++t) {
       Vec term = w, none = math::MinMax::identity<Vec>(t);
@@ -110,8 +110,8 @@ void with_flags(bool a, bool b, F f) {
 
 }  // namespace
 
-// A core takes blocks of 64 values in turn: x in, y and one word of bits out, the range so far in
-// registers; what the pieces saw is folded at the end.
+// Each core works through blocks of 64 values: it reads x, writes y and a word of bits, and keeps
+// the range so far in registers; the ranges of all pieces are merged at the end.
 template <>
 void act_fake_quant(const ActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   if (args.n == 0) return;
@@ -149,7 +149,7 @@ void act_fake_quant(const ActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   }
 }
 
-// Like straight_through, with x read as well.
+// Like straight_through(), but reads x as well.
 template <>
 void act_fake_quant_gradient(const ActFakeQuantGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {

@@ -4,7 +4,7 @@
 
 namespace bitpare {
 
-// A core takes blocks of 64 values: x and one word of bits in, y out.
+// Each core works through blocks of 64 values: it reads x and a word of the mask, and writes y.
 template <>
 void apply_mask(const ApplyMask& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {

@@ -5,7 +5,7 @@
 namespace bitpare {
 namespace {
 
-// The mean over channels of x squared. The map stays in the cache while x streams by.
+// Computes the mean over channels of x squared. The map stays in the cache while x is read once.
 template <class T>
 void mean_squares(const T* x, int64_t channels, int64_t pixels, float* map) {
   for_each_vector(pixels, [&](int64_t at, int64_t count) { write(map, at, count, Vec{}); });
@@ -22,11 +22,12 @@ void mean_squares(const T* x, int64_t channels, int64_t pixels, float* map) {
 }
 
 template <class T>
-void image(const AttentionTransfer& args, int64_t i, float* scratch) {
+void write_image(const AttentionTransfer& args, int64_t i,
+                 const layout::AttentionWorkspace& workspace) {
   int64_t n = args.pixels;
   const T* student = static_cast<const T*>(args.student) + i * args.student_channels * n;
   const T* teacher = static_cast<const T*>(args.teacher) + i * args.teacher_channels * n;
-  float *map = scratch, *taught = scratch + n, *partial = scratch + 2 * n;
+  float *map = workspace.student, *taught = workspace.teacher, *partial = workspace.partial;
   mean_squares(student, args.student_channels, n, map);
   mean_squares(teacher, args.teacher_channels, n, taught);
   float sums[math::kUnitTerms];
@@ -36,7 +37,7 @@ void image(const AttentionTransfer& args, int64_t i, float* scratch) {
   FeatureRow row = math::feature_row(sums);
   Vec to_student = math::splat<Vec>(row.student), to_teacher = math::splat<Vec>(row.teacher);
   Vec cosine = math::splat<Vec>(row.cosine);
-  // The slope takes the teacher's place.
+  // The slope overwrites the teacher's map.
   sum_row<1>(n, partial, args.losses + i, [&](int64_t at, int64_t count, Vec* terms) {
     Vec slope;
     terms[0] = math::unit_apart(read(map, at, count), read(taught, at, count), to_student,
@@ -56,16 +57,17 @@ void image(const AttentionTransfer& args, int64_t i, float* scratch) {
 
 }  // namespace
 
-// A core takes whole images, which stay in its cache from the first look to their gradient.
+// Each core works through whole images; an image stays in the cache until its gradient is written.
 template <>
 void attention_transfer(const AttentionTransfer& args, const OnCpu<BITPARE_ISA>& cpu) {
   int64_t each = (args.images + args.workers - 1) / args.workers;
   with_type(args.dtype, [&]<class T>(T*) {
     parallel(cpu.parallel_for, args.workers, 1, [&](int64_t first, int64_t last) {
       for (int64_t worker = first; worker < last; ++worker) {
-        float* scratch = args.scratch + worker * math::attention_scratch(args.pixels);
+        float* scratch = args.scratch + worker * layout::attention_floats(args.pixels);
+        auto workspace = layout::attention_workspace(scratch, args.pixels);
         int64_t end = at_most((worker + 1) * each, args.images);
-        for (int64_t i = worker * each; i < end; ++i) image<T>(args, i, scratch);
+        for (int64_t i = worker * each; i < end; ++i) write_image<T>(args, i, workspace);
       }
     });
   });

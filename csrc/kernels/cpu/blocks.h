@@ -1,6 +1,6 @@
-// Loops over flat ranges in blocks of 64 elements: one word of bits, whole vectors, and the scale
-// of each element worked out without a division per element. Every elementwise kernel is a call
-// of map() with its formula.
+// Loops over flat ranges in blocks of 64 elements, which are one word of bits and a whole number of
+// vectors, and find the scale of each element without a division. Every elementwise kernel calls
+// map() with its formula.
 #pragma once
 #include "kernels/backend.h"
 #include "kernels/cpu/vec.h"
@@ -15,11 +15,11 @@ constexpr int64_t kBlock = 64;
 constexpr int64_t kVectors = kBlock / kWidth;
 // Ranges begin at multiples of this: 64 KB of floats, small enough to stay in the cache.
 constexpr int64_t kChunk = 16384;
-// So many chunks make a fair share of a thread's work: waking one costs 2 to 5 us, in which a core
-// does as much.
+// A thread gets at least this many chunks: waking it costs 2 to 5 us, in which a core does as much
+// work.
 constexpr int64_t kGrainChunks = 2;
 constexpr int64_t kGrain = kGrainChunks * kChunk;
-// Results larger than this go past the cache: about half of a last-level cache.
+// Results of more bytes are written past the cache: about half of a last-level cache.
 constexpr int64_t kStreamBytes = 16 << 20;
 
 // f(begin, end) over [0, count).
@@ -43,7 +43,8 @@ void parallel_blocks(ParallelFor parallel_for, int64_t n, F f) {
 }
 
 BITPARE_INLINE math::Affine<Vec> splat_affine(const math::Affine<float>& a) {
-  return {math::splat<Vec>(a.scale), math::splat<Vec>(a.inverse), math::splat<Vec>(a.zero_point)};
+  return {math::splat<Vec>(a.scale), math::splat<Vec>(a.inverse), math::splat<Vec>(a.zero_point),
+          math::splat<Vec>(a.threshold)};
 }
 
 // The quantizer of vector k of a block: one channel ...
@@ -55,9 +56,11 @@ struct OneChannel {
 // ... or several, written out element by element.
 struct ManyChannels {
   const float *scale, *inverse, *zero_point;
+  const float* threshold;  // null where the quantizer has none
   [[gnu::always_inline]] math::Affine<Vec> at(int64_t k) const {
     int64_t j = k * kWidth;
-    return {load(scale + j), load(inverse + j), load(zero_point + j)};
+    return {load(scale + j), load(inverse + j), load(zero_point + j),
+            threshold ? load(threshold + j) : Vec{}};
   }
 };
 
@@ -68,26 +71,47 @@ class ChannelTable {
 
   // Writes the values of elements first .. first + count - 1; count is at most kPeriod + kBlock.
   void fill(const Quantizer& q, int64_t first, int64_t count) {
+    for_each_run(q, first, count, [&](int64_t channel, int64_t p, int64_t run) {
+      if (q.channel.inner == 1) {
+        write_channels(q, channel, p, run);
+      } else {
+        write_run(splat_affine(math::affine_of_channel(q, channel)), p, run);
+      }
+    });
+    has_threshold_ = q.threshold;
+    if (has_threshold_) fill_thresholds(q, first, count);
+  }
+
+  ManyChannels from(int64_t p) const {
+    return {scale_ + p, inverse_ + p, zero_point_ + p, has_threshold_ ? threshold_ + p : nullptr};
+  }
+
+ private:
+  // f(channel, p, run): `run` elements from first + p on are of one channel, or with inner = 1 of
+  // as many channels, of which the first is given.
+  template <class F>
+  void for_each_run(const Quantizer& q, int64_t first, int64_t count, F f) {
     int64_t inner = q.channel.inner, channels = q.channel.channels;
     int64_t channel = first / inner % channels, offset = first % inner;
     for (int64_t p = 0; p < count;) {
       int64_t run = inner == 1 ? channels - channel : inner - offset;
       if (run > count - p) run = count - p;
-      if (inner == 1) {
-        write_channels(q, channel, p, run);
-        channel = 0;
-      } else {
-        write_run(splat_affine(math::affine_of_channel(q, channel)), p, run);
-        offset = 0;
-        if (++channel == channels) channel = 0;
-      }
+      f(channel, p, run);
+      offset = 0;
+      if (inner == 1 || ++channel == channels) channel = 0;
       p += run;
     }
   }
 
-  ManyChannels from(int64_t p) const { return {scale_ + p, inverse_ + p, zero_point_ + p}; }
+  // Kept apart, so that quantizers without thresholds do not pay for them.
+  [[gnu::noinline]] void fill_thresholds(const Quantizer& q, int64_t first, int64_t count) {
+    for_each_run(q, first, count, [&](int64_t channel, int64_t p, int64_t run) {
+      for (int64_t j = 0; j < run; ++j) {
+        threshold_[p + j] = q.threshold[q.channel.inner == 1 ? channel + j : channel];
+      }
+    });
+  }
 
- private:
   void write(const math::Affine<Vec>& a, int64_t p) {
     store(scale_ + p, a.scale);
     store(inverse_ + p, a.inverse);
@@ -108,7 +132,6 @@ class ChannelTable {
         if (q.learned_zero_point) {
           zero_point = math::zero_point_on_grid(load(q.learned_zero_point + c), q);
         }
-        if (q.threshold) zero_point = load(q.threshold + c);
         Vec scale = q.scale ? load(q.scale + c) : math::splat<Vec>(1.0f);
         write(math::affine(scale, zero_point, q), p + j);
       } else {
@@ -122,8 +145,9 @@ class ChannelTable {
     }
   }
 
-  static constexpr int64_t kRoom = kPeriod + kBlock + kWidth;
-  float scale_[kRoom], inverse_[kRoom], zero_point_[kRoom];
+  static constexpr int64_t kSize = kPeriod + kBlock + kWidth;
+  float scale_[kSize], inverse_[kSize], zero_point_[kSize], threshold_[kSize];
+  bool has_threshold_ = false;
 };
 
 // body(i, channels) for the blocks that begin at i = begin, begin + 64, ... < end.
@@ -174,7 +198,7 @@ BITPARE_INLINE Vec uniform_of(int64_t i, int64_t k, math::PhiloxKey key) {
   return math::uniform_from<Vec>(words.word[k * kWidth / 16]);
 }
 
-// The facts that a formula gets about the vector it works on.
+// The position and channel values of the vector that a formula works on.
 struct Place {
   math::Affine<Vec> affine;
   int64_t block;        // the element the block begins at
@@ -182,7 +206,7 @@ struct Place {
   uint64_t inside = 0;  // for the formula to set: one bit per lane
 };
 
-// The random numbers that a rounding needs: none, mostly.
+// Returns the random numbers for stochastic rounding; other roundings need none.
 template <Rounding kRounding>
 BITPARE_INLINE Vec uniform(const Place& place, math::PhiloxKey key) {
   if constexpr (kRounding == Rounding::stochastic) return uniform_of(place.block, place.k, key);

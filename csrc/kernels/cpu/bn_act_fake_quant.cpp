@@ -70,7 +70,7 @@ struct GradientTerms {
   }
 };
 
-// The least, the most, and NaN once one was seen.
+// A range as three terms: the least, the most, and NaN once one was seen.
 struct Range {
   Vec terms[3];
   Range() {
@@ -79,7 +79,7 @@ struct Range {
   [[gnu::always_inline]] void add(Vec v) {
     for (int t = 0; t < 3; ++t) terms[t] = math::MinMax::combine<Vec>(t, terms[t], v);
   }
-  // Folded into three floats.
+  // Merges the range into three floats.
   void add_to(float* into) const {
     for (int t = 0; t < 3; ++t) {
       float lanes[kWidth];
@@ -89,11 +89,12 @@ struct Range {
   }
 };
 
-// kShapeSlope, kShapeOffset: those of v, where the backward pass needs v.
+// kShapeSlope, kShapeOffset: slope and offset of v, which the backward pass of a shaped activation
+// needs.
 enum Table { kSlope, kOffset, kTilt, kMean, kShapeSlope, kShapeOffset };
 
-// One tile of y = activated(slope * x + offset): x in, y and one bit out. The range is that of v,
-// shaped; the caller clamps it as the other activations do.
+// Computes one tile of y = activated(slope * x + offset) and its bits. The range is that of v after
+// a shaped activation; the caller clamps it as relu and relu6 would.
 template <bool kShaped, bool kActive, bool kQuantize, bool kObserve, class T>
 void activate_tile(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& tables,
                    const math::ActivationGrid<Vec>& grid, int64_t tile, float* range) {
@@ -153,15 +154,19 @@ BITPARE_INLINE math::ActivationGrid<Vec> splat_grid(const math::ActivationGrid<f
           splat<Vec>(g.least),    splat<Vec>(g.most), g.positive};
 }
 
-// The tables of slope and offset, and the statistics, of channels begin .. end - 1. The compiler
-// makes vectors of double of it.
+ChannelTables tables_of(const layout::BnWorkspace& workspace, int64_t channels) {
+  return {workspace.tables, workspace.table, workspace.period, channels};
+}
+
+// Writes slope, offset and statistics of channels begin .. end - 1. The compiler vectorizes the
+// loop, in double.
 template <bool kOfBatch>
 void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& tables,
                int64_t begin, int64_t end, const float* sums, const float* squares) {
   int64_t count = t.layout.outer * t.layout.inner, channels = t.layout.channels;
   const float *shift = tables.at(kMean), *weight = args.weight, *bias = args.bias;
-  float *slope = tables.at(kSlope), *offset = tables.at(kOffset), *mean = args.statistics;
-  float *v_slope = mean + bn_shape_tables(channels), *v_offset = v_slope + channels;
+  float *slope = tables.at(kSlope), *offset = tables.at(kOffset);
+  auto saved = layout::bn_statistics(args.statistics, channels);
   float *running_mean = args.running_mean, *running_var = args.running_var;
   double momentum = args.momentum, eps = args.eps;
 #pragma GCC ivdep
@@ -173,37 +178,37 @@ void normalize(const BnActFakeQuant& args, const Tiles& t, const ChannelTables& 
       running_var[c] = math::running(running_var[c], math::unbiased(m.variance, count), momentum);
     }
     auto n = math::normalization(m, weight ? weight[c] : 1.0f, bias ? bias[c] : 0.0f, eps);
-    slope[c] = v_slope[c] = n.slope;
-    offset[c] = v_offset[c] = n.offset;
-    mean[c] = n.mean;
-    mean[channels + c] = n.inverse_std;
+    slope[c] = saved.slope[c] = n.slope;
+    offset[c] = saved.offset[c] = n.offset;
+    saved.mean[c] = n.mean;
+    saved.inverse_std[c] = n.inverse_std;
   }
 }
 
 }  // namespace
 
-// x in for the batch's statistics; x in again, in the opposite order, y and bits out.
+// Reads x for the batch's statistics, then again in the opposite order, which finds the last values
+// in the cache, and writes y and bits.
 template <>
 void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   Tiles t(args.layout);
   Control control = *args.control;
   if (!args.pending) control.observe = 0;
   bool of_batch = args.training && !control.freeze;
-  float* partial = args.scratch;
-  ChannelTables tables = {partial + bn_sums(args.layout), bn_room(args.layout),
-                          bn_period(args.layout), t.layout.channels};
-  float* ranges = tables.at(kBnTables);
+  auto workspace = layout::bn_workspace(args.scratch, args.layout);
+  float *partial = workspace.partial, *ranges = workspace.ranges;
+  ChannelTables tables = tables_of(workspace, t.layout.channels);
   Quantizer q = args.quantizer;
   q.quant_min = static_cast<float>(control.quant_min);
   q.quant_max = static_cast<float>(control.quant_max);
-  args.statistics[2 * t.layout.channels] = of_batch ? 1.0f : 0.0f;
+  *layout::bn_statistics(args.statistics, t.layout.channels).of_batch = of_batch ? 1.0f : 0.0f;
   auto scalar_grid = math::activation_grid(q, args.activation);
   with_type(args.dtype, [&]<class T>(T*) {
     auto x = static_cast<const T*>(args.x);
     if (of_batch) {
       float* shift = tables.at(kMean);
       for (int64_t c = 0; c < t.layout.channels; ++c) shift[c] = math::widen(x[c * t.layout.inner]);
-      for (int64_t j = t.layout.channels; j < tables.room; ++j)
+      for (int64_t j = t.layout.channels; j < tables.size; ++j)
         shift[j] = shift[j - t.layout.channels];
       sum_channels(cpu.parallel_for, t, ShiftedTerms<T>{x}, tables.from(kMean), partial,
                    [&](int64_t begin, int64_t end, const float* sums, const float* squares) {
@@ -239,7 +244,7 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu
 
 namespace {
 
-// One tile of dx: dy, x and one bit in.
+// Computes one tile of dx.
 template <bool kShaped, bool kOfBatch, class T>
 void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const ChannelTables& tables,
                    int64_t tile) {
@@ -270,22 +275,21 @@ void gradient_tile(const BnActFakeQuantGradient& args, const Tiles& t, const Cha
       }
     }
   };
-  for_each_channel_block<kShaped ? kBnTables : kMean + 1>(t, tables, t.begin(tile), end, pass);
+  for_each_channel_block<kShaped ? layout::kBnTables : kMean + 1>(t, tables, t.begin(tile), end,
+                                                                  pass);
 }
 
 template <bool kShaped, class T>
 void write_gradient(const BnActFakeQuantGradient& args, ParallelFor parallel_for) {
   Tiles t(args.layout);
   int64_t channels = t.layout.channels, count = t.layout.outer * t.layout.inner;
-  const float* inverse_std = args.statistics + channels;
-  bool of_batch = args.statistics[2 * channels] != 0.0f;
-  ChannelTables tables = {args.scratch + bn_sums(args.layout), bn_room(args.layout),
-                          bn_period(args.layout), channels};
-  const float* saved = args.statistics + bn_shape_tables(channels);
-  for (int64_t c = 0; c < channels; ++c) tables.at(kMean)[c] = args.statistics[c];
+  auto saved = layout::bn_statistics(args.statistics, channels);
+  bool of_batch = *saved.of_batch != 0.0f;
+  ChannelTables tables = tables_of(layout::bn_workspace(args.scratch, args.layout), channels);
+  for (int64_t c = 0; c < channels; ++c) tables.at(kMean)[c] = saved.mean[c];
   for (int64_t c = 0; kShaped && c < channels; ++c) {
-    tables.at(kShapeSlope)[c] = saved[c];
-    tables.at(kShapeOffset)[c] = saved[channels + c];
+    tables.at(kShapeSlope)[c] = saved.slope[c];
+    tables.at(kShapeOffset)[c] = saved.offset[c];
   }
   tables.from(kMean).repeat(kShaped ? 3 : 1);
   GradientTerms<kShaped, T> terms = {static_cast<const T*>(args.dy), static_cast<const T*>(args.x),
@@ -295,7 +299,7 @@ void write_gradient(const BnActFakeQuantGradient& args, ParallelFor parallel_for
                  for (int64_t c = begin; c < end; ++c) {
                    auto g = math::normalization_gradient(sums[c - begin], products[c - begin],
                                                          args.weight ? args.weight[c] : 1.0f,
-                                                         inverse_std[c], count);
+                                                         saved.inverse_std[c], count);
                    tables.at(kSlope)[c] = g.slope;
                    tables.at(kTilt)[c] = g.tilt;
                    tables.at(kOffset)[c] = g.offset;
@@ -317,7 +321,8 @@ void write_gradient(const BnActFakeQuantGradient& args, ParallelFor parallel_for
 
 }  // namespace
 
-// dy, x and bits in for the sums; again, in the opposite order, dx out.
+// Reads dy, x and bits for the sums, then again in the opposite order, which finds the last ones in
+// the cache, and writes dx.
 template <>
 void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {

@@ -1,6 +1,6 @@
-// Two sums for each channel in the order of math/bn_act_fake_quant.h, and loops that give each
-// element the values of its channel, over the same tiles: a thread finds in its cache what it read
-// last.
+// Computes two sums for each channel in the order of math/bn_act_fake_quant.h, and loops over
+// elements with the values of their channels. Both go over the same tiles, so that a thread finds
+// in its cache what it read last.
 #pragma once
 #include "kernels/cpu/blocks.h"
 #include "kernels/cpu/reduce.h"
@@ -9,7 +9,7 @@
 namespace bitpare {
 namespace {
 
-// How many elements ahead memory is asked for.
+// How many elements ahead memory is prefetched.
 constexpr int64_t kAhead = 2048;
 
 // One layout cut into tiles of `elements` neighbours, a multiple of 64: each is `pieces` pieces of
@@ -40,36 +40,36 @@ struct Tiles {
   int64_t end(int64_t tile) const { return at_most((tile + 1) * elements, n); }
 };
 
-// The numbers that vector k of a block takes from the tables: the values of its elements ...
+// The values for vector k of a block: read from the tables, one for each element ...
 template <int kTables>
 struct SpreadTables {
   const float* at;
-  int64_t room;
+  int64_t size;
   [[gnu::always_inline]] Vec get(int table, int64_t k) const {
-    return load(at + table * room + k * kWidth);
+    return load(at + table * size + k * kWidth);
   }
 };
 
-// ... or those of one channel.
+// ... or those of one channel, in every lane.
 template <int kTables>
 struct OneOfTables {
   Vec all[kTables];
   [[gnu::always_inline]] Vec get(int table, int64_t) const { return all[table]; }
 };
 
-// kTables values for each channel: table k is room floats from k * room on.
+// kTables values for each channel: table k is `size` floats from k * size on.
 struct ChannelTables {
   float* values;
-  int64_t room, period, channels;
+  int64_t size, period, channels;
 
-  float* at(int table) const { return values + table * room; }
-  ChannelTables from(int table) const { return {at(table), room, period, channels}; }
+  float* at(int table) const { return values + table * size; }
+  ChannelTables from(int table) const { return {at(table), size, period, channels}; }
 
   // Writes the values of the channels out over a wide row and the block after it.
   void repeat(int tables) const {
     for (int k = 0; k < tables; ++k) {
       float* v = at(k);
-      for (int64_t j = channels; j < room; ++j) v[j] = v[j - channels];
+      for (int64_t j = channels; j < size; ++j) v[j] = v[j - channels];
     }
   }
 
@@ -88,9 +88,9 @@ struct ChannelTables {
   }
 };
 
-// Adds kRows rows of `width` elements from element `at` on to width sums of each of two terms, and
-// asks for those `ahead`, since rows side by side hide from the hardware that memory is read
-// through.
+// Adds kRows rows of `width` elements from element `at` on to `width` sums of each of two terms,
+// and prefetches those `ahead`: the hardware does not see that rows read side by side are one
+// stream.
 template <int kRows, class Terms>
 BITPARE_INLINE void add_rows(const Terms& terms, int64_t at, int64_t width, int64_t ahead,
                              const ChannelTables& tables, float* first, float* second) {
@@ -130,8 +130,8 @@ void fold_rows(float* rows, int64_t count, int64_t width, int64_t stride) {
   }
 }
 
-// A tile where channels are innermost: four rows at a time, each a stream of its own; the sums stay
-// in the first cache, as those of the tile's first piece in the end.
+// Sums up a tile with channels innermost: four rows at a time, each a stream of its own. The sums
+// stay in the first cache, and end up in those of the tile's first piece.
 template <class Terms>
 void sum_columns(const Tiles& t, int64_t tile, const Terms& terms, const ChannelTables& tables,
                  float* partial) {
@@ -167,8 +167,8 @@ BITPARE_INLINE float fold_vectors(Vec* lanes) {
   return sum[0];
 }
 
-// A tile where a channel's neighbours lie side by side: the chunks of rows that begin in it, 32
-// lanes in registers.
+// Sums up a tile with a channel's elements side by side: the chunks of rows that begin in it, with
+// 32 lanes in registers.
 template <class Terms>
 void sum_chunks(const Tiles& t, int64_t tile, const Terms& terms, const ChannelTables& tables,
                 float* partial) {
@@ -226,7 +226,7 @@ void sum_channels(ParallelFor parallel_for, const Tiles& t, const Terms& terms,
   int64_t channels = t.layout.channels, sums = t.columns ? t.count : t.sums;
   int64_t stride = t.columns ? t.elements / kSumRows : channels;
   int64_t blocks = (channels + kBlockOfChannels - 1) / kBlockOfChannels;
-  // A channel costs as much as a few sums besides its own.
+  // Besides its sums, a channel costs as much as a few sums.
   int64_t grain = kGrain / (kBlockOfChannels * (2 * sums + 8)) + 1;
   parallel(parallel_for, blocks, grain, [&](int64_t first, int64_t last) {
     int64_t begin = first * kBlockOfChannels, end = at_most(last * kBlockOfChannels, channels);
@@ -264,12 +264,12 @@ class ChannelWalk {
       for (int k = 0; k < kTables; ++k) {
         // Whole vectors, past the end of the run: what follows overwrites it.
         Vec value = math::splat<Vec>(tables_.at(k)[channel_]);
-        for (int64_t j = 0; j < run; j += kWidth) store(spread_ + k * kRoom + p + j, value);
+        for (int64_t j = 0; j < run; j += kWidth) store(spread_ + k * kSpread + p + j, value);
       }
       p += run;
       advance(run);
     }
-    return {spread_, kRoom};
+    return {spread_, kSpread};
   }
 
  private:
@@ -280,10 +280,10 @@ class ChannelWalk {
     if (++channel_ == tables_.channels) channel_ = 0;
   }
 
-  static constexpr int64_t kRoom = kBlock + kWidth;
+  static constexpr int64_t kSpread = kBlock + kWidth;
   ChannelTables tables_;
   int64_t inner_, channel_, offset_;
-  float spread_[kTables * kRoom];
+  float spread_[kTables * kSpread];
 };
 
 // body.operator()<kWhole>(i, tables) for the blocks of 64 elements of [begin, end), the last of
@@ -297,11 +297,11 @@ BITPARE_INLINE void for_each_channel_block(const Tiles& t, const ChannelTables& 
   if (t.columns) {
     int64_t p = 0;
     for (; i + kBlock <= end; i += kBlock) {
-      body.template operator()<true>(i, Spread{tables.values + p, tables.room});
+      body.template operator()<true>(i, Spread{tables.values + p, tables.size});
       p += kBlock;
       if (p >= tables.period) p -= tables.period;
     }
-    if (i < end) body.template operator()<false>(i, Spread{tables.values + p, tables.room});
+    if (i < end) body.template operator()<false>(i, Spread{tables.values + p, tables.size});
     return;
   }
   ChannelWalk<kTables> walk(t.layout, tables, begin);

@@ -5,9 +5,9 @@
 namespace bitpare {
 namespace {
 
-using math::DistRoom;
+using layout::DistWorkspace;
 
-// The softmax of a row; the same for every class in a row that is left out.
+// Writes the softmax of a row, or equal probabilities if the row has no weight.
 template <class T>
 void soften(const DistLoss& args, const void* logits, int64_t row, float* out, float* partial) {
   int64_t n = args.classes;
@@ -27,12 +27,12 @@ void soften(const DistLoss& args, const void* logits, int64_t row, float* out, f
       n, [&](int64_t at, int64_t count) { write(out, at, count, read(out, at, count) * share); });
 }
 
-// A row's probabilities, and how they correlate.
+// Writes a row's probabilities and their correlation.
 template <class T>
-void correlate_row(const DistLoss& args, const DistRoom& room, int64_t r) {
+void correlate_row(const DistLoss& args, const DistWorkspace& workspace, int64_t r) {
   int64_t n = args.classes;
-  float *q = room.student + r * n, *p = room.teacher + r * n;
-  float *partial = room.sums + r * math::row_sums(n), sums[math::kUnitTerms];
+  float *q = workspace.student + r * n, *p = workspace.teacher + r * n;
+  float *partial = workspace.partial + r * layout::row_floats(n), sums[math::kUnitTerms];
   soften<T>(args, args.student, r, q, partial);
   soften<T>(args, args.teacher, r, p, partial);
   float mean = 1.0f / static_cast<float>(n);
@@ -41,15 +41,16 @@ void correlate_row(const DistLoss& args, const DistRoom& room, int64_t r) {
     math::moments(read(q, at, count), read(p, at, count), means, means, one, terms);
   });
   Correlation<float> c = math::correlation_of(mean, mean, sums);
-  __builtin_memcpy(room.row + r * math::kCorrelationNumbers, &c, sizeof c);
-  room.of_rows[r] = math::dist_weight(args, r) * (1.0f - c.value);
+  __builtin_memcpy(workspace.row + r * math::kCorrelationNumbers, &c, sizeof c);
+  workspace.row_losses[r] = math::dist_weight(args, r) * (1.0f - c.value);
 }
 
-// Sums down the columns at .. at + count - 1, in the order of math/reduce.h: f(row, terms).
+// Sums the terms that f(row, terms) gives down columns at .. at + count - 1, in the order of
+// math/reduce.h.
 template <int kTerms, class F>
-BITPARE_INLINE void sum_columns(const DistLoss& args, const DistRoom& room, int64_t at,
+BITPARE_INLINE void sum_columns(const DistLoss& args, const DistWorkspace& workspace, int64_t at,
                                 int64_t count, Vec* sums, F f) {
-  int64_t pieces = math::pieces_of_rows(args.rows), n = args.classes;
+  int64_t pieces = layout::pieces_of_rows(args.rows), n = args.classes;
   for (int64_t piece = 0; piece < pieces; ++piece) {
     Vec lanes[kTerms] = {};
     int64_t end = at_most((piece + 1) * kSumRows, args.rows);
@@ -59,57 +60,59 @@ BITPARE_INLINE void sum_columns(const DistLoss& args, const DistRoom& room, int6
       for (int t = 0; t < kTerms; ++t) lanes[t] += terms[t];
     }
     for (int t = 0; t < kTerms; ++t) {
-      write(room.sums + (t * pieces + piece) * n, at, count, lanes[t]);
+      write(workspace.partial + (t * pieces + piece) * n, at, count, lanes[t]);
     }
   }
   for (int t = 0; t < kTerms; ++t) {
-    float* first = room.sums + t * pieces * n + at;
+    float* first = workspace.partial + t * pieces * n + at;
     for (int64_t l = 0; l < count; ++l) math::fold_pairs<math::Sum>(t, first + l, pieces, n);
     sums[t] = read(first, 0, count);
   }
 }
 
-void correlate_columns(const DistLoss& args, const DistRoom& room, int64_t at, int64_t count) {
+void correlate_columns(const DistLoss& args, const DistWorkspace& workspace, int64_t at,
+                       int64_t count) {
   int64_t n = args.classes;
-  Vec sums[math::kUnitTerms], share = math::splat<Vec>(math::per_weight(room));
-  auto q = [&](int64_t r) { return read(room.student + r * n, at, count); };
-  auto p = [&](int64_t r) { return read(room.teacher + r * n, at, count); };
+  Vec sums[math::kUnitTerms], share = math::splat<Vec>(math::per_weight(workspace));
+  auto q = [&](int64_t r) { return read(workspace.student + r * n, at, count); };
+  auto p = [&](int64_t r) { return read(workspace.teacher + r * n, at, count); };
   auto weight = [&](int64_t r) { return math::splat<Vec>(math::dist_weight(args, r)); };
-  sum_columns<math::kMeanTerms>(args, room, at, count, sums, [&](int64_t r, Vec* terms) {
+  sum_columns<math::kMeanTerms>(args, workspace, at, count, sums, [&](int64_t r, Vec* terms) {
     terms[0] = q(r) * weight(r);
     terms[1] = p(r) * weight(r);
   });
   Vec means[math::kMeanTerms] = {sums[0] * share, sums[1] * share};
-  sum_columns<math::kUnitTerms>(args, room, at, count, sums, [&](int64_t r, Vec* terms) {
+  sum_columns<math::kUnitTerms>(args, workspace, at, count, sums, [&](int64_t r, Vec* terms) {
     math::moments(q(r), p(r), means[0], means[1], weight(r), terms);
   });
   for (int64_t l = 0; l < count; ++l) {
-    float found[math::kUnitTerms];
-    for (int t = 0; t < math::kUnitTerms; ++t) found[t] = sums[t][l];
-    Correlation<float> c = math::correlation_of(means[0][l], means[1][l], found);
+    float column_sums[math::kUnitTerms];
+    for (int t = 0; t < math::kUnitTerms; ++t) column_sums[t] = sums[t][l];
+    Correlation<float> c = math::correlation_of(means[0][l], means[1][l], column_sums);
     float numbers[math::kCorrelationNumbers];
     __builtin_memcpy(numbers, &c, sizeof c);
-    for (int k = 0; k < math::kCorrelationNumbers; ++k) room.column[k * n + at + l] = numbers[k];
-    room.of_columns[at + l] = 1.0f - c.value;
+    for (int k = 0; k < math::kCorrelationNumbers; ++k)
+      workspace.column[k * n + at + l] = numbers[k];
+    workspace.column_losses[at + l] = 1.0f - c.value;
   }
 }
 
-// Through the softmax: q (g - sum of q g). The slopes g take the place of the teacher.
+// The gradient through the softmax is q (g - sum of q g). The slopes g overwrite the teacher's row.
 template <class T>
-void write_gradient(const DistLoss& args, const DistRoom& room, int64_t r) {
+void write_gradient(const DistLoss& args, const DistWorkspace& workspace, int64_t r) {
   int64_t n = args.classes;
-  float *q = room.student + r * n, *p = room.teacher + r * n;
-  float *partial = room.sums + r * math::row_sums(n), product;
+  float *q = workspace.student + r * n, *p = workspace.teacher + r * n;
+  float *partial = workspace.partial + r * layout::row_floats(n), product;
   Correlation<float> c;
-  __builtin_memcpy(&c, room.row + r * math::kCorrelationNumbers, sizeof c);
+  __builtin_memcpy(&c, workspace.row + r * math::kCorrelationNumbers, sizeof c);
   Correlation<Vec> of_row = {math::splat<Vec>(c.student_mean), math::splat<Vec>(c.teacher_mean),
                              math::splat<Vec>(c.to_student), math::splat<Vec>(c.to_teacher),
                              math::splat<Vec>(c.value)};
-  math::DistSlopes slopes = math::dist_slopes(args, room, r);
+  math::DistSlopes slopes = math::dist_slopes(args, workspace, r);
   Vec by_row = math::splat<Vec>(slopes.row), by_column = math::splat<Vec>(slopes.column);
   sum_row<1>(n, partial, &product, [&](int64_t at, int64_t count, Vec* terms) {
     Vec student = read(q, at, count), teacher = read(p, at, count);
-    auto number = [&](int k) { return read(room.column + k * n, at, count); };
+    auto number = [&](int k) { return read(workspace.column + k * n, at, count); };
     Correlation<Vec> of_column = {number(0), number(1), number(2), number(3), number(4)};
     Vec g = by_row * math::correlation_slope(student, teacher, of_row) +
             by_column * math::correlation_slope(student, teacher, of_column);
@@ -125,29 +128,29 @@ void write_gradient(const DistLoss& args, const DistRoom& room, int64_t r) {
 
 }  // namespace
 
-// Rows, then columns, then rows for the gradient.
+// Goes over rows, then over columns, then over rows again for the gradient.
 template <>
 void dist_loss(const DistLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
-  DistRoom room = math::room_of(args);
+  DistWorkspace workspace = layout::dist_workspace(args.scratch, args.rows, args.classes);
   int64_t rows = args.rows, n = args.classes, strips = (n + kWidth - 1) / kWidth;
   int64_t some_rows = 1 + (1 << 14) / n, some_strips = 1 + (1 << 12) / rows;
-  for (int64_t r = 0; r < rows; ++r) room.of_rows[r] = math::dist_weight(args, r);
-  room.total[0] = sum_of(room.of_rows, rows, room.sums);
+  for (int64_t r = 0; r < rows; ++r) workspace.row_losses[r] = math::dist_weight(args, r);
+  workspace.weights[0] = sum_of(workspace.row_losses, rows, workspace.partial);
   with_type(args.dtype, [&]<class T>(T*) {
     parallel(cpu.parallel_for, rows, some_rows, [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; ++r) correlate_row<T>(args, room, r);
+      for (int64_t r = first; r < last; ++r) correlate_row<T>(args, workspace, r);
     });
     parallel(cpu.parallel_for, strips, some_strips, [&](int64_t first, int64_t last) {
       for (int64_t s = first; s < last; ++s) {
-        correlate_columns(args, room, s * kWidth, at_most((s + 1) * kWidth, n) - s * kWidth);
+        correlate_columns(args, workspace, s * kWidth, at_most((s + 1) * kWidth, n) - s * kWidth);
       }
     });
-    float of_rows = sum_of(room.of_rows, rows, room.sums);
-    float of_columns = sum_of(room.of_columns, n, room.sums);
-    args.loss[0] = math::dist_total(args, room, of_rows, of_columns);
+    float of_rows = sum_of(workspace.row_losses, rows, workspace.partial);
+    float of_columns = sum_of(workspace.column_losses, n, workspace.partial);
+    args.loss[0] = math::dist_total(args, workspace, of_rows, of_columns);
     if (!args.gradient) return;
     parallel(cpu.parallel_for, rows, some_rows, [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; ++r) write_gradient<T>(args, room, r);
+      for (int64_t r = first; r < last; ++r) write_gradient<T>(args, workspace, r);
     });
   });
 }

@@ -5,11 +5,11 @@
 namespace bitpare {
 namespace {
 
-// One row: its logits as floats, in place or in a worker's scratch, and room for what is found.
-// soft_student and teacher have the classes that are left out at -infinity.
+// One row: its logits as floats, in place or copied to the workspace, and the row's workspace. In
+// soft_student and teacher the classes that are left out are -infinity.
 struct Row {
   const float *student, *soft_student, *teacher, *labels;
-  float *e_hard, *e_student, *e_teacher, *distance, *partial;
+  float *hard_exp, *student_exp, *teacher_exp, *distance, *partial;
 };
 
 BITPARE_INLINE constexpr bool reads_distance(Soft soft) {
@@ -21,17 +21,17 @@ BITPARE_INLINE math::DistillExponentials<Vec> read_exponentials(const DistillRul
                                                                 const Row& row, int64_t at,
                                                                 int64_t count) {
   math::DistillExponentials<Vec> e = {};
-  if constexpr (kSoft != Soft::none) e.student = read(row.e_student, at, count);
+  if constexpr (kSoft != Soft::none) e.student = read(row.student_exp, at, count);
   if constexpr (kHard != Hard::none) {
     e.hard = math::hard_is_a_power<kSoft>(rule) ? math::hard_power(rule, e.student)
-                                                : read(row.e_hard, at, count);
+                                                : read(row.hard_exp, at, count);
   }
-  if constexpr (math::reads_teacher(kSoft)) e.teacher = read(row.e_teacher, at, count);
+  if constexpr (math::reads_teacher(kSoft)) e.teacher = read(row.teacher_exp, at, count);
   if constexpr (reads_distance(kSoft)) e.distance = read(row.distance, at, count);
   return e;
 }
 
-// The sums over a row, leaving its exponentials in the scratch.
+// Computes the sums over a row, and leaves its exponentials in the workspace.
 template <Hard kHard, Soft kSoft>
 DistillSums sum_up(const DistillLoss& args, const Row& row) {
   int64_t n = args.classes;
@@ -48,27 +48,27 @@ DistillSums sum_up(const DistillLoss& args, const Row& row) {
     if constexpr (math::reads_teacher(kSoft)) teacher = read(row.teacher, at, count);
     auto e = math::distill_terms<kHard, kSoft>(args.rule, sums, z, label, student, teacher, terms);
     if (kHard != Hard::none && !math::hard_is_a_power<kSoft>(args.rule)) {
-      write(row.e_hard, at, count, e.hard);
+      write(row.hard_exp, at, count, e.hard);
     }
-    if constexpr (kSoft != Soft::none) write(row.e_student, at, count, e.student);
-    if constexpr (math::reads_teacher(kSoft)) write(row.e_teacher, at, count, e.teacher);
+    if constexpr (kSoft != Soft::none) write(row.student_exp, at, count, e.student);
+    if constexpr (math::reads_teacher(kSoft)) write(row.teacher_exp, at, count, e.teacher);
     if constexpr (reads_distance(kSoft)) write(row.distance, at, count, e.distance);
   };
   sum_row<kDistillTerms, terms_of(kHard, kSoft)>(n, row.partial, sums.at, formula);
   return sums;
 }
 
-// The logarithms to the middle take the place of the teacher's exponentials.
+// The logarithms log(q / m) overwrite the teacher's exponentials.
 void sum_up_middle(const DistillLoss& args, const Row& row, const DistillSums& sums,
                    float* middle) {
   sum_row<2>(args.classes, row.partial, middle, [&](int64_t at, int64_t count, Vec* terms) {
-    Vec log_q = math::middle_terms(sums, read(row.e_student, at, count),
-                                   read(row.e_teacher, at, count), terms);
-    write(row.e_teacher, at, count, log_q);
+    Vec log_q = math::middle_terms(sums, read(row.student_exp, at, count),
+                                   read(row.teacher_exp, at, count), terms);
+    write(row.teacher_exp, at, count, log_q);
   });
 }
 
-// The gradient, if `out` is not null; the sum of the divergence's terms.
+// Writes the gradient, unless `out` is null, and returns the sum of the divergence's terms.
 template <Hard kHard, Soft kSoft>
 float write_gradient(const DistillLoss& args, const Row& row, const DistillSlopes& slopes,
                      float* out) {
@@ -112,7 +112,7 @@ struct Top {
   }
 };
 
-// Sums over the classes that are given and the others; the result's loss and slopes.
+// Sums over the given classes and over the others as one, and adds to the result's loss and slopes.
 math::TopSums add_top(const Top& top, const DistillSums& sums, float scale, float* divergence,
                       DistillResult* result) {
   const DistillRule& rule = top.rule;
@@ -121,22 +121,22 @@ math::TopSums add_top(const Top& top, const DistillSums& sums, float scale, floa
   float given = lanes_of(k, lanes, [&](int64_t j) { return math::exponential(top.distance(j)); });
   float teacher = lanes_of(
       k, lanes, [&](int64_t j) { return math::exponential(top.bucket(j, {}).log_teacher); });
-  math::TopSums found = math::top_sums(rule, sums, given, teacher);
+  math::TopSums all = math::top_sums(rule, sums, given, teacher);
   float others[2], terms[2];
-  math::bucket_terms(rule.divergence, found.others, others);
+  math::bucket_terms(rule.divergence, all.others, others);
   for (int t = 0; t < 2; ++t) {
     divergence[t] = others[t] + lanes_of(k, lanes, [&](int64_t j) {
-                      math::bucket_terms(rule.divergence, top.bucket(j, found), terms);
+                      math::bucket_terms(rule.divergence, top.bucket(j, all), terms);
                       return terms[t];
                     });
   }
-  math::add_top(rule, sums, found, divergence, scale, result);
-  return found;
+  math::add_top(rule, sums, all, divergence, scale, result);
+  return all;
 }
 
 // -- rows
 
-// Logits as floats: where they lie, or a copy; with classes left out, always a copy.
+// Returns logits as floats: in place if they are float32 and no copy is wanted, else a copy.
 const float* floats_of(const void* all, DType type, int64_t row, int64_t n, float* copy,
                        bool always) {
   if (type == DType::float32 && !always) return static_cast<const float*>(all) + row * n;
@@ -151,16 +151,16 @@ const float* floats_of(const void* all, DType type, int64_t row, int64_t n, floa
 template <Hard kHard, Soft kSoft>
 struct Rows {
   const DistillLoss& args;
-  float* scratch;
-
-  float* room(int64_t k) const { return scratch + k * math::padded(args.classes); }
+  layout::DistillWorkspace workspace;
 
   void run(int64_t r) const {
     int64_t n = args.classes;
     float weight = math::row_weight(args.target, args.weight, args.ignored, r);
     bool in_place = args.student_type == DType::float32;
-    float* gradient = nullptr;  // a half's takes the place of its exponentials
-    if (args.gradient) gradient = in_place ? static_cast<float*>(args.gradient) + r * n : room(3);
+    float* gradient = nullptr;
+    if (args.gradient) {
+      gradient = in_place ? static_cast<float*>(args.gradient) + r * n : workspace.hard_exp;
+    }
     if (weight == 0.0f || (kSoft == Soft::decoupled && n == 1)) {
       args.loss[r] = 0.0f;
       if (gradient)
@@ -178,27 +178,29 @@ struct Rows {
   }
 
  private:
-  // in_place: the gradient's row, if it is of floats, or null: it holds exponentials before.
+  // in_place: the gradient's row if it is float32, else null; until then it holds exponentials.
   Row row_of(int64_t r, float* in_place) const {
     int64_t n = args.classes;
     Row row = {};
-    row.student = floats_of(args.student, args.student_type, r, n, room(0), false);
+    row.student = floats_of(args.student, args.student_type, r, n, workspace.student, false);
     row.soft_student = row.student;
     if (kHard == Hard::probabilities) row.labels = args.labels + r * n;
     if (kSoft == Soft::decoupled || kSoft == Soft::top) {
-      row.soft_student = floats_of(args.student, args.student_type, r, n, room(1), true);
+      row.soft_student =
+          floats_of(args.student, args.student_type, r, n, workspace.soft_student, true);
     }
     if (kSoft == Soft::top) {
-      row.teacher = floats_of(args.teacher, args.teacher_type, r, args.top, room(2), false);
+      row.teacher =
+          floats_of(args.teacher, args.teacher_type, r, args.top, workspace.teacher, false);
     } else if (kSoft != Soft::none) {
       bool copied = kSoft == Soft::decoupled;
-      row.teacher = floats_of(args.teacher, args.teacher_type, r, n, room(2), copied);
+      row.teacher = floats_of(args.teacher, args.teacher_type, r, n, workspace.teacher, copied);
     }
-    row.e_hard = room(3);
-    row.e_student = in_place ? in_place : room(4);
-    row.e_teacher = room(5);
-    row.distance = room(6);
-    row.partial = room(7);
+    row.hard_exp = workspace.hard_exp;
+    row.student_exp = in_place ? in_place : workspace.student_exp;
+    row.teacher_exp = workspace.teacher_exp;
+    row.distance = workspace.distance;
+    row.partial = workspace.partial;
     return row;
   }
 
@@ -214,10 +216,10 @@ struct Rows {
     if constexpr (kSoft == Soft::decoupled) {
       aimed.student = row.student[target];
       aimed.teacher = row.teacher[target];
-      room(1)[target] = room(2)[target] = -__builtin_inff();
+      workspace.soft_student[target] = workspace.teacher[target] = -__builtin_inff();
     }
     if constexpr (kSoft == Soft::top) {
-      for (int64_t j = 0; j < args.top; ++j) room(1)[indices[j]] = -__builtin_inff();
+      for (int64_t j = 0; j < args.top; ++j) workspace.soft_student[indices[j]] = -__builtin_inff();
     }
     DistillSums sums = sum_up<kHard, kSoft>(args, row);
     DistillResult result;
@@ -225,10 +227,10 @@ struct Rows {
     math::add_hard(args.rule, sums, aimed.aligned, scale, &result);
     float middle[2] = {}, divergence[2];
     Top top = {args.rule, row.student, row.teacher, indices, args.top, 0.0f, sums.hard_max};
-    math::TopSums found = {};
+    math::TopSums top_sums = {};
     if constexpr (kSoft == Soft::top) {
       top.logsumexp = args.logsumexp[r];
-      found = add_top(top, sums, scale, divergence, &result);
+      top_sums = add_top(top, sums, scale, divergence, &result);
     } else if constexpr (kSoft != Soft::none) {
       if constexpr (kSoft == Soft::jensen_shannon) sum_up_middle(args, row, sums, middle);
       float inverse = 1.0f / args.rule.temperature;
@@ -243,7 +245,7 @@ struct Rows {
       if constexpr (kSoft == Soft::top) {
         for (int64_t j = 0; j < args.top; ++j) {
           gradient[indices[j]] +=
-              math::top_gradient(args.rule, top.bucket(j, found), divergence, scale);
+              math::top_gradient(args.rule, top.bucket(j, top_sums), divergence, scale);
         }
       }
     }
@@ -265,7 +267,7 @@ float sum_of_weights(const DistillLoss& args) {
 
 }  // namespace
 
-// A core takes whole rows; a row stays in the cache from the first look to its gradient.
+// Each core works through whole rows; a row stays in the cache until its gradient is written.
 template <>
 void distill_loss(const DistillLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
   args.factor[0] = math::factor_of(sum_of_weights(args), args.mean);
@@ -273,8 +275,8 @@ void distill_loss(const DistillLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_losses(args.rule, [&]<Hard kHard, Soft kSoft>() {
     parallel(cpu.parallel_for, args.workers, 1, [&](int64_t first, int64_t last) {
       for (int64_t worker = first; worker < last; ++worker) {
-        float* scratch = args.scratch + worker * math::distill_scratch(args.classes);
-        Rows<kHard, kSoft> rows = {args, scratch};
+        float* scratch = args.scratch + worker * layout::distill_floats(args.classes);
+        Rows<kHard, kSoft> rows = {args, layout::distill_workspace(scratch, args.classes)};
         int64_t end = at_most((worker + 1) * each, args.rows);
         for (int64_t r = worker * each; r < end; ++r) rows.run(r);
       }

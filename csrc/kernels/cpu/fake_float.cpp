@@ -4,7 +4,7 @@
 
 namespace bitpare {
 
-// A core takes blocks of 64 values in turn: x in, y and one word of bits out.
+// Each core works through blocks of 64 values: it reads x, and writes y and a word of bits.
 template <>
 void fake_float(const FakeFloat& args, const OnCpu<BITPARE_ISA>& cpu) {
   math::PhiloxKey key = math::philox_key(args.rng);

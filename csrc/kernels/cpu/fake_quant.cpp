@@ -3,7 +3,7 @@
 #include "kernels/cpu/blocks.h"
 
 namespace bitpare {
-// A core takes blocks of 64 values in turn: x in, y and one word of bits out, nothing twice.
+// Each core works through blocks of 64 values: it reads x once, and writes y and a word of bits.
 template <>
 void fake_quant(const FakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   math::PhiloxKey key = math::philox_key(args.rng);
@@ -26,7 +26,7 @@ void fake_quant(const FakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   });
 }
 
-// Like the one above, with dy and x in, dx out.
+// Like fake_quant(), but reads dy and x and writes dx.
 template <>
 void fake_quant_gradient(const FakeQuantGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
   math::PhiloxKey key = math::philox_key(args.rng);

@@ -4,7 +4,7 @@
 
 namespace bitpare {
 
-// dy and x in, dx out; the sums stay in registers.
+// Reads dy and x once and writes dx; the sums stay in registers.
 template <>
 void fake_quant_lsq_gradient(const FakeQuantLsqGradient& args, const OnCpu<BITPARE_ISA>& cpu) {
   const Quantizer& q = args.quantizer;

@@ -33,8 +33,8 @@ int32_t widest_of(const T* x, int64_t n, int64_t readable) {
   for (; i + kWidth <= n; i += kWidth) most[0] = larger(most[0], magnitudes(load(x + i)));
   if (i < n) {
     Vec rest = i + kWidth <= readable ? load(x + i) : load_some(x + i, n - i);
-    VecInt held = lane_numbers() < static_cast<int32_t>(n - i);
-    most[1] = larger(most[1], magnitudes(rest) & held);
+    VecInt valid = lane_numbers() < static_cast<int32_t>(n - i);
+    most[1] = larger(most[1], magnitudes(rest) & valid);
   }
   VecInt all = larger(larger(most[0], most[1]), larger(most[2], most[3]));
 #pragma GCC unroll 4
@@ -51,8 +51,7 @@ void raise(int32_t* target, int32_t value) {
   }
 }
 
-// Returns what elements first .. last - 1 add to the largest magnitude of a weight with a single
-// scale.
+// Merges elements first .. last - 1 into the largest magnitude of a weight with one scale.
 template <class T>
 void widen(const Weight& w, int64_t first, int64_t last) {
   raise(w.widest, widest_of(static_cast<const T*>(w.x) + first, last - first, last - first));
@@ -71,7 +70,7 @@ void scale_rows(const Weight& w, int64_t begin, int64_t end, bool power_of_two) 
   }
 }
 
-// The scales of weights with a single one, from the largest that were found.
+// Writes the scales of weights that have one, from their largest magnitudes.
 void scale_wholes(const WeightScales& args) {
   for (int64_t i = 0; i < args.size; ++i) {
     const Weight& w = args.weights[i];
@@ -82,7 +81,7 @@ void scale_wholes(const WeightScales& args) {
 
 uint64_t* clipped_flag(const Weight& w) { return w.inside + (w.n + kBlock - 1) / kBlock; }
 
-// Returns whether results are written past the cache, which they would not fit.
+// Returns whether results are written past the cache, because they would not fit into it.
 bool leaves_cache(const Weight* weights, int64_t size) {
   int64_t bytes = 0;
   for (int64_t i = 0; i < size; ++i) {
@@ -91,8 +90,8 @@ bool leaves_cache(const Weight* weights, int64_t size) {
   return bytes > kStreamBytes;
 }
 
-// y and bits of elements first .. last - 1, of which the first is a multiple of 64, and the flag
-// where any bit is 0.
+// Writes y and bits of elements first .. last - 1, and sets the flag if any bit is 0. first is a
+// multiple of 64.
 template <class T>
 void quantize_part(const Weight& w, int64_t first, int64_t last, bool streamed) {
   Quantizer q;
@@ -133,8 +132,9 @@ int64_t rows_in_blocks(const Weight& w) {
 
 }  // namespace
 
-// A core takes a share of all units. Of a weight with many scales it takes the rows that begin
-// there; of one with a single scale the elements, whose largest is shared by an atomic maximum.
+// Each core takes a share of all units. For a weight with many scales these are the rows that begin
+// there; for a weight with one scale they are elements, whose largest is merged by an atomic
+// maximum.
 template <>
 void weight_scales(const WeightScales& args, const OnCpu<BITPARE_ISA>& cpu) {
   auto part = [&](int64_t i, int64_t first, int64_t last) {
@@ -150,7 +150,7 @@ void weight_scales(const WeightScales& args, const OnCpu<BITPARE_ISA>& cpu) {
   scale_wholes(args);
 }
 
-// A core takes a share of all units: x in, y and bits out.
+// Each core takes a share of all units: it reads x, and writes y and bits.
 template <>
 void fake_quant_weights(const FakeQuantWeights& args, const OnCpu<BITPARE_ISA>& cpu) {
   for (int64_t i = 0; i < args.size; ++i) *clipped_flag(args.weights[i]) = 0;
@@ -162,8 +162,9 @@ void fake_quant_weights(const FakeQuantWeights& args, const OnCpu<BITPARE_ISA>& 
   parallel_weights(cpu.parallel_for, args.weights, args.size, part);
 }
 
-// A core takes a share of all units: of a weight with many scales the groups of rows that begin
-// there, each quantized while it is in the cache. Those with a single scale come first, to find it.
+// Each core takes a share of all units. For a weight with many scales these are the groups of rows
+// that begin there, each quantized while it is in the cache. Weights with one scale come first,
+// because the scale has to be known.
 template <>
 void scale_and_fake_quant_weights(const WeightScales& args, const OnCpu<BITPARE_ISA>& cpu) {
   auto find_whole = [&](int64_t i, int64_t first, int64_t last) {

@@ -28,7 +28,7 @@ void sum_up(const HistogramRange& args, int64_t row) {
   }
 }
 
-// Bins with values, in whole runs of lanes: the others would add nothing.
+// Lists the bins that hold values, in whole runs of lanes; empty bins would add nothing.
 float mse_of(const HistogramRange& args, int64_t row, const math::Span& all,
              const math::Span& span) {
   math::Affine<Vec> a = splat_affine(math::affine_of_candidate(args, row, span));
@@ -89,8 +89,8 @@ void choose(const HistogramRange& args, int64_t row) {
 
 }  // namespace
 
-// A core sums up rows, prices candidates of rows (each reads a row, which stays in the first
-// cache), then picks the cheapest of rows.
+// Each core sums up rows, then computes the costs of candidates (each reads a row, which stays in
+// the first cache), then picks the cheapest candidate of each row.
 template <>
 void histogram_range(const HistogramRange& args, const OnCpu<BITPARE_ISA>& cpu) {
   int64_t rows = kGrain / args.bins > 1 ? kGrain / args.bins : 1;

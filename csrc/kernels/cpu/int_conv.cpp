@@ -22,7 +22,7 @@ struct DenseTile {
   int64_t group, first_panel, first_row;
 };
 
-// The places of the taps of a tile's pixels.
+// The addresses of the taps of a tile's pixels.
 template <int kTileRows>
 struct DenseRows {
   const uint8_t* first[kTileRows];  // of a convolution of single pixels
@@ -75,16 +75,16 @@ BITPARE_INLINE void multiply(const uint8_t* const* rows, const int8_t* w, int64_
                              int64_t blocks, VecInt (&sums)[kTileRows][kVectors]) {
   constexpr int kEach = 8 / kBits;
   for (int64_t block = 0; block < blocks; ++block, w += math::kBlockBytes) {
-    VecInt held[kVectors];
+    VecInt fields[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      held[v] = load_bytes(w + v / kPanelVectors * panel + v % kPanelVectors * 4 * kWidth);
+      fields[v] = load_bytes(w + v / kPanelVectors * panel + v % kPanelVectors * 4 * kWidth);
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kEach; ++q) {
       VecInt b[kVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) b[v] = weights_of<kBits>(held[v], q);
+      for (int v = 0; v < kVectors; ++v) b[v] = weights_of<kBits>(fields[v], q);
 #pragma GCC unroll 16
       for (int i = 0; i < kTileRows; ++i) {
         VecInt a = repeat_quad(rows[i] + (block * kEach + q) * kQuad);
@@ -192,7 +192,7 @@ void dense_tile(const IntConv& args, const Finish& finish, const DenseTile& tile
   }
 }
 
-// Rows from the tile's first, as many as the tile has or as are left.
+// Computes the tile's rows, or as many as are left.
 template <int kBits, int kPanels>
 void dense_rows(const IntConv& args, const Finish& finish, DenseTile tile, int64_t rows) {
   if (rows == kRows[kPanels]) return dense_tile<kBits, kRows[kPanels], kPanels>(args, finish, tile);
@@ -236,8 +236,9 @@ void dense(const IntConv& args, const OnCpu<BITPARE_ISA>& cpu) {
                         at_most(tile_rows, rows - row));
     }
   };
-  // A thread takes pixels where they are more than the weights: what it reads is then mostly what
-  // it wrote the layer before, and no line of the result is another's. Else it takes weights.
+  // If activations outweigh weights, split the work by pixels: each thread rereads what it wrote in
+  // the layer before, and no two write to the same cache line. Otherwise split it by output
+  // channels.
   int64_t pixels =
       s.batch * (s.height * s.width * s.groups * s.in_channels) + rows * s.groups * s.out_channels;
   if (tiles >= kFewTiles && pixels > outer * wide * math::panel_bytes(s, kBits)) {

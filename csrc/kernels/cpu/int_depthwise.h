@@ -90,7 +90,7 @@ BITPARE_INLINE void store_depthwise(const IntConv& args, const Finish& finish,
               clamped_bytes(gathered(sums), finish.least, finish.most), block.count);
 }
 
-// Output pixels begin .. end - 1.
+// Computes output pixels begin .. end - 1.
 template <int kTaps>
 void depthwise_pixels(const IntConv& args, const Finish& finish, const DepthwiseBlock& block,
                       int64_t begin, int64_t end) {
@@ -109,8 +109,8 @@ void depthwise_pixels(const IntConv& args, const Finish& finish, const Depthwise
       int64_t tap = 0;
       for (int64_t row = 0; row < s.kernel_height; ++row) {
         for (int64_t column = 0; column < s.kernel_width; ++column, ++tap) {
-          const uint8_t* found = math::tap_of(args, pixel, row, column);
-          at[tap] = (found ? found : args.padding) + block.first;
+          const uint8_t* pixel_of_tap = math::tap_of(args, pixel, row, column);
+          at[tap] = (pixel_of_tap ? pixel_of_tap : args.padding) + block.first;
         }
       }
       depthwise_sums<0>(block, taps, sums, [&](int64_t t) { return at[t]; });

@@ -5,8 +5,8 @@
 namespace bitpare {
 namespace {
 
-// Takes pixels first .. last - 1 of an image, a channel after the other: floats of an image's
-// channel are neighbours in memory as often as not, and bytes of a few channels are close.
+// Converts pixels first .. last - 1 of an image, one channel after the other: the floats of a
+// channel are often neighbours in memory, and the bytes of a few channels are close.
 bool to_codes(const IntEdge& args, int64_t image, int64_t first, int64_t last) {
   Vec low = math::splat<Vec>(args.range.low), high = math::splat<Vec>(args.range.high);
   float inverse = 1.0f / args.scale;
@@ -32,7 +32,7 @@ bool to_codes(const IntEdge& args, int64_t image, int64_t first, int64_t last) {
   return strange != 0;
 }
 
-// Pixels of at most four bytes, made a vector of pixels at a time from planes of floats.
+// Converts planes of floats to pixels of at most four bytes, a vector of pixels at a time.
 bool to_codes_of_few_channels(const IntEdge& args, int64_t image, int64_t first, int64_t last) {
   Vec low = math::splat<Vec>(args.range.low), high = math::splat<Vec>(args.range.high);
   float inverse = 1.0f / args.scale;
@@ -52,7 +52,7 @@ bool to_codes_of_few_channels(const IntEdge& args, int64_t image, int64_t first,
   return strange != 0;
 }
 
-// Rows of neighbouring channels.
+// Converts rows whose channels are neighbours.
 bool to_codes_by_pixel(const IntEdge& args, int64_t image, int64_t first, int64_t last) {
   Vec low = math::splat<Vec>(args.range.low), high = math::splat<Vec>(args.range.high);
   float inverse = 1.0f / args.scale;

@@ -1,4 +1,5 @@
-// From the accumulators of a convolution to what it stores, a vector of channels at a time.
+// Converts the accumulators of a convolution to the values that it stores, a vector of channels at
+// a time.
 #pragma once
 #include "kernels/cpu/rows.h"
 #include "kernels/int_conv.h"
@@ -15,7 +16,7 @@ BITPARE_INLINE VecInt load_codes(const uint8_t* p, int64_t count) {
   return load_int(whole);
 }
 
-// From accumulators to codes.
+// Converts accumulators to codes.
 struct Finish {
   Vec low, high, sum_low, sum_high, between;
   VecInt zero, sum_zero;

@@ -28,16 +28,16 @@ void pool_pixel(const IntPool& args, int64_t index) {
     multiplier = math::splat<Vec>(math::mean_multiplier(args.scale, args.new_scale, w.count));
   }
   for (int64_t c = 0; c < channels; c += kWidth) {
-    VecInt found = VecInt{} + (args.maximum ? args.least : 0), zero = VecInt{} + args.zero;
+    VecInt result = VecInt{} + (args.maximum ? args.least : 0), zero = VecInt{} + args.zero;
     if (args.maximum) {
-      for_each_place(args, w, c, [&](VecInt codes) { found = codes > found ? codes : found; });
+      for_each_place(args, w, c, [&](VecInt codes) { result = codes > result ? codes : result; });
     } else {
-      for_each_place(args, w, c, [&](VecInt codes) { found += codes - zero; });
-      Vec sum = math::Value<Vec>::to_float(found);
-      found = math::Value<Vec>::to_int(math::requantized(sum, multiplier, low, high));
-      found += args.range.zero;
+      for_each_place(args, w, c, [&](VecInt codes) { result += codes - zero; });
+      Vec sum = math::Value<Vec>::to_float(result);
+      result = math::Value<Vec>::to_int(math::requantized(sum, multiplier, low, high));
+      result += args.range.zero;
     }
-    store_codes(out + c, found, channels - c);
+    store_codes(out + c, result, channels - c);
   }
 }
 

@@ -1,5 +1,5 @@
-// The CUDA kernels' work, for tests on machines without a GPU: convolutions on the CPU have
-// products of their own.
+// This kernel serves tests on machines without a GPU: convolutions on the CPU compute their
+// products themselves.
 #include "kernels/int_product.h"
 
 #include "kernels/cpu/rows.h"

@@ -31,10 +31,10 @@ BITPARE_INLINE void add_products(const IntWeights& args, const Tile& tile, int64
   const uint8_t* first = args.weight + tile.first_panel * panel;
   const float* x = args.x + tile.first_row * args.x_step;
   for (int64_t byte = begin / kEach; byte * kEach < end; ++byte) {
-    VecInt held[kVectors];
+    VecInt fields[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      held[v] =
+      fields[v] =
           load_int(first + v / kPanelVectors * panel + byte * kPanel + v % kPanelVectors * kWidth);
     }
 #pragma GCC unroll 8
@@ -44,7 +44,7 @@ BITPARE_INLINE void add_products(const IntWeights& args, const Tile& tile, int64
       Vec w[kVectors];
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) {
-        w[v] = math::weight_value<kBits>(held[v], f * kBits, args.factor, args.first, zero[v]);
+        w[v] = math::weight_value<kBits>(fields[v], f * kBits, args.factor, args.first, zero[v]);
       }
 #pragma GCC unroll 4
       for (int i = 0; i < kRows; ++i) {

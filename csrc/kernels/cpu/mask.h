@@ -6,7 +6,8 @@
 namespace bitpare {
 namespace {
 
-// Words of a mask for a chunk of elements: its own where the orders agree, else gathered.
+// The words of a mask for a chunk of elements: the mask's own if its order is that of memory, else
+// a reordered copy.
 class MaskWords {
  public:
   // The word of element first is the first; first is a multiple of 64, last - first at most kChunk.

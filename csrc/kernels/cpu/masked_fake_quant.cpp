@@ -4,7 +4,8 @@
 
 namespace bitpare {
 
-// A core takes blocks of 64 values: x and one word of the mask in, y and one word of bits out.
+// Each core works through blocks of 64 values: it reads x and a word of the mask, and writes y and
+// a word of bits.
 template <>
 void masked_fake_quant(const MaskedFakeQuant& args, const OnCpu<BITPARE_ISA>& cpu) {
   Vec low = math::splat<Vec>(args.quantizer.quant_min);

@@ -4,7 +4,7 @@
 
 namespace bitpare {
 
-// x in; two sums a channel.
+// Reads x once, and keeps two sums for each channel.
 template <>
 void mean_magnitude(const MeanMagnitude& args, const OnCpu<BITPARE_ISA>& cpu) {
   Quantizer q;
@@ -17,7 +17,7 @@ void mean_magnitude(const MeanMagnitude& args, const OnCpu<BITPARE_ISA>& cpu) {
     Vec everything = math::splat<Vec>(-1.0f);
     auto formula = [=, all = !args.threshold](const Lanes& lanes, Vec* terms,
                                               Vec x) [[gnu::always_inline]] {
-      auto m = math::magnitude_terms(x, all ? everything : lanes.affine.zero_point);
+      auto m = math::magnitude_terms(x, all ? everything : lanes.affine.threshold);
       terms[0] = m.sum;
       terms[1] = m.count;
       return x;

@@ -33,8 +33,8 @@ BITPARE_INLINE void count_bins(const MinMaxOf& args, const Lanes& lanes, int64_t
 
 }  // namespace
 
-// x in once; three running vectors in registers. With a histogram each slot walks a range of its
-// own and counts into its own bins.
+// Reads x once, with three running vectors in registers. For a histogram each slot walks a range of
+// its own and counts into bins of its own.
 template <>
 void minmax(const MinMaxOf& args, const OnCpu<BITPARE_ISA>& cpu) {
   const ReduceLayout& layout = args.layout;

@@ -9,7 +9,7 @@ struct Codes {
   Vec least, most;
 };
 
-// The sum over values, one row's chunk: [kSumChunk], zeros behind `count`.
+// Adds up one chunk of a row: values has kSumChunk elements, which are 0 from `count` on.
 float price_row(const float* values, int64_t count, const math::Affine<Vec>& a,
                 const Codes& codes) {
   Vec sums[kLaneVectors] = {};
@@ -30,7 +30,7 @@ float price_row(const float* values, int64_t count, const math::Affine<Vec>& a,
   return math::fold_lanes<math::Sum>(0, lanes);
 }
 
-// Every candidate of chunk `task`, counted row after row.
+// Computes the cost of every candidate over chunk `task`, counted row after row.
 template <class T>
 void price_chunk(const MseRange& args, int64_t task, const Codes& codes) {
   const ReduceLayout& l = args.layout;
@@ -51,21 +51,24 @@ void price_chunk(const MseRange& args, int64_t task, const Codes& codes) {
   }
 }
 
-// Every candidate of a vector of channels, over kSumRows rows, channels innermost.
+// Computes the cost of every candidate of a vector of channels, over kSumRows rows, channels
+// innermost.
 template <class T>
 void price_columns(const MseRange& args, int64_t piece, int64_t first, const Codes& codes) {
   const ReduceLayout& l = args.layout;
-  int64_t pieces = math::pieces_of(l), part = args.steps * l.channels;
+  int64_t pieces = math::pieces_of(l);
+  layout::MseGrids grids = math::grids_of(args);
   int64_t count = at_most(l.channels - first, kWidth), begin = piece * kSumRows;
   int64_t rows = at_most(l.outer - begin, kSumRows);
   auto read = [&](const auto* p) { return count < kWidth ? load_some(p, count) : load(p); };
   auto write = [&](float* p, Vec v) { count < kWidth ? store_some(p, v, count) : store(p, v); };
   const T* x = static_cast<const T*>(args.x) + begin * l.channels + first;
-  Vec values[kSumRows], inverse_unit = read(args.grid + 3 * part + first);
+  Vec values[kSumRows], inverse_unit = read(grids.inverse_unit + first);
   for (int64_t r = 0; r < rows; ++r) values[r] = read(x + r * l.channels) * inverse_unit;
   for (int64_t k = 0; k < args.steps; ++k) {
-    const float* at = args.grid + k * l.channels + first;
-    math::Affine<Vec> a = {read(at), read(at + part), read(at + 2 * part)};
+    int64_t at = k * l.channels + first;
+    math::Affine<Vec> a = {read(grids.scale + at), read(grids.inverse + at),
+                           read(grids.zero_point + at)};
     Vec sum = {};
 #pragma GCC unroll 4
     for (int64_t r = 0; r < rows; ++r) {
@@ -75,7 +78,7 @@ void price_columns(const MseRange& args, int64_t piece, int64_t first, const Cod
   }
 }
 
-// Channels first .. last - 1, a line of sums at a time.
+// Chooses for channels first .. last - 1, a cache line of sums at a time.
 void choose(const MseRange& args, int64_t first, int64_t last) {
   constexpr int64_t kLine = 16;
   int64_t pieces = math::pieces_of(args.layout), channels = args.layout.channels;
@@ -94,7 +97,7 @@ void choose(const MseRange& args, int64_t first, int64_t last) {
   }
 }
 
-// Tasks of a hundred candidates are worth a thread sooner than those of one.
+// The more candidates a task has, the fewer tasks make a fair share for a thread.
 int64_t grain_of(const MseRange& args, int64_t values) {
   int64_t work = values * args.steps;
   return work >= kGrain ? 1 : kGrain / (work > 0 ? work : 1);
@@ -102,8 +105,8 @@ int64_t grain_of(const MseRange& args, int64_t values) {
 
 }  // namespace
 
-// A core takes a chunk of x, or kSumRows values of a few channels, and prices every candidate while
-// it lies in the first cache; then the candidates of a channel are compared.
+// Each core takes a chunk of x, or kSumRows values of a few channels, and computes the cost of
+// every candidate while it is in the first cache; then the candidates of a channel are compared.
 template <>
 void mse_range(const MseRange& args, const OnCpu<BITPARE_ISA>& cpu) {
   const ReduceLayout& l = args.layout;

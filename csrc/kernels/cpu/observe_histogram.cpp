@@ -5,7 +5,8 @@
 namespace bitpare {
 namespace {
 
-// Counts whole vectors of one channel; most hold finite values alone, which need no test each.
+// Counts whole vectors of one channel. Most hold only finite values, which need no test for each
+// lane.
 BITPARE_INLINE void count_vector(Vec x, Vec per_bin, int32_t bins, int64_t* counts) {
   constexpr uint64_t kAll = (1ull << kWidth) - 1;
   VecInt bin = math::symmetric_bin(x, per_bin, bins);
@@ -51,7 +52,7 @@ void count_columns(const ObserveHistogram& args, const T* row, int64_t first, in
   }
 }
 
-// Channels first .. last - 1, all of their values.
+// Counts all values of channels first .. last - 1.
 template <class T>
 void count_channels(const ObserveHistogram& args, int64_t first, int64_t last) {
   const ReduceLayout& l = args.layout;
@@ -69,14 +70,14 @@ void count_channels(const ObserveHistogram& args, int64_t first, int64_t last) {
   }
 }
 
-// All channels, the values of one slot.
+// Counts the values of one slot, of all channels.
 template <class T>
 void count_slot(const ObserveHistogram& args, int64_t slot) {
   const ReduceLayout& l = args.layout;
   auto x = static_cast<const T*>(args.x);
-  int64_t room = l.channels * args.bins;
-  int64_t* counts = slot == 0 ? args.counts : args.shares + (slot - 1) * room;
-  if (slot > 0) __builtin_memset(counts, 0, static_cast<uint64_t>(room) * sizeof(int64_t));
+  int64_t size = l.channels * args.bins;
+  int64_t* counts = slot == 0 ? args.counts : args.shares + (slot - 1) * size;
+  if (slot > 0) __builtin_memset(counts, 0, static_cast<uint64_t>(size) * sizeof(int64_t));
   if (math::channels_innermost(l)) {
     int64_t end = l.outer * (slot + 1) / args.slots;
     for (int64_t o = l.outer * slot / args.slots; o < end; ++o) {
@@ -105,10 +106,10 @@ void count(const ObserveHistogram& args, ParallelFor parallel_for) {
   parallel(parallel_for, args.slots, 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) count_slot<T>(args, slot);
   });
-  int64_t room = l.channels * args.bins;
-  parallel(parallel_for, room, kGrain, [&](int64_t first, int64_t last) {
+  int64_t size = l.channels * args.bins;
+  parallel(parallel_for, size, kGrain, [&](int64_t first, int64_t last) {
     for (int64_t slot = 1; slot < args.slots; ++slot) {
-      const int64_t* share = args.shares + (slot - 1) * room;
+      const int64_t* share = args.shares + (slot - 1) * size;
       for (int64_t i = first; i < last; ++i) args.counts[i] += share[i];
     }
   });
@@ -123,8 +124,8 @@ void widen(int64_t* row, bool negative, int64_t half, int32_t k) {
 
 }  // namespace
 
-// x in twice, the second time out of the cache where it fits: its range, then its bins. Channels
-// are shared out among threads; where they are fewer, the values are.
+// Reads x twice, for its range and for its bins, the second time from the cache if it fits. Threads
+// share the channels, or the values if there are fewer channels than threads.
 template <>
 void observe_histogram(const ObserveHistogram& args, const OnCpu<BITPARE_ISA>& cpu) {
   Quantizer q;

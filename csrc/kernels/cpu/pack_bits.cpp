@@ -15,12 +15,12 @@ void with_bits(int32_t bits, F f) {
   f.template operator()<4>();
 }
 
-// Rows that make a fair share of work.
+// How many rows make a fair share of work for a thread.
 int64_t row_grain(int64_t columns) { return 1 + kGrain / (1 + columns); }
 
 }  // namespace
 
-// Bytes in order; rows never share one.
+// Writes bytes in order; no two rows share one.
 template <>
 void pack_bits(const PackBits& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_bits(args.bits, [&]<int kBits>() {

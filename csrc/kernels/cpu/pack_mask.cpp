@@ -14,7 +14,7 @@ BITPARE_INLINE uint64_t byte_of(const uint8_t* kept) {
 
 }  // namespace
 
-// A core takes blocks of 64 bytes: one word of bits each.
+// Each core works through blocks of 64 bytes, and packs each into a word.
 template <>
 void pack_mask(const PackMask& args, const OnCpu<BITPARE_ISA>& cpu) {
   parallel_blocks(cpu.parallel_for, args.n, [&](int64_t begin, int64_t end) {

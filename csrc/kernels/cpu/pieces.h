@@ -1,4 +1,4 @@
-// Several arrays as one range of units, so that small and large ones share threads evenly.
+// Splits several arrays into units, so that small and large arrays share the threads evenly.
 #pragma once
 #include "kernels/cpu/blocks.h"
 

@@ -4,7 +4,7 @@
 
 namespace bitpare {
 
-// One channel at a time: there are few, and each is a division and a rounding.
+// Takes one channel at a time: there are few, and each costs a division and a rounding.
 template <>
 void qparams(const QparamsFromRange& args, const OnCpu<BITPARE_ISA>& cpu) {
   parallel(cpu.parallel_for, args.n, kGrain, [&](int64_t begin, int64_t end) {

@@ -3,7 +3,7 @@
 #include "kernels/cpu/blocks.h"
 
 namespace bitpare {
-// A core takes blocks of 64 values: x in, integers out.
+// Each core works through blocks of 64 values: it reads x and writes integers.
 template <>
 void quantize(const Quantize& args, const OnCpu<BITPARE_ISA>& cpu) {
   const Quantizer& q = args.quantizer;
@@ -27,7 +27,7 @@ void quantize(const Quantize& args, const OnCpu<BITPARE_ISA>& cpu) {
   });
 }
 
-// Integers in, y out.
+// Like quantize(), but reads integers and writes y.
 template <>
 void dequantize(const Dequantize& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {

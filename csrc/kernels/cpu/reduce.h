@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kLaneVectors = kSumLanes / kWidth;
 
-// The facts that a formula gets about the vector it works on.
+// The position and channel values of the vector that a formula works on.
 struct Lanes {
   math::Affine<Vec> affine;
   int64_t channel;  // of lane 0; the others' too, or the next ones where channels are innermost
@@ -40,8 +40,8 @@ BITPARE_INLINE int64_t at_most(int64_t value, int64_t limit) {
   return value < limit ? value : limit;
 }
 
-// A core takes one chunk of one row: 32 lanes in registers, folded once at its end. `task` counts
-// chunks row after row. partial: [kTerms, pieces, channels].
+// Reduces one chunk of one row, with 32 lanes in registers that are folded at its end. `task`
+// counts chunks row after row. partial: [kTerms, pieces, channels].
 template <class Rule, int kTerms, class Out, class F, class... In>
 void reduce_chunk(const Quantizer& q, const ReduceLayout& layout, int64_t task, float* partial,
                   const F& f, Out* y, const In*... x) {
@@ -76,8 +76,8 @@ void reduce_chunk(const Quantizer& q, const ReduceLayout& layout, int64_t task, 
   }
 }
 
-// A core takes kSumRows rows of up to kPeriod channels, channels innermost; the sums stay in the
-// first cache.
+// Reduces kSumRows rows of up to kPeriod channels, channels innermost; the sums stay in the first
+// cache.
 template <class Rule, int kTerms, class Out, class F, class... In>
 void reduce_columns(const Quantizer& q, const ReduceLayout& layout, int64_t piece, float* partial,
                     const F& f, Out* y, const In*... x) {
@@ -157,7 +157,7 @@ void finish_channels(ParallelFor parallel_for, const ReduceLayout& layout, float
   });
 }
 
-// All pieces in parallel, then finish(channel, sums) for each channel.
+// Reduces all pieces in parallel, then calls finish(channel, sums) for each channel.
 template <class Rule, int kTerms, class Finish, class Out, class F, class... In>
 void reduce(ParallelFor parallel_for, const Quantizer& q, const ReduceLayout& layout,
             float* partial, Finish finish, F f, Out* y, const In*... x) {

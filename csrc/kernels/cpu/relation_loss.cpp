@@ -5,10 +5,10 @@
 namespace bitpare {
 namespace {
 
-using math::RelationRoom;
-using math::Relations;
+using layout::Relations;
+using layout::RelationWorkspace;
 
-// The same lanes on every instruction set: the compiler makes of it what there is.
+// Vectors of the same length on every instruction set, which the compiler splits as needed.
 typedef double Doubles __attribute__((vector_size(8 * kDoubleLanes)));
 typedef float Floats __attribute__((vector_size(4 * kDoubleLanes)));
 
@@ -49,22 +49,26 @@ double squared_distance(const float* a, const float* b, int64_t n) {
   return math::fold_doubles(lanes, kFeatureLanes);
 }
 
-// A sample's distances to those after it.
+// Writes a sample's distances to the samples after it.
 void measure(const RelationLoss& args, const Relations& to, const float* x, int64_t size,
              int64_t i) {
-  math::element(to.squares, args, i, i) = math::element(to.inverse, args, i, i) = 0.0;
+  layout::element(to.squares, args.samples, i, i) =
+      layout::element(to.inverse, args.samples, i, i) = 0.0;
   for (int64_t j = i + 1; j < args.samples; ++j) {
     double squares = squared_distance(x + i * size, x + j * size, size);
     double inverse = math::inverse_distance(squares);
-    math::element(to.squares, args, i, j) = math::element(to.squares, args, j, i) = squares;
-    math::element(to.inverse, args, i, j) = math::element(to.inverse, args, j, i) = inverse;
+    layout::element(to.squares, args.samples, i, j) =
+        layout::element(to.squares, args.samples, j, i) = squares;
+    layout::element(to.inverse, args.samples, i, j) =
+        layout::element(to.inverse, args.samples, j, i) = inverse;
   }
-  for (int64_t j = args.samples; j < math::stride_of(args.samples); ++j) {
-    math::element(to.squares, args, i, j) = math::element(to.inverse, args, i, j) = 0.0;
+  for (int64_t j = args.samples; j < layout::stride_of(args.samples); ++j) {
+    layout::element(to.squares, args.samples, i, j) =
+        layout::element(to.inverse, args.samples, i, j) = 0.0;
   }
 }
 
-// f(j) over a row, in lanes.
+// Sums f(j) over a row, in lanes.
 template <class F>
 double sum_of_samples(int64_t samples, F f) {
   double lanes[kDoubleLanes] = {};
@@ -72,41 +76,41 @@ double sum_of_samples(int64_t samples, F f) {
   return math::fold_doubles(lanes, kDoubleLanes);
 }
 
-void sum_distances(const RelationLoss& args, const RelationRoom& room, int64_t i) {
-  const Relations* both[] = {&room.student, &room.teacher};
+void sum_distances(const RelationLoss& args, const RelationWorkspace& workspace, int64_t i) {
+  const Relations* both[] = {&workspace.student, &workspace.teacher};
   for (const Relations* of : both) {
     of->sum[i] = sum_of_samples(args.samples, [&](int64_t j) {
-      return __builtin_sqrt(math::element(of->squares, args, i, j));
+      return __builtin_sqrt(layout::element(of->squares, args.samples, i, j));
     });
     of->others[i] = sum_of_samples(args.samples, [&](int64_t j) {
-      return math::element(of->squares, args, i, j) > 0.0 ? 1.0 : 0.0;
+      return layout::element(of->squares, args.samples, i, j) > 0.0 ? 1.0 : 0.0;
     });
   }
 }
 
-void compare_distances(const RelationLoss& args, const RelationRoom& room, int64_t i) {
+void compare_distances(const RelationLoss& args, const RelationWorkspace& workspace, int64_t i) {
   double slope;
-  room.pairs[i] = sum_of_samples(args.samples, [&](int64_t j) {
-    return math::smooth_apart(math::pair_apart(args, room, i, j), &slope);
+  workspace.pairs[i] = sum_of_samples(args.samples, [&](int64_t j) {
+    return math::smooth_apart(math::pair_apart(args, workspace, i, j), &slope);
   });
-  room.along[i] = sum_of_samples(args.samples, [&](int64_t j) {
-    math::smooth_apart(math::pair_apart(args, room, i, j), &slope);
-    return slope * __builtin_sqrt(math::element(room.student.squares, args, i, j));
+  workspace.along[i] = sum_of_samples(args.samples, [&](int64_t j) {
+    math::smooth_apart(math::pair_apart(args, workspace, i, j), &slope);
+    return slope * __builtin_sqrt(layout::element(workspace.student.squares, args.samples, i, j));
   });
 }
 
-// All angles of which j is a side: at every i, to every k.
-void compare_angles(const RelationLoss& args, const RelationRoom& room, int64_t j) {
-  int64_t stride = math::stride_of(args.samples);
-  const Relations &s = room.student, &t = room.teacher;
-  double* opposite = room.opposite + j * stride;
+// Compares all angles with a side to j: at every i, to every k.
+void compare_angles(const RelationLoss& args, const RelationWorkspace& workspace, int64_t j) {
+  int64_t stride = layout::stride_of(args.samples);
+  const Relations &s = workspace.student, &t = workspace.teacher;
+  double* opposite = workspace.opposite + j * stride;
   for (int64_t k = 0; k < stride; ++k) opposite[k] = 0.0;
   for (int64_t i = 0; i < args.samples; ++i) {
     Doubles none = {}, loss = {}, side = {};
-    Doubles s_ij = none + math::element(s.squares, args, i, j);
-    Doubles t_ij = none + math::element(t.squares, args, i, j);
-    Doubles s_inverse = none + math::element(s.inverse, args, i, j);
-    Doubles t_inverse = none + math::element(t.inverse, args, i, j);
+    Doubles s_ij = none + layout::element(s.squares, args.samples, i, j);
+    Doubles t_ij = none + layout::element(t.squares, args.samples, i, j);
+    Doubles s_inverse = none + layout::element(s.inverse, args.samples, i, j);
+    Doubles t_inverse = none + layout::element(t.inverse, args.samples, i, j);
     for (int64_t k = 0; k < stride; k += kDoubleLanes) {
       Doubles s_ik, s_jk, t_ik, t_jk, s_to_k, t_to_k, slope, sum;
       load(s.squares + i * stride + k, &s_ik);
@@ -123,19 +127,19 @@ void compare_angles(const RelationLoss& args, const RelationRoom& room, int64_t 
       sum += math::slope_of_opposite(slope, s_inverse, s_to_k);
       __builtin_memcpy(opposite + k, &sum, sizeof sum);
     }
-    math::element(room.triples, args, j, i) = fold(loss);
-    math::element(room.side, args, j, i) = fold(side);
+    layout::element(workspace.triples, args.samples, j, i) = fold(loss);
+    layout::element(workspace.side, args.samples, j, i) = fold(side);
   }
-  double* triples = room.triples + j * stride;
-  room.loss[j] = sum_of_samples(args.samples, [&](int64_t i) { return triples[i]; });
+  double* triples = workspace.triples + j * stride;
+  workspace.loss[j] = sum_of_samples(args.samples, [&](int64_t i) { return triples[i]; });
 }
 
-void write_gradient(const RelationLoss& args, const RelationRoom& room, int64_t i) {
+void write_gradient(const RelationLoss& args, const RelationWorkspace& workspace, int64_t i) {
   int64_t n = args.student_size, samples = args.samples;
   const float* x = args.student + i * n;
-  // The pulls take the place of the losses, which are summed up.
-  double* pulls = room.triples + i * math::stride_of(samples);
-  for (int64_t j = 0; j < samples; ++j) pulls[j] = math::pull(args, room, i, j);
+  // The pulls overwrite the losses, which are already summed.
+  double* pulls = workspace.triples + i * layout::stride_of(samples);
+  for (int64_t j = 0; j < samples; ++j) pulls[j] = math::pull(args, workspace, i, j);
   for_each_vector(n, [&](int64_t at, int64_t count) {
     Vec own = read(x, at, count), sum = {};
     for (int64_t j = 0; j < samples; ++j) {
@@ -150,42 +154,42 @@ void write_gradient(const RelationLoss& args, const RelationRoom& room, int64_t 
 
 template <>
 void relation_loss(const RelationLoss& args, const OnCpu<BITPARE_ISA>& cpu) {
-  RelationRoom room = math::room_of(args);
+  RelationWorkspace workspace = layout::relation_workspace(args.scratch, args.samples);
   int64_t n = args.samples;
   auto each_sample = [&](int64_t work, auto f) {
     parallel(cpu.parallel_for, n, 1 + (1 << 14) / work, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) f(args, room, i);
+      for (int64_t i = first; i < last; ++i) f(args, workspace, i);
     });
   };
-  // Samples from both ends: the first has most pairs, the last none.
+  // Pairs samples from both ends, to balance the work: the first has the most pairs, the last none.
   int64_t size = args.student_size + args.teacher_size;
   parallel(cpu.parallel_for, (n + 1) / 2, 1 + (1 << 14) / (1 + n * size),
            [&](int64_t first, int64_t last) {
              for (int64_t h = first; h < last; ++h) {
                int64_t ends[] = {h, n - 1 - h};
                for (int64_t i : ends) {
-                 measure(args, room.student, args.student, args.student_size, i);
-                 measure(args, room.teacher, args.teacher, args.teacher_size, i);
+                 measure(args, workspace.student, args.student, args.student_size, i);
+                 measure(args, workspace.teacher, args.teacher, args.teacher_size, i);
                  if (2 * h + 1 == n) break;
                }
              }
            });
   each_sample(n, sum_distances);
-  Relations both[] = {room.student, room.teacher};
+  Relations both[] = {workspace.student, workspace.teacher};
   for (const Relations& of : both) {
     math::total_of(of.sum, n);
     math::total_of(of.others, n);
   }
   if (args.distance != 0.0) {
     each_sample(n, compare_distances);
-    math::total_of(room.pairs, n);
-    math::total_of(room.along, n);
+    math::total_of(workspace.pairs, n);
+    math::total_of(workspace.along, n);
   }
   if (args.angle != 0.0) {
     each_sample(n * n, compare_angles);
-    math::total_of(room.loss, n);
+    math::total_of(workspace.loss, n);
   }
-  args.loss[0] = static_cast<float>(math::relation_total(args, room));
+  args.loss[0] = static_cast<float>(math::relation_total(args, workspace));
   if (args.gradient) each_sample(n * args.student_size, write_gradient);
 }
 

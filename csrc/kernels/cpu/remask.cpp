@@ -13,7 +13,7 @@ void clear(U* x, int64_t count, uint64_t kept) {
   for (; gone; gone &= gone - 1) x[__builtin_ctzll(gone)] = 0;
 }
 
-// Memory that is zero already is only read.
+// Memory that is already zero is not written.
 void clear(float* x, int64_t count, uint64_t kept) {
   if (count < kBlock) return clear(reinterpret_cast<uint32_t*>(x), count, kept);
 #pragma GCC unroll 16
@@ -37,7 +37,8 @@ void clear_piece(const Masked& m, int64_t begin, int64_t end) {
 
 }  // namespace
 
-// A core takes a share of all units: the masks in, and what they touch in and out.
+// Each core takes a share of all units: it reads the masks, and only the memory that they set to
+// zero.
 template <>
 void remask(const Remask& args, const OnCpu<BITPARE_ISA>& cpu) {
   constexpr int64_t kUnit = 1024;

@@ -6,7 +6,7 @@
 namespace bitpare {
 namespace {
 
-// Elements at .. at + count - 1; 0 past them.
+// Reads elements at .. at + count - 1; other lanes are 0.
 template <class T>
 BITPARE_INLINE Vec read(const T* p, int64_t at, int64_t count) {
   return count == kWidth ? load(p + at) : load_some(p + at, count);
@@ -66,7 +66,7 @@ BITPARE_INLINE void sum_row(int64_t n, float* partial, float* sums, F f) {
   }
 }
 
-// The sum of an array.
+// Returns the sum of an array.
 BITPARE_INLINE float sum_of(const float* p, int64_t n, float* partial) {
   float sum;
   sum_row<1>(n, partial, &sum,
@@ -74,7 +74,7 @@ BITPARE_INLINE float sum_of(const float* p, int64_t n, float* partial) {
   return sum;
 }
 
-// -infinity for none; a NaN is passed over.
+// The largest element; -infinity if there is none. NaN is skipped.
 BITPARE_INLINE float greatest(const float* p, int64_t n) {
   Vec most[4];
   for (Vec& m : most) m = math::splat<Vec>(-__builtin_inff());

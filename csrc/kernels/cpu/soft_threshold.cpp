@@ -5,7 +5,7 @@
 
 namespace bitpare {
 
-// A core takes blocks of 64 values: x in, y and one word of bits out.
+// Each core works through blocks of 64 values: it reads x, and writes y and a word of bits.
 template <>
 void soft_threshold(const SoftThreshold& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {

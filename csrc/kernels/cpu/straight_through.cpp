@@ -4,7 +4,7 @@
 
 namespace bitpare {
 
-// A core takes blocks of 64 values: dy and one word of bits in, dx out.
+// Each core works through blocks of 64 values: it reads dy and a word of bits, and writes dx.
 template <>
 void straight_through(const StraightThrough& args, const OnCpu<BITPARE_ISA>& cpu) {
   with_type(args.dtype, [&]<class T>(T*) {

@@ -44,7 +44,7 @@ BITPARE_INLINE void look(const TrackOscillations& args, int64_t i, int64_t count
 
 }  // namespace
 
-// A core takes blocks of 64 values: the weight and its state in and out.
+// Each core works through blocks of 64 values, and updates the weight and its state in place.
 template <>
 void track_oscillations(const TrackOscillations& args, const OnCpu<BITPARE_ISA>& cpu) {
   if (args.skip && *args.skip > 0) return;

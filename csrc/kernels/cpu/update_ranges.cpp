@@ -5,12 +5,13 @@
 namespace bitpare {
 namespace {
 
-// Quantizers that make a fair share of work: most have one scale.
+// How many quantizers make a fair share of work for a thread: most have one scale.
 constexpr int64_t kQuantizers = 512;
 
 }  // namespace
 
-// A core takes one quantizer after another: it looks at all that is pending, then updates.
+// Each core takes one quantizer after another: it reads all its pending ranges before it updates
+// any.
 template <>
 void update_ranges(const UpdateRanges& args, const OnCpu<BITPARE_ISA>& cpu) {
   parallel(cpu.parallel_for, args.size, kQuantizers, [&](int64_t first, int64_t last) {

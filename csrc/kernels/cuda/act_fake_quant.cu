@@ -12,21 +12,21 @@ struct WarpRanges {
   float at[kActTerms][kWarps];
 };
 
-// The terms of all threads of a block, in thread 0. Every thread takes part.
-__device__ void fold_block(float* terms, WarpRanges* room) {
+// Merges the terms of all threads of a block into thread 0's. Every thread calls.
+__device__ void fold_block(float* terms, WarpRanges* shared) {
   int warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int t = 0; t < kActTerms; ++t) {
     for (int half = kWarp / 2; half > 0; half /= 2) {
       float other = __shfl_xor_sync(0xffffffffu, terms[t], half);
       terms[t] = math::MinMax::combine<float>(t, terms[t], other);
     }
-    if (threadIdx.x % kWarp == 0) room->at[t][warp] = terms[t];
+    if (threadIdx.x % kWarp == 0) shared->at[t][warp] = terms[t];
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int t = 0; t < kActTerms; ++t) {
     for (int w = 1; w < kWarps; ++w) {
-      terms[t] = math::MinMax::combine<float>(t, terms[t], room->at[t][w]);
+      terms[t] = math::MinMax::combine<float>(t, terms[t], shared->at[t][w]);
     }
   }
 }
@@ -39,7 +39,7 @@ struct Less {
   __host__ __device__ bool operator()(float a, float b) const { return a < b; }
 };
 
-// One value: y, its bit, and what it adds to the range.
+// Computes y and the bit of one value, and merges it into the range.
 template <Activation kActivation>
 BITPARE_INLINE float quantized(const Control& control, const math::Affine<float>& affine, float v,
                                bool* inside, float* terms) {
@@ -58,10 +58,10 @@ BITPARE_INLINE float quantized(const Control& control, const math::Affine<float>
   return y;
 }
 
-// A thread takes eight neighbours, as in map(); a block writes one partial range.
+// Each thread takes eight neighbours, as in map(); each block writes one partial range.
 template <Activation kActivation, class T>
 __global__ void __launch_bounds__(kThreads) act_fake_quant_kernel(ActFakeQuant args) {
-  BITPARE_SHARED(WarpRanges, room);
+  BITPARE_SHARED(WarpRanges, shared);
   Control control = *args.control;
   int64_t n = args.n;
   int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
@@ -90,14 +90,14 @@ __global__ void __launch_bounds__(kThreads) act_fake_quant_kernel(ActFakeQuant a
     reinterpret_cast<uint8_t*>(args.inside)[first / 8] = static_cast<uint8_t>(bits);
   }
   if (!args.pending || !control.observe) return;
-  fold_block(terms, &room);
+  fold_block(terms, &shared);
   if (threadIdx.x != 0) return;
   for (int t = 0; t < kActTerms; ++t) args.partial[t * gridDim.x + blockIdx.x] = terms[t];
 }
 
-// One block folds the partial ranges and what is pending already.
+// Runs as one block: merges the partial ranges into the pending range.
 __global__ void __launch_bounds__(kThreads) fold_ranges(ActFakeQuant args, int64_t blocks) {
-  BITPARE_SHARED(WarpRanges, room);
+  BITPARE_SHARED(WarpRanges, shared);
   if (!args.control->observe) return;
   float terms[kActTerms];
   no_range(terms);
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) fold_ranges(ActFakeQuant args, int64
       terms[t] = math::MinMax::combine<float>(t, terms[t], args.partial[t * blocks + b]);
     }
   }
-  fold_block(terms, &room);
+  fold_block(terms, &shared);
   if (threadIdx.x == 0) math::fold_pending(args.pending, args.pending + 1, terms);
 }
 
@@ -123,8 +123,8 @@ struct Sloped {
 
 }  // namespace
 
-// x in, y and one bit out; ranges by block, then one small launch, which does nothing where
-// nothing is observed.
+// Reads x, and writes y, one bit, and a range for each block; a small second launch merges the
+// ranges, and does nothing if none is observed.
 void act_fake_quant(const ActFakeQuant& args, const OnCuda& cuda) {
   if (args.n == 0) return;
   int64_t blocks = blocks_for(args.n, kPerBlock);
@@ -136,7 +136,7 @@ void act_fake_quant(const ActFakeQuant& args, const OnCuda& cuda) {
   if (args.pending) launch(fold_ranges, 1, kThreads, cuda.stream, args, blocks);
 }
 
-// dy, x and one bit in, dx out.
+// Reads dy, x and one bit, and writes dx.
 void act_fake_quant_gradient(const ActFakeQuantGradient& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     with_shaped_activation(args.activation, [&]<Activation kActivation>() {

@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// A thread takes eight neighbours: x and its bits in, y out.
+// Each thread takes eight neighbours: it reads x and its bits, and writes y.
 template <class T>
 __global__ void __launch_bounds__(kThreads) apply_mask_kernel(ApplyMask args, int64_t n) {
   int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;

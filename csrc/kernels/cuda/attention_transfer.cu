@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-using Room = RowRoom<math::kUnitTerms>;
+using Shared = SharedRow<math::kUnitTerms>;
 
 template <class T>
 __device__ inline float mean_square(const T* x, int64_t channels, int64_t pixels) {
@@ -20,22 +20,23 @@ __device__ inline float mean_square(const T* x, int64_t channels, int64_t pixels
 // A block takes an image, a thread a pixel at a time.
 template <class T>
 __global__ void __launch_bounds__(kMostRowWarps* kWarp) images_kernel(AttentionTransfer args) {
-  BITPARE_SHARED(Room, room);
+  BITPARE_SHARED(Shared, shared);
   int64_t i = blockIdx.x, n = args.pixels;
   const T* student = static_cast<const T*>(args.student) + i * args.student_channels * n;
   const T* teacher = static_cast<const T*>(args.teacher) + i * args.teacher_channels * n;
-  float* map = args.scratch + i * math::attention_scratch(n);
-  float *taught = map + n, *partial = map + 2 * n, sums[math::kUnitTerms], loss;
+  auto workspace = layout::attention_workspace(args.scratch + i * layout::attention_floats(n), n);
+  float *map = workspace.student, *taught = workspace.teacher, *partial = workspace.partial;
+  float sums[math::kUnitTerms], loss;
   for (int64_t p = threadIdx.x; p < n; p += blockDim.x) {
     map[p] = mean_square(student + p, args.student_channels, n);
     taught[p] = mean_square(teacher + p, args.teacher_channels, n);
   }
   __syncthreads();
-  sum_row<math::kUnitTerms>(room, n, partial, sums, [&](int64_t p, float* terms) {
+  sum_row<math::kUnitTerms>(shared, n, partial, sums, [&](int64_t p, float* terms) {
     math::unit_terms(map[p], taught[p], terms);
   });
   FeatureRow row = math::feature_row(sums);
-  sum_row<1>(room, n, partial, &loss, [&](int64_t p, float* terms) {
+  sum_row<1>(shared, n, partial, &loss, [&](int64_t p, float* terms) {
     float slope;
     terms[0] = math::unit_apart(map[p], taught[p], row.student, row.teacher, row.cosine, &slope);
     taught[p] = slope;
@@ -54,8 +55,8 @@ __global__ void __launch_bounds__(kMostRowWarps* kWarp) images_kernel(AttentionT
 }
 
 __global__ void __launch_bounds__(kMostRowWarps* kWarp) mean_kernel(AttentionTransfer args) {
-  BITPARE_SHARED(Room, room);
-  float sum = sum_of(room, args.losses, args.images, args.losses + args.images);
+  BITPARE_SHARED(Shared, shared);
+  float sum = sum_of(shared, args.losses, args.images, args.losses + args.images);
   if (threadIdx.x == 0) args.loss[0] = sum * math::attention_factor(args);
 }
 

@@ -1,11 +1,11 @@
-// Several arrays in one launch: what is known of them travels as a parameter of the kernel.
+// Processes several arrays in one launch: their descriptions are a parameter of the kernel.
 #pragma once
 #include "kernels/cuda/blocks.h"
 
 namespace bitpare {
 namespace {
 
-// A kernel's parameters hold 4 KB; some of that is for others.
+// A kernel's parameters hold 4 KB, of which some are left for other arguments.
 template <class Item>
 struct Batch {
   static constexpr int64_t kMost = 3968 / sizeof(Item);

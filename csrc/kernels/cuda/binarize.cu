@@ -7,7 +7,7 @@ namespace {
 template <Levels kLevels>
 struct Forward {
   __device__ float operator()(Place& place, const float* x) const {
-    return math::level_of<kLevels>(x[0], place.affine.zero_point) * place.affine.scale;
+    return math::level_of<kLevels>(x[0], place.affine.threshold) * place.affine.scale;
   }
 };
 
@@ -17,7 +17,7 @@ struct Gradient {
 
   __device__ float operator()(const Lane& lane, float* terms, const float* in) const {
     const auto& a = lane.affine;
-    auto gradient = math::level_terms<kLevels>(in[0], in[1], a.scale, a.zero_point, clipped);
+    auto gradient = math::level_terms<kLevels>(in[0], in[1], a.scale, a.threshold, clipped);
     terms[0] = gradient.scale;
     return gradient.dx;
   }
@@ -30,7 +30,7 @@ struct StoreSum {
 
 }  // namespace
 
-// x in, y out.
+// Reads x and writes y.
 void binarize(const Binarize& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     with_levels(args.levels, [&]<Levels kLevels>() {
@@ -40,7 +40,7 @@ void binarize(const Binarize& args, const OnCuda& cuda) {
   });
 }
 
-// dy and x in, dx out.
+// Reads dy and x, and writes dx.
 void binarize_gradient(const BinarizeGradient& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     with_levels(args.levels, [&]<Levels kLevels>() {

@@ -1,4 +1,4 @@
-// The loop of every elementwise kernel: the counterpart of kernels/cpu/blocks.h.
+// Loops for every elementwise kernel: the counterpart of kernels/cpu/blocks.h.
 #pragma once
 #include "kernels/cuda/launch.h"
 #include "kernels/dispatch.h"
@@ -14,7 +14,7 @@ constexpr int64_t kPerBlock = kThreads * kPerThread;
 
 int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
 
-// The facts that a formula gets about the element it works on.
+// The position and channel values of the element that a formula works on.
 struct Place {
   math::Affine<float> affine;
   int64_t i;
@@ -145,7 +145,7 @@ BITPARE_INLINE float uniform(const Place& place, math::PhiloxKey key) {
   return 0.0f;
 }
 
-// rng lies on the device, so each thread reads it.
+// rng is in device memory, so each thread reads it.
 template <Rounding kRounding>
 BITPARE_INLINE math::PhiloxKey key_on_device(const int64_t* rng) {
   if constexpr (kRounding == Rounding::stochastic) return math::philox_key(rng);

@@ -1,16 +1,16 @@
 #include "kernels/bn_act_fake_quant.h"
-#include "kernels/cuda/reduce.h"
+#include "kernels/cuda/channel_sums.h"
 
 namespace bitpare {
 namespace {
 
-static_assert(kPerBlock == kBnPart, "a block has room for its range");
+static_assert(kPerBlock == layout::kBnPart, "a block has one range");
 
 __device__ inline bool of_batch(const BnActFakeQuant& args) {
   return args.training && !args.control->freeze;
 }
 
-// The terms of the batch's statistics, and what is done with them.
+// Sums the terms of the batch's statistics, and writes the statistics.
 template <class T>
 struct Statistics {
   BnActFakeQuant args;
@@ -41,13 +41,13 @@ struct Statistics {
                                  args.bias ? args.bias[c] : 0.0f, args.eps);
     tables[c] = n.slope;
     tables[channels + c] = n.offset;
-    args.statistics[c] = n.mean;
-    args.statistics[channels + c] = n.inverse_std;
-    float* saved = args.statistics + bn_shape_tables(channels);
-    saved[c] = n.slope;
-    saved[channels + c] = n.offset;
+    auto saved = layout::bn_statistics(args.statistics, channels);
+    saved.mean[c] = n.mean;
+    saved.inverse_std[c] = n.inverse_std;
+    saved.slope[c] = n.slope;
+    saved.offset[c] = n.offset;
     if (c > 0) return;
-    args.statistics[2 * channels] = sums ? 1.0f : 0.0f;
+    *saved.of_batch = sums ? 1.0f : 0.0f;
     if (sums && args.num_batches_tracked) ++*args.num_batches_tracked;
   }
 };
@@ -56,23 +56,23 @@ __device__ inline bool is_inside(const uint64_t* words, int64_t i) {
   return reinterpret_cast<const uint8_t*>(words)[i / 8] >> (i % 8) & 1;
 }
 
-// mean, slope, offset of one channel; the last two where v is needed.
+// mean, slope and offset of one channel; the last two only for shaped activations.
 struct ChannelValues {
   float mean, slope, offset;
 };
 
 template <bool kShaped>
 __device__ ChannelValues values_of(const BnActFakeQuantGradient& args, int64_t channel) {
-  ChannelValues v = {args.statistics[channel], 0.0f, 0.0f};
+  auto saved = layout::bn_statistics(args.statistics, args.layout.channels);
+  ChannelValues v = {saved.mean[channel], 0.0f, 0.0f};
   if constexpr (kShaped) {
-    const float* saved = args.statistics + bn_shape_tables(args.layout.channels);
-    v.slope = saved[channel];
-    v.offset = saved[args.layout.channels + channel];
+    v.slope = saved.slope[channel];
+    v.offset = saved.offset[channel];
   }
   return v;
 }
 
-// The same of the gradients.
+// The same for the gradients.
 template <bool kShaped, class T>
 struct Gradients {
   BnActFakeQuantGradient args;
@@ -92,8 +92,9 @@ struct Gradients {
   }
   __device__ void finish(int64_t c, const float* sums) const {
     int64_t count = args.layout.outer * args.layout.inner, channels = args.layout.channels;
+    auto saved = layout::bn_statistics(args.statistics, channels);
     auto g = math::normalization_gradient(sums[0], sums[1], args.weight ? args.weight[c] : 1.0f,
-                                          args.statistics[channels + c], count);
+                                          saved.inverse_std[c], count);
     tables[c] = g.slope;
     tables[channels + c] = g.tilt;
     tables[2 * channels + c] = g.offset;
@@ -102,123 +103,28 @@ struct Gradients {
   }
 };
 
-// A thread takes one sum of one channel: neighbours read neighbours.
-template <class Terms>
-__global__ void __launch_bounds__(kThreads)
-    sum_columns(ReduceLayout layout, float* partial, Terms terms) {
-  if (!terms.wanted()) return;
-  int64_t channels = layout.channels, all = math::channel_sums(layout);
-  int64_t task = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  if (task >= all * channels) return;
-  int64_t merged = math::merged_rows(channels), number = task / channels, channel = task % channels;
-  int64_t row = number / merged * (merged * kSumRows) + number % merged;
-  int64_t end = row + merged * kSumRows < layout.outer ? row + merged * kSumRows : layout.outer;
-  auto of_channel = terms.of_channel(channel);
-  float sums[2] = {};
-#pragma unroll 8
-  for (; row < end; row += merged) terms.add(row * channels + channel, of_channel, sums);
-  for (int t = 0; t < 2; ++t) partial[t * all * channels + task] = sums[t];
-}
-
-// A warp takes one chunk of one row: 32 neighbours at a time, each thread one lane.
-template <class Terms>
-__global__ void __launch_bounds__(kThreads)
-    sum_rows(ReduceLayout layout, float* partial, Terms terms) {
-  if (!terms.wanted()) return;
-  int64_t chunks = math::chunks_per_row(layout), all = math::channel_sums(layout);
-  int64_t task = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) / kWarp;
-  if (task >= all * layout.channels) return;
-  int64_t row = task / chunks, chunk = task % chunks, channel = row % layout.channels;
-  int64_t begin = row * layout.inner + chunk * kSumChunk, left = layout.inner - chunk * kSumChunk;
-  int64_t count = left < kSumChunk ? left : kSumChunk;
-  auto of_channel = terms.of_channel(channel);
-  float sums[2] = {};
-#pragma unroll 8
-  for (int64_t j = threadIdx.x % kWarp; j < count; j += kWarp)
-    terms.add(begin + j, of_channel, sums);
-  for (int t = 0; t < 2; ++t) {
-    for (int half = kWarp / 2; half > 0; half /= 2) {
-      sums[t] += __shfl_xor_sync(0xffffffffu, sums[t], half);
-    }
-    int64_t number = row / layout.channels * chunks + chunk;
-    if (threadIdx.x % kWarp == 0) {
-      partial[(t * all + number) * layout.channels + channel] = sums[t];
-    }
-  }
-}
-
-// A block takes one channel.
-template <class Terms>
-__global__ void __launch_bounds__(kThreads)
-    finish_sums(ReduceLayout layout, float* partial, Terms terms) {
-  BITPARE_SHARED(FoldRoom<2>, room);
-  float sums[2];
-  bool wanted = terms.wanted();
-  if (wanted) {
-    fold_channel<math::Sum, 2>(room, math::channel_sums(layout), layout.channels, blockIdx.x,
-                               partial, sums);
-  }
-  if (threadIdx.x == 0) terms.finish(blockIdx.x, wanted ? sums : nullptr);
-}
-
-// The same where a channel has few sums: a thread takes one channel.
-template <class Terms>
-__global__ void __launch_bounds__(kThreads)
-    finish_few_sums(ReduceLayout layout, float* partial, Terms terms) {
-  int64_t channel = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  int64_t count = math::channel_sums(layout), channels = layout.channels;
-  if (channel >= channels) return;
-  float sums[2];
-  bool wanted = terms.wanted();
-  for (int t = 0; t < 2 && wanted; ++t) {
-    sums[t] =
-        math::fold_pairs<math::Sum>(t, partial + t * count * channels + channel, count, channels);
-  }
-  terms.finish(channel, wanted ? sums : nullptr);
-}
-
-// The channel's numbers of a thread that walks neighbouring elements.
-struct Walk {
-  int64_t channel, offset;
-
-  __device__ Walk(const ReduceLayout& l, int64_t first, int64_t n) {
-    if (n <= 0x7fffffff) {  // a division of 32 bits costs a quarter of one of 64
-      uint32_t i = static_cast<uint32_t>(first), row = i / static_cast<uint32_t>(l.inner);
-      offset = i - row * static_cast<uint32_t>(l.inner);
-      channel = row % static_cast<uint32_t>(l.channels);
-    } else {
-      offset = first % l.inner;
-      channel = first / l.inner % l.channels;
-    }
-  }
-  __device__ void next(const ReduceLayout& l) {
-    if (++offset < l.inner) return;
-    offset = 0;
-    if (++channel == l.channels) channel = 0;
-  }
-};
-
-struct RangeRoom {
+struct SharedRange {
   float at[3][kThreads];
 };
 
-// The range of a block's threads, in its first.
-__device__ inline void fold_range(RangeRoom& room, float* terms) {
-  for (int t = 0; t < 3; ++t) room.at[t][threadIdx.x] = terms[t];
+// Merges the ranges of a block's threads; the result is valid in its first thread.
+__device__ inline void fold_range(SharedRange& shared, float* terms) {
+  for (int t = 0; t < 3; ++t) shared.at[t][threadIdx.x] = terms[t];
   __syncthreads();
   for (unsigned half = kThreads / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) {
       for (int t = 0; t < 3; ++t) {
-        float* mine = &room.at[t][threadIdx.x];
+        float* mine = &shared.at[t][threadIdx.x];
         *mine = math::MinMax::combine<float>(t, *mine, mine[half]);
       }
     }
     __syncthreads();
   }
-  for (int t = 0; t < 3; ++t) terms[t] = room.at[t][0];
+  for (int t = 0; t < 3; ++t) terms[t] = shared.at[t][0];
 }
 
-// y and one byte of bits for each thread's eight neighbours; the range of a block's v.
+// Writes y and one byte of bits for each thread's eight neighbours, and returns the range of their
+// v.
 template <bool kShaped, bool kActive, bool kQuantize, class T>
 __device__ void activate(const BnActFakeQuant& args, const math::ActivationGrid<float>& grid,
                          const float* tables, int64_t n, float* range) {
@@ -258,7 +164,7 @@ __device__ inline math::ActivationGrid<float> grid_of(const BnActFakeQuant& args
 template <bool kShaped, bool kActive, class T>
 __global__ void __launch_bounds__(kThreads)
     activate_kernel(BnActFakeQuant args, const float* tables, int64_t n, float* ranges) {
-  BITPARE_SHARED(RangeRoom, room);
+  BITPARE_SHARED(SharedRange, shared);
   auto grid = grid_of(args);
   float range[3];
   for (int t = 0; t < 3; ++t) range[t] = math::MinMax::identity<float>(t);
@@ -268,15 +174,15 @@ __global__ void __launch_bounds__(kThreads)
     activate<kShaped, kActive, false, T>(args, grid, tables, n, range);
   }
   if (!args.pending || !args.control->observe) return;
-  fold_range(room, range);
+  fold_range(shared, range);
   if (threadIdx.x > 0) return;
   for (int t = 0; t < 3; ++t) ranges[3 * blockIdx.x + t] = range[t];
 }
 
-// One block: the ranges of all blocks into the pending one.
+// Runs as one block: merges the ranges of all blocks into the pending one.
 __global__ void __launch_bounds__(kThreads)
     observe_kernel(BnActFakeQuant args, int64_t blocks, const float* ranges) {
-  BITPARE_SHARED(RangeRoom, room);
+  BITPARE_SHARED(SharedRange, shared);
   if (!args.pending || !args.control->observe) return;
   float range[3];
   for (int t = 0; t < 3; ++t) range[t] = math::MinMax::identity<float>(t);
@@ -284,14 +190,14 @@ __global__ void __launch_bounds__(kThreads)
     for (int t = 0; t < 3; ++t)
       range[t] = math::MinMax::combine<float>(t, range[t], ranges[3 * b + t]);
   }
-  fold_range(room, range);
+  fold_range(shared, range);
   if (threadIdx.x > 0) return;
   auto grid = grid_of(args);
   for (int t = 0; t < 2; ++t) range[t] = math::clamp(range[t], grid.least, grid.most);
   math::fold_pending(args.pending, args.pending + 1, range);
 }
 
-// dx for each thread's eight neighbours.
+// Writes dx for each thread's eight neighbours.
 template <bool kShaped, bool kOfBatch, class T>
 __device__ void pass_gradient(const BnActFakeQuantGradient& args, const float* tables, int64_t n) {
   int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;
@@ -318,40 +224,21 @@ __device__ void pass_gradient(const BnActFakeQuantGradient& args, const float* t
 template <bool kShaped, class T>
 __global__ void __launch_bounds__(kThreads)
     gradient_kernel(BnActFakeQuantGradient args, const float* tables, int64_t n) {
-  if (args.statistics[2 * args.layout.channels] != 0.0f) {
+  if (*layout::bn_statistics(args.statistics, args.layout.channels).of_batch != 0.0f) {
     pass_gradient<kShaped, true, T>(args, tables, n);
   } else {
     pass_gradient<kShaped, false, T>(args, tables, n);
   }
 }
 
-template <class Terms>
-void sum_channels(const OnCuda& cuda, const ReduceLayout& layout, float* partial,
-                  const Terms& terms) {
-  int64_t tasks = math::channel_sums(layout) * layout.channels;
-  if (math::channels_innermost(layout)) {
-    launch(sum_columns<Terms>, blocks_for(tasks, kThreads), kThreads, cuda.stream, layout, partial,
-           terms);
-  } else {
-    launch(sum_rows<Terms>, blocks_for(tasks * kWarp, kThreads), kThreads, cuda.stream, layout,
-           partial, terms);
-  }
-  if (math::channel_sums(layout) <= kFewPieces) {
-    launch(finish_few_sums<Terms>, blocks_for(layout.channels, kThreads), kThreads, cuda.stream,
-           layout, partial, terms);
-  } else {
-    launch(finish_sums<Terms>, layout.channels, kThreads, cuda.stream, layout, partial, terms);
-  }
-}
-
 }  // namespace
 
-// x in for the statistics, nothing where they are not wanted; x in again, y and bits out.
+// Reads x for the statistics unless the running ones are used, then again, and writes y and bits.
 void bn_act_fake_quant(const BnActFakeQuant& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t n = l.outer * l.channels * l.inner, blocks = blocks_for(n, kPerBlock);
-  float* tables = args.scratch + bn_sums(l);
-  float* ranges = tables + kBnTables * bn_room(l);
+  auto workspace = layout::bn_workspace(args.scratch, l);
+  float *tables = workspace.tables, *ranges = workspace.ranges;
   with_type(args.dtype, [&]<class T>(T*) {
     sum_channels(cuda, l, args.scratch, Statistics<T>{args, tables});
     auto kernel = activate_kernel<false, true, T>;
@@ -362,11 +249,11 @@ void bn_act_fake_quant(const BnActFakeQuant& args, const OnCuda& cuda) {
   launch(observe_kernel, 1, kThreads, cuda.stream, args, blocks, ranges);
 }
 
-// dy, x and bits in for the sums; again, dx out.
+// Reads dy, x and bits for the sums, then again, and writes dx.
 void bn_act_fake_quant_gradient(const BnActFakeQuantGradient& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t n = l.outer * l.channels * l.inner;
-  float* tables = args.scratch + bn_sums(l);
+  float* tables = layout::bn_workspace(args.scratch, l).tables;
   auto run = [&]<bool kShaped, class T>() {
     sum_channels(cuda, l, args.scratch, Gradients<kShaped, T>{args, tables});
     launch(gradient_kernel<kShaped, T>, blocks_for(n, kPerBlock), kThreads, cuda.stream, args,

@@ -17,14 +17,14 @@ struct Logits {
   }
 };
 
-using Room = RowRoom<kDistillTerms>;
+using Shared = SharedRow<kDistillTerms>;
 
-// A block takes one row. Exponentials are worked out again where they are wanted: the logits are in
+// Each block takes one row. Exponentials are recomputed where they are needed: the logits are in
 // the cache.
 template <Hard kHard, Soft kSoft>
 struct Row {
   const DistillLoss& args;
-  Room& room;
+  Shared& shared;
   int64_t r;
   Logits student, teacher;
   const float* labels;
@@ -71,19 +71,19 @@ struct Row {
     int64_t n = args.classes;
     sums = {};
     if (kHard != Hard::none || kSoft == Soft::top) {
-      sums.hard_max = greatest(room, n, [&](int64_t i) { return student.at(i); });
+      sums.hard_max = greatest(shared, n, [&](int64_t i) { return student.at(i); });
     }
     if constexpr (kSoft != Soft::none) {
-      sums.student_max = greatest(room, n, [&](int64_t i) { return soft_student(i); });
+      sums.student_max = greatest(shared, n, [&](int64_t i) { return soft_student(i); });
     }
     if (kSoft == Soft::top && sums.student_max == -__builtin_inff()) sums.student_max = 0.0f;
     if constexpr (math::reads_teacher(kSoft)) {
-      sums.teacher_max = greatest(room, n, [&](int64_t i) { return soft_teacher(i); });
+      sums.teacher_max = greatest(shared, n, [&](int64_t i) { return soft_teacher(i); });
     }
-    float found[kDistillTerms];
-    sum_row<kDistillTerms>(room, n, partial, found,
+    float totals[kDistillTerms];
+    sum_row<kDistillTerms>(shared, n, partial, totals,
                            [&](int64_t i, float* terms) { exponentials(i, terms); });
-    for (int t = 0; t < kDistillTerms; ++t) sums.at[t] = found[t];
+    for (int t = 0; t < kDistillTerms; ++t) sums.at[t] = totals[t];
   }
 
   __device__ float middle(int64_t i, float* terms) const {
@@ -111,7 +111,7 @@ struct Row {
     return math::top_bucket(args.rule, top, distance(j), teacher.at(j), args.logsumexp[r]);
   }
 
-  // The sum of value(j) over the classes that are given: each warp by itself, in lanes.
+  // Returns the sum of value(j) over the given classes. Each warp computes it, in lanes.
   template <class F>
   __device__ float sum_given(F value) const {
     float lane = 0.0f;
@@ -123,18 +123,18 @@ struct Row {
     float given_sum = sum_given([&](int64_t j) { return math::exponential(distance(j)); });
     float share =
         sum_given([&](int64_t j) { return math::exponential(bucket(j, {}).log_teacher); });
-    math::TopSums found = math::top_sums(args.rule, sums, given_sum, share);
+    math::TopSums all = math::top_sums(args.rule, sums, given_sum, share);
     float others[2];
-    math::bucket_terms(args.rule.divergence, found.others, others);
+    math::bucket_terms(args.rule.divergence, all.others, others);
     for (int t = 0; t < 2; ++t) {
       divergence[t] = others[t] + sum_given([&](int64_t j) {
                         float terms[2];
-                        math::bucket_terms(args.rule.divergence, bucket(j, found), terms);
+                        math::bucket_terms(args.rule.divergence, bucket(j, all), terms);
                         return terms[t];
                       });
     }
-    math::add_top(args.rule, sums, found, divergence, scale, result);
-    return found;
+    math::add_top(args.rule, sums, all, divergence, scale, result);
+    return all;
   }
 
   __device__ float top_gradient(int64_t i, const math::TopSums& top, const float* divergence,
@@ -159,7 +159,7 @@ __device__ inline void store_gradient(const DistillLoss& args, int64_t at, float
 
 template <Hard kHard, Soft kSoft>
 __global__ void __launch_bounds__(kMostRowWarps* kWarp) rows_kernel(DistillLoss args) {
-  BITPARE_SHARED(Room, room);
+  BITPARE_SHARED(Shared, shared);
   int64_t r = blockIdx.x, n = args.classes;
   float weight = math::row_weight(args.target, args.weight, args.ignored, r);
   if (weight == 0.0f || (kSoft == Soft::decoupled && n == 1)) {
@@ -176,18 +176,19 @@ __global__ void __launch_bounds__(kMostRowWarps* kWarp) rows_kernel(DistillLoss 
     target = 0;
     scale = __builtin_nanf("");
   }
-  float* scratch = args.scratch + r * math::distill_scratch_on_cuda(n);
-  float* partial = scratch + math::padded(n / 4 + 1);
+  float* scratch = args.scratch + r * layout::distill_floats_on_cuda(n);
+  auto workspace = layout::distill_workspace_on_cuda(scratch, n);
+  float* partial = workspace.partial;
   int64_t width = kSoft == Soft::top ? args.top : n;
   Row<kHard, kSoft> row = {args,
-                           room,
+                           shared,
                            r,
                            {args.student, args.student_type, r * n},
                            {args.teacher, args.teacher_type, r * width},
                            args.labels ? args.labels + r * n : nullptr,
                            args.indices ? args.indices + r * args.top : nullptr,
                            partial,
-                           reinterpret_cast<uint8_t*>(scratch),
+                           workspace.given,
                            target,
                            {}};
   if constexpr (kSoft == Soft::top) row.mark_given();
@@ -201,7 +202,8 @@ __global__ void __launch_bounds__(kMostRowWarps* kWarp) rows_kernel(DistillLoss 
     top = row.add_top(scale, divergence, &result);
   } else if constexpr (kSoft != Soft::none) {
     if constexpr (kSoft == Soft::jensen_shannon) {
-      sum_row<2>(room, n, partial, middle, [&](int64_t i, float* terms) { row.middle(i, terms); });
+      sum_row<2>(shared, n, partial, middle,
+                 [&](int64_t i, float* terms) { row.middle(i, terms); });
     }
     DistillTarget aimed = {};
     float inverse = 1.0f / args.rule.temperature;
@@ -210,7 +212,7 @@ __global__ void __launch_bounds__(kMostRowWarps* kWarp) rows_kernel(DistillLoss 
     math::add_soft(args.rule, row.sums, aimed, middle, scale, &result);
   }
   float terms;
-  sum_row<1>(room, n, partial, &terms, [&](int64_t i, float* term) {
+  sum_row<1>(shared, n, partial, &terms, [&](int64_t i, float* term) {
     term[0] = 0.0f;
     float value = row.gradient(i, result.slopes, term);
     if (!args.gradient) return;
@@ -225,19 +227,19 @@ __global__ void __launch_bounds__(kMostRowWarps* kWarp) rows_kernel(DistillLoss 
   args.loss[r] = weight * (valid ? result.loss : scale);
 }
 
-// One block: the factor before the rows, their sum after them.
+// Runs as one block: the factor before the rows, their sum after them.
 __global__ void __launch_bounds__(kMostRowWarps* kWarp) factor_kernel(DistillLoss args) {
-  BITPARE_SHARED(Room, room);
+  BITPARE_SHARED(Shared, shared);
   float weights;
-  sum_row<1>(room, args.rows, args.sums, &weights, [&](int64_t r, float* terms) {
+  sum_row<1>(shared, args.rows, args.sums, &weights, [&](int64_t r, float* terms) {
     terms[0] = math::row_weight(args.target, args.weight, args.ignored, r);
   });
   if (threadIdx.x == 0) args.factor[0] = math::factor_of(weights, args.mean);
 }
 
 __global__ void __launch_bounds__(kMostRowWarps* kWarp) total_kernel(DistillLoss args) {
-  BITPARE_SHARED(Room, room);
-  float loss = sum_of(room, args.loss, args.rows, args.sums);
+  BITPARE_SHARED(Shared, shared);
+  float loss = sum_of(shared, args.loss, args.rows, args.sums);
   if (threadIdx.x == 0) args.total[0] = loss * args.factor[0];
 }
 

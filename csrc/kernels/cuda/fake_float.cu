@@ -19,7 +19,7 @@ struct Forward {
 
 }  // namespace
 
-// x in, y and one bit out.
+// Reads x, and writes y and one bit.
 void fake_float(const FakeFloat& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     with_rounding(args.rounding, [&]<Rounding kRounding>() {

@@ -34,7 +34,7 @@ struct Gradient {
 
 }  // namespace
 
-// x in, y and one bit out.
+// Reads x, and writes y and one bit.
 void fake_quant(const FakeQuant& args, const OnCuda& cuda) {
   const Quantizer& q = args.quantizer;
   with_type(args.dtype, [&]<class T>(T*) {
@@ -45,7 +45,7 @@ void fake_quant(const FakeQuant& args, const OnCuda& cuda) {
   });
 }
 
-// dy and x in, dx out.
+// Reads dy and x, and writes dx.
 void fake_quant_gradient(const FakeQuantGradient& args, const OnCuda& cuda) {
   const Quantizer& q = args.quantizer;
   with_type(args.dtype, [&]<class T>(T*) {

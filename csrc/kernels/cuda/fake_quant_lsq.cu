@@ -31,7 +31,7 @@ struct Finish {
 
 }  // namespace
 
-// dy and x in, dx out.
+// Reads dy and x, and writes dx.
 void fake_quant_lsq_gradient(const FakeQuantLsqGradient& args, const OnCuda& cuda) {
   const Quantizer& q = args.quantizer;
   Finish finish = {q.scale, args.scale_gradient, args.zero_point_gradient, args.grad_scale};

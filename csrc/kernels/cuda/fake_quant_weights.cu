@@ -21,7 +21,8 @@ BITPARE_INLINE int32_t raised(int32_t widest, T x) {
   return bits > widest ? bits : widest;
 }
 
-// A weight with one scale is cut into parts, a block each; the last to finish knows the scale.
+// A weight with one scale is cut into parts, one for each block; the last block to finish writes
+// the scale.
 constexpr int64_t kPart = 4 * kPerBlock;
 
 template <class T>
@@ -70,7 +71,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Eight values of one weight from `first` on, in `values`; the bits that lie in range.
+// Quantizes eight values of one weight from `first` on in place, and returns the bits of those in
+// range.
 BITPARE_INLINE uint32_t quantize_pack(const Weight& w, int64_t first, float* values) {
   Quantizer q;
   q.scale = w.scale;
@@ -90,7 +92,7 @@ BITPARE_INLINE uint32_t quantize_pack(const Weight& w, int64_t first, float* val
   return inside;
 }
 
-// A thread takes eight neighbours, as in map(), and tells where one was clipped.
+// Each thread takes eight neighbours, as in map(), and sets the flag if one was clipped.
 template <class T>
 __global__ void __launch_bounds__(kThreads) fake_quant_weights_kernel(Batch<Weight> batch) {
   const Weight& w = item_of(batch, static_cast<int32_t>(blockIdx.x));
@@ -102,16 +104,16 @@ __global__ void __launch_bounds__(kThreads) fake_quant_weights_kernel(Batch<Weig
   if (first < n) {
     float values[kPerThread];
     load_pack(static_cast<const T*>(w.x), first, n, values);
-    uint32_t held = first + kPerThread <= n ? 0xff : 0xff >> (first + kPerThread - n);
-    inside = held;
+    uint32_t valid = first + kPerThread <= n ? 0xff : 0xff >> (first + kPerThread - n);
+    inside = valid;
     if (w.control->quantize) inside &= quantize_pack(w, first, values);
-    if (inside != held) w.inside[words] = 1;
+    if (inside != valid) w.inside[words] = 1;
     store_pack(static_cast<T*>(w.y), first, n, values);
   }
   reinterpret_cast<uint8_t*>(w.inside)[first / 8] = static_cast<uint8_t>(inside);
 }
 
-// Before any of them is set.
+// This launch comes before any of them is set.
 __global__ void __launch_bounds__(kThreads) clear_clipped(Batch<Weight> batch) {
   int32_t i = static_cast<int32_t>(threadIdx.x);
   if (i < batch.size) batch.items[i].inside[(batch.items[i].n + 63) / 64] = 0;
@@ -119,7 +121,7 @@ __global__ void __launch_bounds__(kThreads) clear_clipped(Batch<Weight> batch) {
 
 }  // namespace
 
-// x in once. One launch for as many weights as fit a kernel's parameters.
+// Reads x once. One launch for as many weights as fit a kernel's parameters.
 void weight_scales(const WeightScales& args, const OnCuda& cuda) {
   auto blocks_of = [](const Weight& w) {
     if (w.n == 0) return int64_t{0};
@@ -133,7 +135,8 @@ void weight_scales(const WeightScales& args, const OnCuda& cuda) {
                  });
 }
 
-// x in, y and bits out, and before that one small launch for the words that tell what was clipped.
+// Reads x, and writes y and bits, after a small launch that clears the words that tell whether
+// anything was clipped.
 void fake_quant_weights(const FakeQuantWeights& args, const OnCuda& cuda) {
   auto blocks_of = [](const Weight& w) { return blocks_for(w.n, kPerBlock); };
   for_each_batch(args.weights, args.size, blocks_of,

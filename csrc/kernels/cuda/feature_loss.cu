@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// incoming lies on the device, so each thread reads it.
+// incoming is in device memory, so each thread reads it.
 BITPARE_INLINE float scale_on_device(const FeatureLoss& args) {
   return math::feature_factor(args) * (args.incoming ? args.incoming[0] : 1.0f);
 }
@@ -31,7 +31,7 @@ struct Units {
   FeatureLoss args;
 
   __device__ float operator()(const Lane& lane, float* terms, const float* x) const {
-    FeatureRow row = args.found[lane.channel];
+    FeatureRow row = args.units[lane.channel];
     float slope;
     terms[0] = math::unit_apart(x[0], x[1], row.student, row.teacher, row.cosine, &slope);
     return slope * scale_on_device(args);
@@ -46,9 +46,9 @@ struct Itself {
 };
 
 struct KeepRow {
-  FeatureRow* found;
+  FeatureRow* units;
   __device__ void operator()(int64_t row, const float* sums) const {
-    found[row] = math::feature_row(sums);
+    units[row] = math::feature_row(sums);
   }
 };
 
@@ -66,19 +66,20 @@ struct KeepLoss {
 
 template <FeatureKind kKind, class T>
 void by_elements(const FeatureLoss& args, const OnCuda& cuda) {
-  reduce<math::Sum, 1>(cuda, Quantizer(), math::layout_of_rows(args), args.partial, KeepLoss{args},
-                       Elements<kKind>{args}, static_cast<T*>(args.gradient),
-                       static_cast<const T*>(args.student), static_cast<const T*>(args.teacher));
+  reduce<math::Sum, 1>(cuda, Quantizer(), layout::feature_rows(args.kind, args.rows, args.n),
+                       args.partial, KeepLoss{args}, Elements<kKind>{args},
+                       static_cast<T*>(args.gradient), static_cast<const T*>(args.student),
+                       static_cast<const T*>(args.teacher));
 }
 
 template <class T>
 void by_rows(const FeatureLoss& args, const OnCuda& cuda) {
-  ReduceLayout layout = math::layout_of_rows(args);
+  ReduceLayout rows = layout::feature_rows(args.kind, args.rows, args.n);
   const T* student = static_cast<const T*>(args.student);
   const T* teacher = static_cast<const T*>(args.teacher);
-  reduce<math::Sum, math::kUnitTerms>(cuda, Quantizer(), layout, args.partial, KeepRow{args.found},
+  reduce<math::Sum, math::kUnitTerms>(cuda, Quantizer(), rows, args.partial, KeepRow{args.units},
                                       Lengths{}, static_cast<T*>(nullptr), student, teacher);
-  reduce<math::Sum, 1>(cuda, Quantizer(), layout, args.partial, KeepSum{args.sums}, Units{args},
+  reduce<math::Sum, 1>(cuda, Quantizer(), rows, args.partial, KeepSum{args.sums}, Units{args},
                        static_cast<T*>(args.gradient), student, teacher);
   reduce<math::Sum, 1>(cuda, Quantizer(), ReduceLayout{1, 1, args.rows}, args.partial,
                        KeepLoss{args}, Itself{}, static_cast<float*>(nullptr),

@@ -106,7 +106,7 @@ struct Choices {
 
 // A block takes one row.
 __global__ void __launch_bounds__(kThreads) choose_kernel(HistogramRange args) {
-  BITPARE_SHARED(Choices, room);
+  BITPARE_SHARED(Choices, shared);
   int64_t row = blockIdx.x;
   math::Choice best = {__builtin_inff(), 0};
   if (args.cost) {
@@ -117,10 +117,10 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(HistogramRange args) {
       best = math::better_of(best, math::priced(cost, k));
     }
   }
-  room.at[threadIdx.x] = best;
+  shared.at[threadIdx.x] = best;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int t = 1; t < kThreads; ++t) best = math::better_of(best, room.at[t]);
+  for (int t = 1; t < kThreads; ++t) best = math::better_of(best, shared.at[t]);
   math::Limits range = math::chosen_range(args, row, best);
   args.low[row] = range.low;
   args.high[row] = range.high;

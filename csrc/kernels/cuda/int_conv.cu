@@ -44,9 +44,9 @@ __global__ void __launch_bounds__(kThreads) dense_kernel(IntConv args, int64_t r
       at[j] = tap_or_padding(args, pixels[j], tap, group * s.in_channels);
     }
     for (int64_t block = 0; block < blocks; ++block, weight += math::kBlockBytes) {
-      uint32_t held = *reinterpret_cast<const uint32_t*>(weight);
+      uint32_t fields = *reinterpret_cast<const uint32_t*>(weight);
       for (int q = 0; q < each; ++q) {
-        uint32_t w = held << (8 - args.bits * (q + 1)) & highest;
+        uint32_t w = fields << (8 - args.bits * (q + 1)) & highest;
         for (int j = 0; j < kPixelsOfThread; ++j) {
           sums[j] = dot4_less_128(quad_at(at[j] + (block * each + q) * kQuad), w, sums[j]);
         }

@@ -11,24 +11,24 @@ __global__ void __launch_bounds__(kThreads) int_pool_kernel(IntPool args, int64_
   const ConvShape& s = args.shape;
   int64_t c = i % s.groups, index = i / s.groups;
   math::PoolWindow w = math::window_at(args, index);
-  int32_t found = args.maximum ? args.least : 0;
+  int32_t result = args.maximum ? args.least : 0;
   for (int64_t y = w.top; y < w.bottom; y += math::step_of(s.dilation_height)) {
     for (int64_t x = w.left; x < w.right; x += math::step_of(s.dilation_width)) {
       int32_t code = args.input[((w.image * s.height + y) * s.width + x) * args.input_step + c];
       if (args.maximum) {
-        found = code > found ? code : found;
+        result = code > result ? code : result;
       } else {
-        found += code - args.zero;
+        result += code - args.zero;
       }
     }
   }
   if (!args.maximum) {
     float multiplier = math::mean_multiplier(args.scale, args.new_scale, w.count);
     float mean =
-        math::requantized(static_cast<float>(found), multiplier, args.range.low, args.range.high);
-    found = static_cast<int32_t>(mean) + args.range.zero;
+        math::requantized(static_cast<float>(result), multiplier, args.range.low, args.range.high);
+    result = static_cast<int32_t>(mean) + args.range.zero;
   }
-  args.output[index * args.output_step + c] = static_cast<uint8_t>(found);
+  args.output[index * args.output_step + c] = static_cast<uint8_t>(result);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@ namespace bitpare {
 namespace {
 
 // A thread takes an output of a row; neighbours take neighbouring outputs, whose fields lie in
-// neighbouring bytes. The sum goes upwards, so it is one thread's.
+// neighbouring bytes. The sum is taken in ascending order, so one thread computes it.
 template <int kBits>
 __global__ void __launch_bounds__(kThreads) int_weights_kernel(IntWeights args, int64_t n) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

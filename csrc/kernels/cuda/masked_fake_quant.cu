@@ -4,7 +4,8 @@
 namespace bitpare {
 namespace {
 
-// A thread takes eight neighbours: x and its bits of the mask in, y and one byte of bits out.
+// Each thread takes eight neighbours: it reads x and its bits of the mask, and writes y and one
+// byte of bits.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     masked_fake_quant_kernel(MaskedFakeQuant args, int64_t n) {

@@ -8,7 +8,7 @@ struct Magnitude {
   bool all;
 
   __device__ float operator()(const Lane& lane, float* terms, const float* x) const {
-    auto m = math::magnitude_terms(x[0], all ? -1.0f : lane.affine.zero_point);
+    auto m = math::magnitude_terms(x[0], all ? -1.0f : lane.affine.threshold);
     terms[0] = m.sum;
     terms[1] = m.count;
     return x[0];

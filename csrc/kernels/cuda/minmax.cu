@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// Counts are integers, so the order of the atomic additions leaves no trace.
+// Counts are integers, so the order of the atomic additions does not matter.
 struct RangeAndBin {
   int64_t* counts;
   const float* low;
@@ -38,7 +38,7 @@ struct StoreRange {
 
 }  // namespace
 
-// x in once.
+// Reads x once.
 void minmax(const MinMaxOf& args, const OnCuda& cuda) {
   Quantizer q;
   q.channel = {args.layout.inner, args.layout.channels};

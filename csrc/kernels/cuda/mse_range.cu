@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(MseRange args) {
 
 }  // namespace
 
-// x in once, or out of the caches.
+// Reads x from memory once, then from the caches.
 void mse_range(const MseRange& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t tasks = math::pieces_of(l) * l.channels;

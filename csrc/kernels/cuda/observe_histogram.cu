@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// Values of a channel that a block counts; a histogram of as many bins fits its shared memory.
+// How many values of a channel a block counts; a histogram of as many bins fits its shared memory.
 constexpr int64_t kValuesPerBlock = 8192;
 constexpr int32_t kSharedBins = 8192;
 
@@ -61,11 +61,11 @@ struct SharedBins {
 };
 
 // A block takes kValuesPerBlock values of one channel, counted in shared memory first. Counts are
-// integers, so the order of the atomic additions leaves no trace.
+// integers, so the order of the atomic additions does not matter.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     count_rows(ObserveHistogram args, int64_t blocks_each, const T* x) {
-  BITPARE_SHARED(SharedBins, room);
+  BITPARE_SHARED(SharedBins, bins);
   const ReduceLayout& l = args.layout;
   int64_t c = blockIdx.x / blocks_each, values = l.outer * l.inner;
   int64_t first = blockIdx.x % blocks_each * kValuesPerBlock;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   bool shared = args.bins <= kSharedBins;
   int64_t* counts = args.counts + c * args.bins;
   if (shared) {
-    for (int32_t b = threadIdx.x; b < args.bins; b += kThreads) room.at[b] = 0;
+    for (int32_t b = threadIdx.x; b < args.bins; b += kThreads) bins.at[b] = 0;
   }
   __syncthreads();
   float per_bin = math::bins_per_unit(args.limit[c], args.bins);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
     float value = to_float(x[(o * l.channels + c) * l.inner + i]);
     int32_t bin = math::symmetric_bin(value, per_bin, args.bins);
     if (bin >= 0 && shared) {
-      atomicAdd(&room.at[bin], 1u);
+      atomicAdd(&bins.at[bin], 1u);
     } else if (bin >= 0) {
       count_one(counts, bin, 1);
     }
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (!shared) return;
   for (int32_t b = threadIdx.x; b < args.bins; b += kThreads) {
-    if (room.at[b] != 0) count_one(counts, b, room.at[b]);
+    if (bins.at[b] != 0) count_one(counts, b, bins.at[b]);
   }
 }
 
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads) count_columns(ObserveHistogram args,
 
 }  // namespace
 
-// x in twice; nothing of it is looked at on the host.
+// Reads x twice, without a synchronisation with the host.
 void observe_histogram(const ObserveHistogram& args, const OnCuda& cuda) {
   const ReduceLayout& l = args.layout;
   int64_t values = l.outer * l.inner;

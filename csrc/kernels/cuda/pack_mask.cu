@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// A thread takes eight bytes of `kept`: one byte of bits. The last word is filled up with 0.
+// Each thread packs eight bytes of `kept` into one byte. The last word is padded with 0.
 __global__ void __launch_bounds__(kThreads) pack_mask_kernel(PackMask args) {
   int64_t i = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) * 8;
   if (i >= (args.n + 63) / 64 * 64) return;

@@ -21,7 +21,7 @@ struct FromCode {
 
 }  // namespace
 
-// x in, integers out.
+// Reads x and writes integers.
 void quantize(const Quantize& args, const OnCuda& cuda) {
   const Quantizer& q = args.quantizer;
   with_type(args.dtype, [&]<class T>(T*) {

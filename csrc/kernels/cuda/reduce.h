@@ -9,7 +9,7 @@ namespace {
 constexpr int kWarp = 32;
 static_assert(kWarp == kSumLanes, "a warp holds the lanes of one chunk");
 
-// The facts that a formula gets about the element it works on.
+// The position and channel values of the element that a formula works on.
 struct Lane {
   math::Affine<float> affine;
   int64_t channel;
@@ -75,15 +75,15 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kTerms>
-struct FoldRoom {
+struct SharedFold {
   float at[kTerms][kThreads];
 };
 
-// One channel's terms folded over its pieces by a block, into sums in its first thread: each thread
-// folds a run of pieces whose length is a power of two, which is a subtree of the whole; the block
-// then folds the runs.
+// Folds one channel's terms over its pieces by a block; the sums are valid in its first thread.
+// Each thread folds a run of pieces whose length is a power of two, which is a subtree of the
+// whole; the block then folds the runs.
 template <class Rule, int kTerms>
-__device__ inline void fold_channel(FoldRoom<kTerms>& room, int64_t pieces, int64_t channels,
+__device__ inline void fold_channel(SharedFold<kTerms>& shared, int64_t pieces, int64_t channels,
                                     int64_t channel, float* partial, float* sums) {
   int64_t run = 1;
   while (run * kThreads < pieces) run *= 2;
@@ -91,7 +91,7 @@ __device__ inline void fold_channel(FoldRoom<kTerms>& room, int64_t pieces, int6
   int64_t count = first < pieces ? (first + run < pieces ? run : pieces - first) : 0;
   for (int t = 0; t < kTerms; ++t) {
     float* values = partial + (t * pieces + first) * channels + channel;
-    room.at[t][threadIdx.x] = math::fold_pairs<Rule>(t, values, count, channels);
+    shared.at[t][threadIdx.x] = math::fold_pairs<Rule>(t, values, count, channels);
   }
   __syncthreads();
   int runs = static_cast<int>((pieces + run - 1) / run);
@@ -99,26 +99,26 @@ __device__ inline void fold_channel(FoldRoom<kTerms>& room, int64_t pieces, int6
     int i = static_cast<int>(threadIdx.x) * 2 * step;
     if (i + step < runs) {
       for (int t = 0; t < kTerms; ++t) {
-        room.at[t][i] = Rule::template combine<float>(t, room.at[t][i], room.at[t][i + step]);
+        shared.at[t][i] = Rule::template combine<float>(t, shared.at[t][i], shared.at[t][i + step]);
       }
     }
     __syncthreads();
   }
-  for (int t = 0; t < kTerms; ++t) sums[t] = room.at[t][0];
+  for (int t = 0; t < kTerms; ++t) sums[t] = shared.at[t][0];
 }
 
-// finish(channel, sums) with each term folded over its pieces. A block takes one channel.
+// Calls finish(channel, sums) with each term folded over its pieces. Each block takes one channel.
 template <class Rule, int kTerms, class Finish>
 __global__ void __launch_bounds__(kThreads)
     finish_channels(ReduceLayout layout, float* partial, Finish finish) {
-  BITPARE_SHARED(FoldRoom<kTerms>, room);
+  BITPARE_SHARED(SharedFold<kTerms>, shared);
   float sums[kTerms];
-  fold_channel<Rule, kTerms>(room, math::pieces_of(layout), layout.channels, blockIdx.x, partial,
+  fold_channel<Rule, kTerms>(shared, math::pieces_of(layout), layout.channels, blockIdx.x, partial,
                              sums);
   if (threadIdx.x == 0) finish(blockIdx.x, sums);
 }
 
-// The same where there are few pieces, as of weights and groups: a thread takes one channel.
+// The same if there are few pieces, as for weights and groups: each thread takes one channel.
 template <class Rule, int kTerms, class Finish>
 __global__ void __launch_bounds__(kThreads)
     finish_few_pieces(ReduceLayout layout, float* partial, Finish finish) {
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int64_t kFewPieces = 8;
 
-// finish(channel, sums) for each channel, once its pieces are there.
+// Calls finish(channel, sums) for each channel, after its pieces.
 template <class Rule, int kTerms, class Finish>
 void finish(const OnCuda& cuda, const ReduceLayout& layout, float* partial, Finish f) {
   if (math::pieces_of(layout) <= kFewPieces) {

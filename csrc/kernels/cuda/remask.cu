@@ -13,7 +13,7 @@ BITPARE_INLINE void clear(void* x, int64_t first, int64_t n, uint32_t kept) {
   }
 }
 
-// A thread takes eight neighbours: their bits in, and zeros out where those are 0.
+// Each thread takes eight neighbours: it reads their bits, and writes zeros where those are 0.
 __global__ void __launch_bounds__(kThreads) remask_kernel(Batch<Masked> batch) {
   const Masked& m = item_of(batch, static_cast<int32_t>(blockIdx.x));
   int64_t n = m.n, block = static_cast<int64_t>(blockIdx.x) - m.first_block;

@@ -1,5 +1,5 @@
-// Sums and maxima over one row by a block, in the order of math/reduce.h: the counterpart of
-// kernels/cpu/rows.h. All threads of the block call, and get the result.
+// Computes sums and maxima over one row by a block, in the order of math/reduce.h: the counterpart
+// of kernels/cpu/rows.h. All threads of the block call these functions, and get the result.
 #pragma once
 #include "kernels/cuda/reduce.h"
 
@@ -16,21 +16,22 @@ unsigned threads_for_row(int64_t n) {
 }
 
 template <int kTerms>
-struct RowRoom {
+struct SharedRow {
   float sums[kTerms];
   float most[kMostRowWarps];
 };
 
-// The sum over a warp's lanes, in lane 0's order on all of them.
+// Returns the sum over a warp's lanes, added in lane 0's order on all of them.
 __device__ inline float sum_of_warp(float x) {
   for (int half = kWarp / 2; half > 0; half /= 2) x += __shfl_xor_sync(0xffffffffu, x, half);
   return x;
 }
 
-// f(i, terms). partial: kTerms floats for each chunk, in global memory.
-template <int kTerms, int kRoom, class F>
-__device__ inline void sum_row(RowRoom<kRoom>& room, int64_t n, float* partial, float* sums, F f) {
-  static_assert(kTerms <= kRoom);
+// Sums the terms that f(i, terms) gives. partial: kTerms floats for each chunk, in global memory.
+template <int kTerms, int kMost, class F>
+__device__ inline void sum_row(SharedRow<kMost>& shared, int64_t n, float* partial, float* sums,
+                               F f) {
+  static_assert(kTerms <= kMost);
   int64_t chunks = math::chunks_of(n);
   int lane = threadIdx.x % kWarp;
   for (int64_t c = threadIdx.x / kWarp; c < chunks; c += blockDim.x / kWarp) {
@@ -50,24 +51,25 @@ __device__ inline void sum_row(RowRoom<kRoom>& room, int64_t n, float* partial, 
   }
   __syncthreads();
   for (int t = threadIdx.x; t < kTerms; t += blockDim.x) {
-    room.sums[t] = math::fold_pairs<math::Sum>(t, partial + t * chunks, chunks, 1);
+    shared.sums[t] = math::fold_pairs<math::Sum>(t, partial + t * chunks, chunks, 1);
   }
   __syncthreads();
-  for (int t = 0; t < kTerms; ++t) sums[t] = room.sums[t];
+  for (int t = 0; t < kTerms; ++t) sums[t] = shared.sums[t];
   __syncthreads();
 }
 
 // The sum of an array.
-template <int kRoom>
-__device__ inline float sum_of(RowRoom<kRoom>& room, const float* p, int64_t n, float* partial) {
+template <int kMost>
+__device__ inline float sum_of(SharedRow<kMost>& shared, const float* p, int64_t n,
+                               float* partial) {
   float sum;
-  sum_row<1>(room, n, partial, &sum, [&](int64_t i, float* terms) { terms[0] = p[i]; });
+  sum_row<1>(shared, n, partial, &sum, [&](int64_t i, float* terms) { terms[0] = p[i]; });
   return sum;
 }
 
-// The largest of f(i); -infinity for none; a NaN is passed over.
-template <int kRoom, class F>
-__device__ inline float greatest(RowRoom<kRoom>& room, int64_t n, F f) {
+// Returns the largest f(i), or -infinity if there is none. NaN is skipped.
+template <int kMost, class F>
+__device__ inline float greatest(SharedRow<kMost>& shared, int64_t n, F f) {
   float most = -__builtin_inff();
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
     float x = f(i);
@@ -77,10 +79,10 @@ __device__ inline float greatest(RowRoom<kRoom>& room, int64_t n, F f) {
     float other = __shfl_xor_sync(0xffffffffu, most, half);
     most = other > most ? other : most;
   }
-  if (threadIdx.x % kWarp == 0) room.most[threadIdx.x / kWarp] = most;
+  if (threadIdx.x % kWarp == 0) shared.most[threadIdx.x / kWarp] = most;
   __syncthreads();
   for (unsigned w = 0; w < blockDim.x / kWarp; ++w) {
-    most = room.most[w] > most ? room.most[w] : most;
+    most = shared.most[w] > most ? shared.most[w] : most;
   }
   __syncthreads();
   return most;

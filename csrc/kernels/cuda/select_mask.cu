@@ -9,8 +9,8 @@ using math::Search;
 // A block takes one part, a thread eight neighbours.
 static_assert(kSelectPart == kPerBlock);
 
-// A search over the tensors of each group, or over each tensor by itself for those that stay
-// whatever their score; the mask then holds these, and the search over groups leaves them out.
+// Searches over the tensors of each group, or over each tensor by itself for the elements that stay
+// whatever their score; the mask then keeps these, and the search over groups leaves them out.
 struct Run {
   bool by_tensor;
   bool leaves_out;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
   int32_t i = static_cast<int32_t>(threadIdx.x);
   if (i >= batch.size) return;
   const Scores& s = batch.items[i];
-  // The tensors of a group write the same.
+  // All tensors of a group write the same value.
   groups[group_of(s, run)] = {
       {math::kWholeWindow, run.by_tensor ? s.n - s.least : s.pruned}, 0, false};
 }
@@ -132,7 +132,7 @@ struct Sums {
   int64_t at[kThreads];
 };
 
-// The sum of what the threads before this one give, and of all.
+// Returns the sum of `value` over the threads before this one, and writes that of all threads.
 __device__ int64_t sum_before(Sums& sums, int64_t value, int64_t* all) {
   sums.at[threadIdx.x] = value;
   __syncthreads();
@@ -146,7 +146,8 @@ __device__ int64_t sum_before(Sums& sums, int64_t value, int64_t* all) {
   return before;
 }
 
-// A block takes one group: the bucket of the last one to be pruned. Leaves the buckets empty.
+// Each block takes one group: it finds the bucket of the last element to be pruned, and empties the
+// buckets.
 __global__ void __launch_bounds__(kThreads)
     take_bucket_kernel(SelectGroup* groups, int64_t* buckets) {
   BITPARE_SHARED(Sums, sums);
@@ -166,7 +167,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int b = 0; b < kRun; ++b) mine[b] = 0;
 }
 
-// Bits that are pruned by their score, and those of the threshold itself.
+// below: the bits that are pruned by their score; equal: those of the threshold itself.
 struct Verdict {
   uint32_t below, equal;
 };
@@ -200,8 +201,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block for a group: of the ties, the first ones are pruned; each part learns how many of its
-// own.
+// Runs as one block for a group. Prunes the first ties: tells each part how many of its own.
 __global__ void __launch_bounds__(kThreads)
     share_ties_kernel(const SelectGroup* group, int64_t* ties, int64_t parts) {
   BITPARE_SHARED(Sums, sums);
@@ -209,8 +209,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t tile = 0; tile < parts; tile += kThreads) {
     int64_t part = tile + static_cast<int64_t>(threadIdx.x), total = 0;
     int64_t mine = part < parts ? ties[part] : 0;
-    int64_t room = left - sum_before(sums, mine, &total);
-    if (part < parts) ties[part] = room <= 0 ? 0 : room < mine ? room : mine;
+    int64_t share = left - sum_before(sums, mine, &total);
+    if (part < parts) ties[part] = share <= 0 ? 0 : share < mine ? share : mine;
     left -= total;
     if (left < 0) left = 0;
   }
@@ -225,10 +225,10 @@ __global__ void __launch_bounds__(kThreads)
   Eight e = eight_of(s, run);
   Verdict v = verdict_of<T>(s, e, g);
   int64_t total = 0;
-  int64_t room = ties[s.first_part + static_cast<int64_t>(blockIdx.x) - s.first_block] -
-                 sum_before(sums, ones(v.equal), &total);
+  int64_t ties_left = ties[s.first_part + static_cast<int64_t>(blockIdx.x) - s.first_block] -
+                      sum_before(sums, ones(v.equal), &total);
   uint32_t pruned = v.below | (g.from_masked ? 0 : e.masked);
-  for (uint32_t equal = v.equal; equal && room > 0; equal &= equal - 1, --room) {
+  for (uint32_t equal = v.equal; equal && ties_left > 0; equal &= equal - 1, --ties_left) {
     pruned |= equal & (0u - equal);
   }
   if (e.first >= (s.n + 63) / 64 * 64) return;
@@ -296,8 +296,9 @@ __global__ void __launch_bounds__(kThreads) select_n_of_m_kernel(SelectNOfM args
 
 }  // namespace
 
-// Scores in once for each window, once for ties, and once for the mask; the same again for those
-// that stay whatever their score, where there are any and a group has several tensors.
+// Reads the scores once for each window, once for the ties, and once for the mask; and all that
+// again for the elements that stay whatever their score, if there are any and a group has several
+// tensors.
 void select_mask(const SelectMask& args, const OnCuda& cuda) {
   if (args.size == 0) return;
   bool any_stays = false, alone = true;

@@ -17,7 +17,7 @@ struct Shrunk {
 
 }  // namespace
 
-// x in, y and one bit out. A thread's eight bits are one byte.
+// Reads x, and writes y and one bit. A thread's eight bits are one byte.
 void soft_threshold(const SoftThreshold& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     map(cuda, Quantizer{}, args.n, Shrunk{args.threshold}, static_cast<T*>(args.y), args.inside,

@@ -15,7 +15,7 @@ struct Masked {
 
 }  // namespace
 
-// dy and one bit in, dx out. A thread's eight bits are one byte.
+// Reads dy and one bit, and writes dx. A thread's eight bits are one byte.
 void straight_through(const StraightThrough& args, const OnCuda& cuda) {
   with_type(args.dtype, [&]<class T>(T*) {
     map(cuda, Quantizer{}, args.n, Masked{args.inside}, static_cast<T*>(args.dx), nullptr,

@@ -4,7 +4,7 @@
 namespace bitpare {
 namespace {
 
-// A thread takes eight neighbours: the weight and its state in and out.
+// Each thread takes eight neighbours, and updates the weight and its state in place.
 template <class T>
 __global__ void __launch_bounds__(kThreads) track_kernel(TrackOscillations args) {
   int64_t first = blockIdx.x * kPerBlock + static_cast<int64_t>(threadIdx.x) * kPerThread;

@@ -13,30 +13,30 @@ struct Chunk {
 };
 static_assert(sizeof(Chunk) <= 4096);
 
-struct Found {
-  bool any, broken;
+struct PendingSeen {
+  bool range, broken;
 };
 
 // A block takes one quantizer; its threads look at all that is pending before one of them writes.
 __global__ void __launch_bounds__(kThreads) update_ranges_kernel(Chunk chunk) {
-  BITPARE_SHARED(Found, found);
+  BITPARE_SHARED(PendingSeen, seen);
   const QuantizerState& s = chunk.states[blockIdx.x];
-  if (threadIdx.x == 0) found = {false, false};
+  if (threadIdx.x == 0) seen = {false, false};
   __syncthreads();
   for (int64_t j = threadIdx.x; j < s.n; j += kThreads) {
     math::Pending p = math::pending_of(s.pending[j], s.pending[s.n + j]);
-    if (p == math::Pending::range) found.any = true;
-    if (p == math::Pending::broken) found.broken = true;
+    if (p == math::Pending::range) seen.range = true;
+    if (p == math::Pending::broken) seen.broken = true;
   }
   int64_t merges = s.count[0];
   __syncthreads();
-  bool merge = found.any && !found.broken;
+  bool merge = seen.range && !seen.broken;
   for (int64_t j = threadIdx.x; j < s.n; j += kThreads) {
     math::update_scale(s, chunk.rule, j, merge, merges);
   }
   if (threadIdx.x != 0) return;
   s.count[0] += merge;
-  s.count[1] += found.broken;
+  s.count[1] += seen.broken;
 }
 
 }  // namespace

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from bitpare.deploy.convert import VERSION, input_entry, output_entry
+from bitpare.deploy.assemble import VERSION, input_entry, output_entry
+from bitpare.deploy.attention import IntegerAttention
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
-from bitpare.deploy.islands import IntegerAttention
 from bitpare.deploy.items import Item, before_flattening
 from bitpare.deploy.numbers import Codes, codes_of
 from bitpare.deploy.traced import Traced

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from bitpare.deploy.meaning import Activation
 from bitpare.deploy.numbers import Codes
-from bitpare.deploy.refused import Refused
+from bitpare.errors import Unsupported
 from bitpare.nn.quantizer import Quantizer
 
 NOTHING = Activation()
@@ -38,7 +38,7 @@ class Layout:
         elif b._rows is None or b._rows == a._rows:
             b._same = a
         else:
-            raise Refused("it is read as an image here, as rows there")
+            raise Unsupported("it is read as an image here, as rows there")
 
 
 @dataclasses.dataclass

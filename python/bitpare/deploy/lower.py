@@ -33,14 +33,12 @@ from bitpare.deploy.numbers import (
     no_integers,
 )
 from bitpare.deploy.products import Products
-from bitpare.deploy.refused import Refused
 from bitpare.deploy.run_time import dynamic_fields
 from bitpare.deploy.values import rank_of
+from bitpare.errors import Unsupported
 from bitpare.nn import layers
 from bitpare.nn.learned import DynamicQuantizer
 from bitpare.nn.quantizer import Quantizer
-
-_CONVERSIONS = ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path")
 
 
 class Lowering(Products):
@@ -60,7 +58,7 @@ class Lowering(Products):
     def floating(self) -> list[tuple[str, str]]:
         found = []
         for node, meaning in self.meanings.items():
-            weighted = isinstance(meaning.module, layers.WEIGHTED)
+            weighted = isinstance(meaning.module, layers.QuantizedLayer)
             item = self.items.get(node)
             in_float = item is None or item.raw
             if weighted and in_float and node not in self.inside:
@@ -86,7 +84,7 @@ class Lowering(Products):
             return
         try:
             self._make(node, self.expression(node), codes)
-        except Refused as refused:
+        except Unsupported as refused:
             self.reasons[node] = str(refused)
 
     def _moved(self, node: fx.Node, meaning: Meaning) -> None:
@@ -112,7 +110,7 @@ class Lowering(Products):
             elif len(shape) == 4:
                 self.require(before, False)
                 made.flattened = tuple(shape[1:])
-        except Refused as refused:
+        except Unsupported as refused:
             self.reasons[node] = str(refused)
             return
         self.items[node] = made
@@ -130,7 +128,7 @@ class Lowering(Products):
         core = found.core and self.meanings[found.core].core
         try:
             if activation.table is not None:
-                raise Refused("its activation is computed in float")
+                raise Unsupported("its activation is computed in float")
             if core == CONV:
                 assert found.core is not None
                 item.before = self._conv(found.core, found.norm, None, None)
@@ -140,9 +138,9 @@ class Lowering(Products):
                 item.inputs = [found.source]
                 self.alike(node, found.source)
             else:
-                raise Refused("it is computed in float")
+                raise Unsupported("it is computed in float")
             self.inside.update(found.inside)
-        except Refused as refused:
+        except Unsupported as refused:
             item.inputs, item.raw, item.before = [node], True, None
             item.fields = dynamic_fields(q, NOTHING)
             self.reasons[node] = str(refused)
@@ -155,7 +153,7 @@ class Lowering(Products):
         if found.core is None:
             self._of_source(node, found, codes, activation)
         elif activation.table is not None:
-            raise Refused("its activation is not of a quantized value")
+            raise Unsupported("its activation is not of a quantized value")
         else:
             clamped = codes.clamped(activation.low, activation.high)
             self._of_core(node, found, codes, clamped)
@@ -170,14 +168,14 @@ class Lowering(Products):
         entering, clamped = self.grid(source), codes.clamped(activation.low, activation.high)
         if entering is None:
             if found.norm is not None or activation.table is not None:
-                raise Refused("its input is not quantized")
+                raise Unsupported("its input is not quantized")
             self.alike(node, source)
             self.items[node] = Item(node.name, [], clamped, source=source)
             return
         self._check_whole(source)
         if found.norm is not None:
             if activation.table is not None:
-                raise Refused("its activation is not of a quantized value")
+                raise Unsupported("its activation is not of a quantized value")
             self.require(source, rank_of(source) == 2)
             fields: dict[str, Any] = {"op": "map", "tables": [], "zero": entering.zero}
             fields["range"] = clamped.range
@@ -205,7 +203,7 @@ class Lowering(Products):
             self.alike(node, core)
             return
         if found.norm is not None:
-            raise Refused("its BatchNorm follows no convolution")
+            raise Unsupported("its BatchNorm follows no convolution")
         if meaning.core in (ADD, MUL):
             self.items[node] = self._pair(node, meaning, clamped)
         elif meaning.core in (MEAN_POOL, MAX_POOL):
@@ -213,7 +211,7 @@ class Lowering(Products):
         elif meaning.core == CAT:
             self._concat(node, meaning, codes, clamped)
         else:
-            raise Refused("it has no integer form")
+            raise Unsupported("it has no integer form")
 
     def _pair(self, node: fx.Node, meaning: Meaning, clamped: Codes) -> Item:
         inputs = list(meaning.inputs)
@@ -232,7 +230,7 @@ class Lowering(Products):
             for n in (node, *inputs):
                 self.require(n, False)
         else:
-            raise Refused(f"values of shapes {shapes[0]} and {shapes[1]}")
+            raise Unsupported(f"values of shapes {shapes[0]} and {shapes[1]}")
         product = meaning.core == MUL
         fields = {"op": "pair", "product": product, **pairing(a, b, clamped)}
         return Item(node.name, inputs, clamped, fields)
@@ -240,14 +238,14 @@ class Lowering(Products):
     def _check_batch(self, inputs: list[fx.Node]) -> None:
         """Constants have no batch that would grow with the others'."""
         if any(n not in self.varies for n in inputs):
-            raise Refused("one of its inputs is a constant")
+            raise Unsupported("one of its inputs is a constant")
 
     def _pool(self, node: fx.Node, meaning: Meaning, codes: Codes, clamped: Codes) -> Item:
         source = meaning.inputs[0]
         entering = self._entering(source)
         self.require(source, False)
         if meaning.core == MAX_POOL:
-            raise Refused("its result has a quantizer of its own")
+            raise Unsupported("its result has a quantizer of its own")
         window = dict(meaning.window)
         drops = window.pop("drops", False)
         fields = {
@@ -280,7 +278,7 @@ class Lowering(Products):
                 plain = found is not None and (found.activation or NOTHING).table is None
                 core = found.core if found is not None else None
                 if not plain or core is None or self.meanings[core].core != CONV:
-                    raise Refused("one of its inputs is not quantized")
+                    raise Unsupported("one of its inputs is not quantized")
                 assert found is not None
                 bounds = found.activation or NOTHING
                 clamp = codes.clamped(bounds.low, bounds.high)

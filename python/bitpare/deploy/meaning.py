@@ -2,11 +2,13 @@
 
 import dataclasses
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
 
+from bitpare.graph.ops import Op, op_of
 from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.kinds import TABLE, kind_of
@@ -28,26 +30,25 @@ class Activation:
 
 @dataclasses.dataclass
 class Meaning:
+    """The work of a node on its inputs. before, after: quantizers of its input and result.
+    window: of a pool, as the spec has it."""
+
     core: str
     inputs: list[fx.Node]
     module: Any = None
-    before: Quantizer | None = None  # of the input
+    before: Quantizer | None = None
     activation: Activation | None = None
     after: Quantizer | None = None
     window: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-RELU, RELU6 = Activation(low=0.0), Activation(low=0.0, high=6.0)
+# The activations that quantizers compute, see `nn.quantizer.ACTIVATIONS`.
 _NAMED = {
-    "relu": RELU,
-    "relu6": RELU6,
+    "relu": Activation(low=0.0),
+    "relu6": Activation(low=0.0, high=6.0),
     "hardswish": Activation(table=F.hardswish),
     "hardsigmoid": Activation(table=F.hardsigmoid),
 }
-_SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-# The position of their argument `training`, which is on unless given.
-_RANDOM = {"dropout": 2, "dropout1d": 2, "dropout2d": 2, "dropout3d": 2, "stochastic_depth": 3}
-_FLATTENING = ("flatten", "view", "reshape")
 
 
 def _pair(value: Any) -> list[int]:
@@ -68,18 +69,8 @@ def _adaptive(size: Any) -> dict[str, Any]:
     return {"adaptive": True, "size": [0 if s is None else int(s) for s in _pair(size)]}
 
 
-def _average(m: Any) -> dict[str, Any]:
-    return {
-        "adaptive": False,
-        **_window(m.kernel_size, m.stride, m.padding),
-        "ceil": bool(m.ceil_mode),
-        "count_padding": bool(m.count_include_pad),
-        "divisor": int(m.divisor_override or 0),
-    }
-
-
 def conv_window(layer: Any) -> dict[str, Any] | None:
-    """None where the padding is not one of zeros, given as numbers."""
+    """Return a convolution's window; None if its padding is not one of zeros, given as numbers."""
     if isinstance(layer, nn.Linear):
         return _window(1, 1, 0)
     if layer.padding_mode != "zeros":
@@ -102,128 +93,157 @@ def conv_window(layer: Any) -> dict[str, Any] | None:
     }
 
 
-def _of_module(module: Any, node: fx.Node) -> Meaning:
+# -- a rule for each operation: None where it is computed in float
+
+Rule = Callable[[fx.Node, Op], Meaning | None]
+
+
+def _first(node: fx.Node) -> list[fx.Node]:
     first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node):
-        return Meaning(FLOAT, [])
-    after = module._modules.get("bp_output")
-    made = Meaning(FLOAT, [first], module, after=after)
-    if isinstance(module, Quantizer):
-        other = node.kwargs.get("other")
-        name = node.kwargs.get("activation", "none")
-        made.after = module
-        made.core = VALUE
-        if isinstance(other, fx.Node):
-            made.core, made.inputs = ADD, [first, other]
-        if name != "none":
-            made.activation = _NAMED[str(name)]
-    elif isinstance(module, layers.QConv2d | layers.QLinear):
-        made.core, made.before = CONV, module.bp_input
-    elif isinstance(module, layers.QBatchNorm2d | layers.QBatchNorm1d):
-        made.core = NORM if module.running_mean is not None else FLOAT
-    elif isinstance(module, nn.ReLU | nn.ReLU6 | nn.Hardtanh):
-        made.core, made.activation = VALUE, RELU
-        if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-            made.activation = Activation(low=module.min_val, high=module.max_val)
-    elif isinstance(module, nn.MaxPool2d) and not module.return_indices:
-        window = _window(module.kernel_size, module.stride, module.padding, module.dilation)
-        made.core = MAX_POOL
-        made.window = {"adaptive": False, **window, "ceil": bool(module.ceil_mode)}
-    elif isinstance(module, nn.AdaptiveMaxPool2d) and not module.return_indices:
-        made.core, made.window = MAX_POOL, _adaptive(module.output_size)
-    elif isinstance(module, nn.AvgPool2d):
-        made.core, made.window = MEAN_POOL, _average(module)
-    elif isinstance(module, nn.AdaptiveAvgPool2d):
-        made.core, made.window = MEAN_POOL, _adaptive(module.output_size)
-    elif isinstance(module, _SAME):
-        made.core = VALUE
-    elif isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1:
-        made.core = FLATTEN
-    return made
+    return [first] if isinstance(first, fx.Node) else []
 
 
-def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+def _clamp(node: fx.Node, op: Op) -> Meaning:
+    if op.name == "hardtanh":
+        bounds = Activation(low=float(op["min_val"]), high=float(op["max_val"]))
+    else:
+        bounds = _NAMED[op.name]
+    return Meaning(VALUE, _first(node), activation=bounds)
 
 
-def _of_call(node: fx.Node) -> Meaning:
-    target: Any = node.target
-    name = str(getattr(target, "__name__", target)).rstrip("_")
+def _of_two(node: fx.Node, op: Op) -> Meaning | None:
     inputs = [a for a in node.args[:2] if isinstance(a, fx.Node)]
-    first = inputs[:1]
-    if not first and not (name in ("cat", "concat") and node.args):
-        return Meaning(FLOAT, [])
-    shape = first[0].meta.get("shape") if first else None
-    if name in ("add", "iadd", "mul", "imul"):
-        both = len(inputs) == 2 and all(n.meta.get("float") for n in inputs)
-        if both and not node.kwargs:
-            return Meaning(MUL if "mul" in name else ADD, inputs)
-    elif name in ("cat", "concat", "concatenate"):
-        parts = node.args[0]
-        if isinstance(parts, tuple | list) and all(isinstance(p, fx.Node) for p in parts):
-            dim = _argument(node, 1, "dim", 0)
-            rank = len(parts[0].meta.get("shape") or ())
-            rows = bool(rank) and dim % rank == rank - 1
-            if rows or (rank == 4 and dim % rank == 1):
-                return Meaning(CAT, list(parts), window={"rows": rows})
-    elif name in ("relu", "relu6"):
-        return Meaning(VALUE, first, activation=_NAMED[name])
-    elif name == "hardtanh":
-        low, high = _argument(node, 1, "min_val", -1.0), _argument(node, 2, "max_val", 1.0)
-        return Meaning(VALUE, first, activation=Activation(low=float(low), high=float(high)))
-    elif name in _FLATTENING and shape is not None:
-        made = node.meta.get("shape")
-        if made is not None and len(made) == 2 and made[0] == shape[0] and len(shape) in (2, 4):
-            return Meaning(FLATTEN, first)
-    elif name == "mean" and shape is not None and len(shape) == 4:
-        dims = _argument(node, 1, "dim", None)
-        keep = bool(_argument(node, 2, "keepdim", False))
-        if isinstance(dims, tuple | list) and sorted(d % 4 for d in dims) == [2, 3]:
-            window = _adaptive(1)
-            return Meaning(MEAN_POOL, first, window={**window, "drops": not keep})
-    elif name == "adaptive_avg_pool2d":
-        return Meaning(MEAN_POOL, first, window=_adaptive(_argument(node, 1, "output_size")))
-    elif name == "avg_pool2d":
-        padding = _argument(node, 3, "padding", 0)
-        window = _window(_argument(node, 1, "kernel_size"), _argument(node, 2, "stride"), padding)
-        options = {
-            "ceil": bool(_argument(node, 4, "ceil_mode", False)),
-            "count_padding": bool(_argument(node, 5, "count_include_pad", True)),
-            "divisor": int(_argument(node, 6, "divisor_override") or 0),
-        }
-        return Meaning(MEAN_POOL, first, window={"adaptive": False, **window, **options})
-    elif name == "max_pool2d" and not node.kwargs.get("return_indices", False):
-        window = _window(
-            _argument(node, 1, "kernel_size"),
-            _argument(node, 2, "stride"),
-            _argument(node, 3, "padding", 0),
-            _argument(node, 4, "dilation", 1),
-        )
-        ceil = bool(_argument(node, 5, "ceil_mode", False))
-        return Meaning(MAX_POOL, first, window={"adaptive": False, **window, "ceil": ceil})
-    elif name == "contiguous" or _argument(node, _RANDOM.get(name, 0), "training", True) is False:
-        return Meaning(VALUE, first)
-    return Meaning(FLOAT, [n for n in node.all_input_nodes if n.meta.get("float")])
+    both = len(inputs) == 2 and all(n.meta.get("float") for n in inputs)
+    return Meaning(MUL if op.name == "mul" else ADD, inputs) if both and not node.kwargs else None
+
+
+def _concat(node: fx.Node, op: Op) -> Meaning | None:
+    parts = op.arguments.get("tensors")
+    if not isinstance(parts, tuple | list) or not all(isinstance(p, fx.Node) for p in parts):
+        return None
+    rank = len(parts[0].meta.get("shape") or ())
+    rows = bool(rank) and op["dim"] % rank == rank - 1
+    if not rows and not (rank == 4 and op["dim"] % rank == 1):
+        return None
+    return Meaning(CAT, list(parts), window={"rows": rows})
+
+
+def _max_pool(node: fx.Node, op: Op) -> Meaning | None:
+    if op["return_indices"]:
+        return None
+    window = _window(op["kernel_size"], op["stride"], op["padding"], op["dilation"])
+    shown = {"adaptive": False, **window, "ceil": bool(op["ceil_mode"])}
+    return Meaning(MAX_POOL, _first(node), window=shown)
+
+
+def _adaptive_pool(node: fx.Node, op: Op) -> Meaning | None:
+    if op.arguments.get("return_indices"):
+        return None
+    core = MAX_POOL if "max" in op.name else MEAN_POOL
+    return Meaning(core, _first(node), window=_adaptive(op["output_size"]))
+
+
+def _mean_pool(node: fx.Node, op: Op) -> Meaning:
+    window = {
+        "adaptive": False,
+        **_window(op["kernel_size"], op["stride"], op["padding"]),
+        "ceil": bool(op["ceil_mode"]),
+        "count_padding": bool(op["count_include_pad"]),
+        "divisor": int(op["divisor_override"] or 0),
+    }
+    return Meaning(MEAN_POOL, _first(node), window=window)
+
+
+def _mean(node: fx.Node, op: Op) -> Meaning | None:
+    """A mean over height and width is a pool."""
+    first, dims = _first(node), op["dim"]
+    image = first and len(first[0].meta.get("shape") or ()) == 4
+    if not image or not isinstance(dims, tuple | list) or sorted(d % 4 for d in dims) != [2, 3]:
+        return None
+    return Meaning(MEAN_POOL, first, window={**_adaptive(1), "drops": not op["keepdim"]})
+
+
+def _flatten(node: fx.Node, op: Op) -> Meaning | None:
+    first, after = _first(node), node.meta.get("shape")
+    before = first[0].meta.get("shape") if first else None
+    if before is None or after is None:
+        return None
+    flat = len(after) == 2 and after[0] == before[0] and len(before) in (2, 4)
+    return Meaning(FLATTEN, first) if flat else None
+
+
+def _same(node: fx.Node, op: Op) -> Meaning:
+    return Meaning(VALUE, _first(node))
+
+
+def _dropped(node: fx.Node, op: Op) -> Meaning | None:
+    return Meaning(VALUE, _first(node)) if op.arguments.get("training") is False else None
+
+
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth")
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("relu", "relu6", "hardtanh"), _clamp),
+    **dict.fromkeys(("add", "mul"), _of_two),
+    **dict.fromkeys(("flatten", "view", "reshape"), _flatten),
+    **dict.fromkeys(("identity", "contiguous"), _same),
+    **dict.fromkeys(_DROPOUTS, _dropped),
+    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
+    "cat": _concat,
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _mean_pool,
+    "mean": _mean,
+}
+
+
+# -- nodes
 
 
 def meaning_of(root: nn.Module, node: fx.Node) -> Meaning:
     """Return the meaning of a node of a flat trace in eval."""
     if node.op not in ("call_module", "call_function", "call_method"):
         return Meaning(FLOAT, [])
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        made = _of_module(module, node)
-    else:
-        module, made = None, _of_call(node)
+    op = op_of(root, node)
+    made = _of_layer(node, op)
+    if made is None and op.name in RULES:
+        made = RULES[op.name](node, op)
+    if made is None:
+        made = Meaning(FLOAT, [n for n in node.all_input_nodes if n.meta.get("float")])
+    if op.module is not None:
+        if not _first(node):
+            return Meaning(FLOAT, [])
+        made.module, made.after = op.module, made.after or _output_of(op.module)
     if made.core == FLOAT and len(made.inputs) == 1 and kind_of(root, node).kind == TABLE:
-        made.core, made.activation = VALUE, Activation(table=table_of(module, node))
+        made.core, made.activation = VALUE, Activation(table=table_of(op.module, node))
     if node.target is operator.getitem:
         made.core = FLOAT
     return made
 
 
+def _output_of(module: nn.Module) -> Any:
+    return module._modules.get("bp_output")
+
+
+def _of_layer(node: fx.Node, op: Op) -> Meaning | None:
+    """Return the meaning of a call of a quantizer or quantized layer, or None."""
+    inputs, module = _first(node), op.module
+    if isinstance(module, Quantizer):
+        other, name = node.kwargs.get("other"), str(node.kwargs.get("activation", "none"))
+        adds = isinstance(other, fx.Node)
+        return Meaning(
+            ADD if adds else VALUE,
+            [*inputs, other] if adds else inputs,  # type: ignore[list-item]
+            activation=None if name == "none" else _NAMED[name],
+            after=module,
+        )
+    if isinstance(module, layers.QuantizedLayer) and op.name in ("conv2d", "linear"):
+        return Meaning(CONV, inputs, before=module.bp_input)
+    if isinstance(module, layers.QBatchNorm2d | layers.QBatchNorm1d):
+        return Meaning(NORM if module.running_mean is not None else FLOAT, inputs)
+    return None
+
+
 def table_of(module: Any, node: fx.Node) -> Any:
-    """The function of one value that a node computes, without quantizers."""
+    """Return the function of one value that a node computes, without quantizers."""
     if module is not None:
         base = getattr(type(module), "_bitpare_source", (type(module), ""))[0]
         return lambda x: base.forward(module, x)

@@ -6,13 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitpare.deploy.refused import Refused
-from bitpare.nn.learned import BinaryQuantizer, DorefaQuantizer, LearnedQuantizer
+from bitpare.errors import Unsupported
 from bitpare.nn.quantizer import Quantizer
-from bitpare.nn.ranges import RangeQuantizer
 from bitpare.nn.weights import is_sharded
+from bitpare.spec.grid import LEAST_SCALE
 
-LEAST_SCALE = 2.0**-40
 SIGNED = 128  # codes are bytes: a signed grid is moved up by this
 
 
@@ -76,12 +74,7 @@ def no_codes(q: Quantizer) -> str | None:
         return reason
     if q.spec.dynamic:
         return "dynamic ranges"
-    if isinstance(q, BinaryQuantizer):
-        return "binary activations"
-    scale = q.scale
-    if not isinstance(scale, Tensor) or scale.numel() != 1:
-        return "activations with several scales"
-    return None
+    return q.no_codes()
 
 
 def codes_of(q: Quantizer) -> Codes | None:
@@ -91,17 +84,9 @@ def codes_of(q: Quantizer) -> Codes | None:
     q._require_calibrated()
     held: Any = q
     scale = held.scale.detach().float().clamp(min=LEAST_SCALE).reshape(())
-    zero = 0
-    if isinstance(q, LearnedQuantizer) and held.offset is not None:
-        learned = (q.grid.quant_min - held.offset / held.scale).reshape(())
-        zero = int(torch.round(learned.clamp(q.grid.quant_min, q.grid.quant_max)))
-    elif isinstance(q, RangeQuantizer) and held.zero_point is not None:
-        zero = int(held.zero_point.reshape(()))
-    up = SIGNED if q.grid.quant_min < 0 else 0
-    low, high = q.grid.quant_min + up, q.grid.quant_max + up
-    if isinstance(q, DorefaQuantizer):
-        low, high = 0, 2**q.bits - 1
-    return Codes(float(scale), zero + up, low, high)
+    low, high = q.limits
+    up = SIGNED if low < 0 else 0
+    return Codes(float(scale), q.zero_code() + up, low + up, high + up)
 
 
 @dataclasses.dataclass
@@ -123,39 +108,31 @@ def integer_quantizer(layer: Any) -> Quantizer:
     """The quantizer of a layer's weight, if it makes integers."""
     q: Quantizer | None = layer.bp_weight
     if q is None:
-        raise Refused("its weight is in float")
+        raise Unsupported("its weight is in float")
     if q.bypass or not q.quantizing:
-        raise Refused("its weight's quantizer is switched off")
+        raise Unsupported("its weight's quantizer is switched off")
     if q.spec.is_float:
-        raise Refused("its weight is in a floating-point format")
+        raise Unsupported("its weight is in a floating-point format")
     if is_sharded(layer.weight):
-        raise Refused("its weight is sharded")
+        raise Unsupported("its weight is sharded")
     return q
 
 
 def weight_codes(layer: Any) -> WeightCodes:
-    """The integers of a layer's weight. Raises Refused where there are none."""
+    """The integers of a layer's weight. Raises Unsupported where there are none."""
     q = integer_quantizer(layer)
     if q.grid.group is not None or q.grid.axis not in (None, 0):
-        raise Refused("its weight's scales do not belong to outputs")
+        raise Unsupported("its weight's scales do not belong to outputs")
     with torch.no_grad():
         value = layer.quantized_weight().detach().float()
-        outputs = value.shape[0]
-        if isinstance(q, DorefaQuantizer):
-            scale = torch.full((outputs,), 1.0 / (2**q.bits - 1), device=value.device)
-        elif isinstance(q, BinaryQuantizer):
-            scale = value.abs().flatten(1).amax(1)
-        elif isinstance(q, RangeQuantizer | LearnedQuantizer):
-            scale = q.scale.detach().float().clamp(min=LEAST_SCALE).reshape(-1).expand(outputs)
-        else:
-            raise Refused(f"weights of a {type(q).__name__}")
+        scale = q.output_scales(value)
         scale = torch.where(scale == 0, 1.0, scale)
         shape = (-1, *[1] * (value.dim() - 1))
         codes = torch.round(value / scale.view(shape))
         if bool((codes.abs() > 128).any()) or bool((codes == 128).any()):
-            raise Refused(f"weights of {q.integer_form()} leave 8 bits")
+            raise Unsupported(f"weights of {q.integer_form()} leave 8 bits")
         if not torch.equal(codes * scale.view(shape), value):
-            raise Refused(f"weights of {q.integer_form()} have no integer form")
+            raise Unsupported(f"weights of {q.integer_form()} have no integer form")
     return WeightCodes(codes.long(), scale.double())
 
 
@@ -171,7 +148,7 @@ def norm_of(
         factor, shift = affine_of(bn)
         offset = offset * factor + shift
     if not bool(torch.isfinite(factor).all() and torch.isfinite(offset).all()):
-        raise Refused("its BatchNorm or bias is not finite")
+        raise Unsupported("its BatchNorm or bias is not finite")
     return factor, offset
 
 
@@ -205,7 +182,7 @@ def conv_numbers(
     bias = torch.round(offset / (unit.double() * sign))
     extent = codes.abs().flatten(1).sum(1) * 255 + bias.abs()
     if bool((extent >= 2.0**31 - 1).any()):
-        raise Refused("its sums could leave 32 bits")
+        raise Unsupported("its sums could leave 32 bits")
     multiplier = unit if leaving is None else unit / torch.tensor(leaving.scale)
     return {
         "weight": codes.to(torch.int8),

@@ -7,9 +7,9 @@ from torch import fx, nn
 from bitpare.deploy.items import NOTHING, Expression, Item
 from bitpare.deploy.meaning import CONV, NORM, VALUE, Activation, conv_window
 from bitpare.deploy.numbers import Codes, conv_numbers, weight_codes
-from bitpare.deploy.refused import Refused
 from bitpare.deploy.run_time import dynamic_numbers, linear_numbers
 from bitpare.deploy.values import Values
+from bitpare.errors import Unsupported
 
 
 class Products(Values):
@@ -29,7 +29,7 @@ class Products(Values):
         source = meaning.inputs[0]
         linear = isinstance(layer, nn.Linear)
         if meaning.before is not None:
-            raise Refused("it quantizes its input itself")
+            raise Unsupported("it quantizes its input itself")
         fields: dict[str, Any] = {"linear": linear, "bounds": [activation.low, activation.high]}
         entering, found = self.grid(source), self.found(source)
         if linear and codes is None and norm is None and not self._multiplies_codes(layer, source):
@@ -40,17 +40,17 @@ class Products(Values):
             return Item(str(core.target), [source], None, fields, numbers)
         window = conv_window(layer)
         if window is None:
-            raise Refused(f"padding of mode '{layer.padding_mode}'")
+            raise Unsupported(f"padding of mode '{layer.padding_mode}'")
         if found is not None:
             if codes is not None:
-                raise Refused("its input has dynamic ranges, its result has not")
+                raise Unsupported("its input has dynamic ranges, its result has not")
             tensors = dynamic_numbers(layer, norm)
             fields["dynamic"] = True
         elif entering is not None:
             tensors = conv_numbers(layer, norm, entering, codes)
             fields["zero"] = entering.zero
         else:
-            raise Refused("its input is not quantized")
+            raise Unsupported("its input is not quantized")
         flattened = self._flattened(source)
         if linear:
             channels, *size = flattened or (layer.in_features, 1, 1)
@@ -71,7 +71,7 @@ class Products(Values):
             return False
         try:
             weight_codes(layer)
-        except Refused:
+        except Unsupported:
             return False
         return True
 
@@ -82,10 +82,10 @@ class Products(Values):
         assert found.core is not None
         try:
             return self._conv(found.core, found.norm, codes, clamped)
-        except Refused as refused:
+        except Unsupported as refused:
             try:
                 before = self._conv(found.core, found.norm, None, None)
-            except Refused:
+            except Unsupported:
                 raise refused from None
         fields = {"op": "quantize", "scale": codes.scale, "range": clamped.range}
         return Item(node.name, before.inputs, clamped, fields, before=before)
@@ -114,7 +114,7 @@ class Products(Values):
                 chain, norm = [node], None  # the rest stays as it is
                 made = self._conv(node, None, None, None)
             self.alike(node, chain[-1])
-        except Refused as refused:
+        except Unsupported as refused:
             self.reasons[node] = str(refused)
             return
         self.items[chain[-1]] = made
@@ -131,14 +131,14 @@ class Products(Values):
     def _entering(self, node: fx.Node) -> Codes:
         codes = self.grid(node)
         if codes is None:
-            raise Refused("its input is not quantized")
+            raise Unsupported("its input is not quantized")
         return codes
 
     def _check_whole(self, node: fx.Node) -> None:
         """Flattened images are read by linear layers alone."""
         flattened = self._flattened(node)
         if flattened is not None and flattened[1:] != (1, 1):
-            raise Refused("it reads a flattened image")
+            raise Unsupported("it reads a flattened image")
 
     def _flattened(self, node: fx.Node) -> tuple[int, int, int] | None:
         item = self.items.get(node)

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from bitpare.deploy.meaning import Activation
 from bitpare.deploy.numbers import (
-    LEAST_SCALE,
     integer_quantizer,
     no_codes,
     no_integers,
     norm_of,
     weight_codes,
 )
-from bitpare.deploy.refused import Refused
+from bitpare.errors import Unsupported
 from bitpare.nn.learned import DynamicQuantizer, LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer
+from bitpare.spec.grid import LEAST_SCALE
 
 
 def no_form(q: Quantizer) -> str | None:
@@ -46,7 +46,7 @@ def dynamic_numbers(layer: Any, bn: nn.Module | None) -> dict[str, Tensor]:
     codes = weight_codes(layer)
     factor, offset = norm_of(layer, bn, codes.codes.shape[0], codes.codes.device)
     if bool((codes.codes.abs().flatten(1).sum(1) * 510 >= 2**31).any()):
-        raise Refused("its sums could leave 32 bits")
+        raise Unsupported("its sums could leave 32 bits")
     return {
         "weight": codes.codes.to(torch.int8),
         "multiplier": (codes.scale * factor).float(),
@@ -77,7 +77,7 @@ def linear_numbers(layer: Any) -> dict[str, Any]:
 
 def _grouped(layer: Any, q: Any, outputs: int, groups: int) -> tuple[Tensor, Tensor, Tensor | None]:
     if q.bits > 8:
-        raise Refused(f"weights of {q.bits} bits")
+        raise Unsupported(f"weights of {q.bits} bits")
     with torch.no_grad():
         value = layer.quantized_weight().detach().float().view(outputs, groups, -1)
         scale = _by_group(q.scale.detach().float().clamp(min=LEAST_SCALE), outputs, groups)
@@ -90,7 +90,7 @@ def _grouped(layer: Any, q: Any, outputs: int, groups: int) -> tuple[Tensor, Ten
         less = codes if zeros is None else codes - zeros[..., None]
         fits = bool((codes >= -128).all() and (codes <= 127).all())
         if not fits or not torch.equal(less * scale[..., None], value):
-            raise Refused(f"weights of {q.integer_form()} have no integer form")
+            raise Unsupported(f"weights of {q.integer_form()} have no integer form")
     kept = None if zeros is None or not bool(zeros.any()) else zeros.contiguous().to(torch.int8)
     return codes.view(outputs, -1).to(torch.int8), scale.contiguous(), kept
 

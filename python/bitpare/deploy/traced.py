@@ -10,8 +10,9 @@ from torch.utils import _pytree
 
 from bitpare import graph as g
 from bitpare.deploy.lower import Lowering
+from bitpare.models import unwrapped
 from bitpare.nn import layers
-from bitpare.quant.names import find_hub, unwrapped
+from bitpare.nn.hub import find_hub
 
 
 class Traced:
@@ -31,7 +32,7 @@ class Traced:
         with torch.no_grad():
             if "" in islands:
                 self._as_one_call()
-            elif isinstance(root, layers.WEIGHTED):
+            elif isinstance(root, layers.QuantizedLayer):
                 shape = tuple(next(iter(self.arguments.values())).shape)
                 self.root, self.graph, _ = layer_graph(root, shape)
                 self.calls, self.prefix = {}, "layer"

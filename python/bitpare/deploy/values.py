@@ -5,11 +5,16 @@ from torch import fx, nn
 from bitpare.deploy.items import Expression, Item, Layout
 from bitpare.deploy.meaning import CONV, FLATTEN, FLOAT, MAX_POOL, NORM, VALUE, Meaning, meaning_of
 from bitpare.deploy.numbers import Codes, codes_of
-from bitpare.deploy.refused import Refused
+from bitpare.errors import Unsupported
+from bitpare.graph.ops import first_input
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.kinds import SAME, kind_of, same_input
+from bitpare.quant.kinds import SAME, kind_of
 
-_CONVERSIONS = ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path")
+# Operations that hand values on in training or of one type, and change them otherwise.
+_CHANGING = frozenset(
+    ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path", "dropout", "dropout1d",
+     "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth")
+)  # fmt: skip
 
 
 def rank_of(node: fx.Node) -> int:
@@ -25,7 +30,8 @@ class Values:
     ) -> None:
         """known: grids of values that come from elsewhere."""
         self.root, self.graph, self.known = root, graph, known or {}
-        self.meanings: dict[fx.Node, Meaning] = {n: meaning_of(root, n) for n in graph.nodes}
+        self.reasons: dict[fx.Node, str] = {}
+        self.meanings = {node: self._meaning(node) for node in graph.nodes}
         self.varies: set[fx.Node] = set()  # what depends on the model's inputs
         for node in graph.nodes:
             if node.op == "placeholder" or any(n in self.varies for n in node.all_input_nodes):
@@ -34,7 +40,13 @@ class Values:
         self.items: dict[fx.Node, Item] = {}
         self.layouts: dict[fx.Node, Layout] = {}
         self.inside: set[fx.Node] = set()
-        self.reasons: dict[fx.Node, str] = {}
+
+    def _meaning(self, node: fx.Node) -> Meaning:
+        try:
+            return meaning_of(self.root, node)
+        except Unsupported as error:
+            self.reasons[node] = str(error)
+            return Meaning(FLOAT, list(node.all_input_nodes))
 
     def reads(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose values a node, or what it became, is made of."""
@@ -56,7 +68,7 @@ class Values:
 
     def require(self, node: fx.Node, rows: bool) -> None:
         if not rows and rank_of(node) != 4:
-            raise Refused(f"a value of shape {node.meta.get('shape')}")
+            raise Unsupported(f"a value of shape {node.meta.get('shape')}")
         self.layout(node).join(Layout(rows))
 
     def alike(self, first: fx.Node, *others: fx.Node) -> None:
@@ -79,7 +91,7 @@ class Values:
         )
         if moved:
             return self.grid(meaning.inputs[0])
-        before = same_input(node) if self._moves(node) else None
+        before = first_input(node) if self._moves(node) else None
         return self.grid(before) if before is not None else None
 
     def found(self, node: fx.Node) -> Quantizer | None:
@@ -89,9 +101,8 @@ class Values:
     def _moves(self, node: fx.Node) -> bool:
         """Return whether a node in float hands on values of one tensor, as they are."""
         floats = [n for n in node.all_input_nodes if n.meta.get("float")]
-        name = str(getattr(node.target, "__name__", node.target))
-        moves = kind_of(self.root, node).kind == SAME and name not in _CONVERSIONS
-        return moves and len(floats) <= 1 and not name.startswith(("dropout", "stochastic"))
+        kind = kind_of(self.root, node)
+        return kind.kind == SAME and kind.op.name not in _CHANGING and len(floats) <= 1
 
     def open(self, node: fx.Node) -> Expression | None:
         """The expression of a value that nothing else reads and that is on no grid."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from bitpare.batches import Data, Forward
 from bitpare.deploy.checks import LayerRow, all_checks, decibels, values_of
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
 from bitpare.deploy.traced import Traced, prepared_trace
 from bitpare.errors import Differs
-from bitpare.quant.batches import first_of
-from bitpare.quant.names import find_hub, unwrapped
-from bitpare.report.placement import table
+from bitpare.models import unwrapped
+from bitpare.text import table
 
 
 @dataclasses.dataclass
@@ -64,19 +64,32 @@ class Verification:
 def verify(
     model: nn.Module,
     integer: nn.Module,
-    batches: Iterable[Any],
+    data: Iterable[Any],
     *,
+    batches: int | None = None,
+    forward: Forward | None = None,
     max_lsb: float = 1.0,
     max_differing: float = 0.05,
     min_agreement: float = 0.99,
 ) -> Verification:
-    """Compares a converted model with the prepared one in eval, operation by operation and whole.
+    """Compare a converted model with the prepared one in eval, operation by operation and whole.
 
     Each operation is given the integers that the prepared model has there, so that a difference is
-    its own: one unit, where a value lies between two codes but for the rounding of floats. Past a
-    bound it raises `Differs`, with the table; ``math.inf`` takes a bound away. Without any sample
-    it raises ValueError.
+    its own: one unit, where a value lies between two codes but for the rounding of floats.
+
+    Args:
+        model: the prepared model.
+        integer: what `convert` made of it.
+        data, batches, forward: see `calibrate`.
+        max_lsb: the most that an operation's result may be off, in units of its codes.
+        max_differing: the largest share of an operation's elements that may be off at all.
+        min_agreement: the least share of samples whose largest output is the same.
+
+    Raises:
+        Differs: a bound is exceeded; the message holds the table. ``math.inf`` lifts a bound.
+        ValueError: the data hold no sample.
     """
+    source = Data("verify", data, batches=batches, forward=forward)
     model = unwrapped(model)
     if not isinstance(integer, IntegerModel):
         raise TypeError(
@@ -85,26 +98,37 @@ def verify(
     traced = prepared_trace(model, "verify")
     checks = all_checks(traced, integer)
     found = Verification([], _zeros(traced, integer))
-    device = find_hub(model, "verify").device_of(model)
     was_training = model.training
     model.eval()
     seen = False
+    given: list[Any] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(_pytree.tree_map(_copied, (args, kwargs))),
+        with_kwargs=True,
+    )
     try:
         with torch.no_grad():
-            for batch in batches:
-                x = first_of(batch).to(device)
-                seen = seen or x.numel() > 0
-                _compare_outputs(model(x), integer(x), found)
-                values = values_of(traced, x)
-                for check in checks:
-                    check.run(values)
+            for batch in source:
+                given.clear()
+                _compare_outputs(source.call(model, batch), source.call(integer, batch), found)
+                for call in given:
+                    leaves = _pytree.tree_leaves(call)
+                    seen = seen or any(isinstance(v, Tensor) and v.numel() for v in leaves)
+                    values = values_of(traced, call)
+                    for check in checks:
+                        check.run(values)
     finally:
+        hook.remove()
         model.train(was_training)
     if not seen:
-        raise ValueError("verify: the batches hold no sample, so nothing was compared")
+        raise ValueError("verify: the data hold no sample, so nothing was compared")
     found.rows = [row for check in checks for row in check.rows]
     _raise_past(found, max_lsb, max_differing, min_agreement)
     return found
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _raise_past(

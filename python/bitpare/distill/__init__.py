@@ -14,7 +14,7 @@ from bitpare.distill.losses import (
     Sum,
     TopLogits,
 )
-from bitpare.distill.schedule import Ramp
+from bitpare.distill.ramp import Ramp
 from bitpare.distill.student import shrink_student
 
 __all__ = [

@@ -12,10 +12,10 @@ from bitpare import graph as g
 from bitpare.distill.cache import TeacherCache
 from bitpare.distill.hints import LayerLoss
 from bitpare.distill.losses import Loss, SoftTarget, set_step
-from bitpare.distill.schedule import is_scheduled
+from bitpare.distill.ramp import is_scheduled
 from bitpare.distill.taps import Taps, is_compiled, joined
-from bitpare.quant.names import unwrapped
-from bitpare.steps import StepCounter, check_owned
+from bitpare.models import unwrapped
+from bitpare.steps import Attached, StepCounter
 
 
 class _Teacher:
@@ -26,7 +26,7 @@ class _Teacher:
         self.taps = Taps(unwrapped(model), layers, owner)
 
 
-class Distiller(nn.Module):
+class Distiller(Attached, nn.Module):
     """Runs student and teacher, and returns the loss.
 
     student, teacher: any modules of the same inputs; teacher may be a list, whose losses are
@@ -54,8 +54,8 @@ class Distiller(nn.Module):
         teacher: nn.Module | Sequence[nn.Module] | None,
         loss: Loss | Callable[[Any, Any, Any], Tensor] | None = None,
         hints: Sequence[LayerLoss] = (),
-        example_inputs: Any = None,
         *,
+        example_inputs: tuple[Any, ...] | Tensor | None = None,
         teacher_weights: Sequence[float] | None = None,
         logits: Callable[[Any], Any] | None = None,
         teacher_dtype: torch.dtype | None = None,
@@ -68,6 +68,7 @@ class Distiller(nn.Module):
         )
         self._check(student, teachers, hints, example_inputs, microbatch, cache)
         self.student = student
+        self.counter = StepCounter([], _nothing)
         self.loss = SoftTarget() if loss is None else loss
         self.hints = nn.ModuleList(hints)
         self.logits, self.teacher_dtype, self.microbatch = logits, teacher_dtype, microbatch
@@ -86,9 +87,8 @@ class Distiller(nn.Module):
             if hints:
                 self._build_hints(example_inputs)
         except Exception:
-            self.release()
+            self.detach()
             raise
-        self.counter = StepCounter([], _nothing)
         # A compiled graph would be made anew for each step that it reads.
         self._scheduled = any(
             is_scheduled(m) for part in (self.loss, self.hints) for m in _modules_of(part)
@@ -275,20 +275,8 @@ class Distiller(nn.Module):
                 teacher.model.to(self.teacher_dtype)
         return self
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> "Distiller":
-        """Counts applied steps, for numbers that are scheduled; returns the Distiller."""
-        check_owned(optimizer, self, "Distiller")
-        self.counter.attach(optimizer)
+    def _followed(self) -> nn.Module:
         return self
-
-    def step(self) -> None:
-        """Says that one optimizer step was applied; not needed after ``attach``."""
-        self.counter.step()
-
-    @property
-    def step_count(self) -> int:
-        """How many optimizer steps were applied, on which scheduled numbers depend."""
-        return self.counter.count()
 
     def get_extra_state(self) -> dict[str, int]:
         return {"step": self.counter.count()}
@@ -296,8 +284,9 @@ class Distiller(nn.Module):
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.counter.reset(int(state["step"]))
 
-    def release(self) -> nn.Module:
-        """Takes the hooks off; returns the student."""
+    def detach(self) -> nn.Module:
+        """Take the hooks off student, teachers and optimizer, and return the student."""
+        self.counter.detach()
         self._taps.release()
         for teacher in getattr(self, "_teachers", []):
             teacher.taps.release()

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitpare import functional as bpf
-from bitpare.distill.schedule import Scheduled, value_at
+from bitpare.distill.ramp import Scheduled, value_at
 
 
 class LayerLoss(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitpare import functional as bpf
-from bitpare.distill.schedule import Scheduled, value_at
+from bitpare.distill.ramp import Scheduled, value_at
 
 
 class TopLogits(NamedTuple):

@@ -1,11 +1,12 @@
 """Hooks that record what layers of a model compute."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bitpare.models import near_names, plain_name
 
 
 class Taps:
@@ -18,11 +19,11 @@ class Taps:
         modules = dict(model.named_modules())
         self._handles = []
         for name in dict.fromkeys(names):
-            if name not in modules or name == "":
-                near = difflib.get_close_matches(name, modules, n=3, cutoff=0.3)
-                close = f"; near are {', '.join(near)}" if near else ""
-                raise ValueError(f"Distiller: the {owner} has no layer {name!r}{close}")
-            self._handles.append(modules[name].register_forward_hook(_Tap(self, name)))
+            layer = name if name in modules else plain_name(name)
+            if layer not in modules or layer == "":
+                near = near_names(name, modules)
+                raise ValueError(f"Distiller: the {owner} has no layer {name!r}{near}")
+            self._handles.append(modules[layer].register_forward_hook(_Tap(self, name)))
 
     def take(self) -> dict[str, Tensor]:
         """Return what was computed since the last time."""

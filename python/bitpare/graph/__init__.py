@@ -7,12 +7,14 @@ shows what feeds what. Each call in a flat trace knows its place: the owner and 
 the calls of that owner's forward, which is the same in both traces.
 """
 
+from bitpare.graph.cost import Cost, positions_of
 from bitpare.graph.results import one_of
 from bitpare.graph.state import (
     Call,
     call_with,
     clear_hooks,
     quiet_state,
+    record_both,
     record_calls,
     without_hooks,
 )
@@ -21,6 +23,7 @@ from bitpare.graph.tracer import is_layer, is_owner
 
 __all__ = [
     "Call",
+    "Cost",
     "FlatTrace",
     "OwnerTrace",
     "call_with",
@@ -29,7 +32,9 @@ __all__ = [
     "is_layer",
     "is_owner",
     "one_of",
+    "positions_of",
     "quiet_state",
+    "record_both",
     "record_calls",
     "trace_flat",
     "trace_owner",

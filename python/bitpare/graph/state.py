@@ -83,6 +83,25 @@ def clear_hooks(model: nn.Module) -> None:
             module.__dict__[name].clear()
 
 
+def record_both(model: nn.Module, call: Call, caller: str) -> dict[bool, dict[str, list[Call]]]:
+    """Return the calls of each module, in eval (False) and in training (True).
+
+    Those of eval stand for both if the model does not run in training, as BatchNorm of one value.
+    """
+    try:
+        calls = {False: record_calls(model, call, False)}
+    except Exception as error:  # of the user's code
+        shapes = [tuple(v.shape) if isinstance(v, Tensor) else v for v in call.args]
+        raise ValueError(
+            f"{caller}: the model does not run on example_inputs {shapes}: {error}"
+        ) from error
+    try:
+        calls[True] = record_calls(model, call, True)
+    except Exception:
+        calls[True] = calls[False]
+    return calls
+
+
 def record_calls(model: nn.Module, call: Call, training: bool) -> dict[str, list[Call]]:
     """The calls of each module, by its first name, in one run of a copy of the model."""
     with quiet_state(model):

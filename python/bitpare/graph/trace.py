@@ -1,9 +1,11 @@
 """Traces of one owner, and of all that is below a module."""
 
+import contextlib
 import copy
 import dataclasses
 import random
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +16,22 @@ from bitpare.errors import Unsupported
 from bitpare.graph.entry import ENTRY, Entry, entry_function, make_entry
 from bitpare.graph.state import Call, quiet_state
 from bitpare.graph.tracer import CALLS, FlatTracer, OwnerTracer, Tracer, no_checkpointing
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """Raise `Unsupported` for whatever the code of a forward raises while a graph of it is made."""
+    try:
+        yield
+    except Unsupported:
+        raise
+    except Exception as error:
+        text = str(error).split("\n")[0][:80]
+        if isinstance(error, fx.proxy.TraceError):
+            reason = f"its forward depends on values or sizes of tensors ({text})"
+        else:
+            reason = f"its forward cannot be traced ({type(error).__name__}: {text})"
+        raise Unsupported(reason) from error
 
 
 def _run_tracer(
@@ -36,7 +54,7 @@ def _run_tracer(
         kind.__name__, (kind,), {ENTRY: entry_function(owner, entry, tracer, live)}
     )
     try:
-        with no_checkpointing():
+        with no_checkpointing(), _tracing():
             graph = tracer.trace(owner)
     finally:
         owner.__class__ = kind
@@ -90,14 +108,14 @@ def _numbers_of(owner: nn.Module) -> dict[str, Any]:
 
 def trace_owner(owner: nn.Module, call: Call, results: dict[nn.Module, Any]) -> OwnerTrace:
     """Traces one owner, children as leaves: numbers stay variables where its forward allows."""
-    error: Exception | None = None
+    error: Unsupported | None = None
     for numbers in (True, False):
         entry = make_entry(owner, call, numbers)
         try:
             live = list(_numbers_of(owner)) if numbers else []
             graph = _run_tracer(OwnerTracer(), owner, entry, live, results)
             _try_graph(owner, graph, entry)
-        except Exception as caught:  # whatever a forward does with a proxy
+        except Unsupported as caught:
             error = caught
         else:
             _drop_unused(graph)
@@ -120,7 +138,7 @@ def _try_graph(owner: nn.Module, graph: fx.Graph, entry: Entry) -> None:
     held = dict(owner.__dict__)
     owner.__dict__.update(graph.bitpare_constants)  # type: ignore[attr-defined]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _tracing():
             values = _pytree.tree_map(
                 lambda v: v.clone() if isinstance(v, Tensor) else v, entry.values
             )
@@ -172,4 +190,5 @@ def _note_values(root: nn.Module, trace: FlatTrace) -> None:
         values = _pytree.tree_map(
             lambda v: v.clone() if isinstance(v, Tensor) else v, trace.entry.values
         )
-        _Shapes(probe, graph=trace.graph).run(*values)
+        with _tracing():
+            _Shapes(probe, graph=trace.graph).run(*values)

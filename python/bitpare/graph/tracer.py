@@ -16,11 +16,13 @@ from bitpare.graph.entry import ENTRY
 from bitpare.graph.results import unpacked
 
 CALLS = ("call_function", "call_method", "call_module")
+# Classes of modules that are never looked into, which users register.
+LAYERS: set[type] = set()
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Return whether a module is one of torch.nn's own that computes, and so is never looked
-    into."""
+    """Return whether a module is never looked into: one of torch.nn's own that computes, or of a
+    class that was registered."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer)
     composed = (
         nn.TransformerEncoder,
@@ -28,7 +30,8 @@ def is_layer(module: nn.Module) -> bool:
         nn.TransformerEncoderLayer,
         nn.TransformerDecoderLayer,
     )
-    ours = getattr(type(module), "_bitpare_layer", False)
+    kind = getattr(type(module), "_bitpare_source", (type(module), ""))[0]
+    ours = getattr(type(module), "_bitpare_layer", False) or kind in LAYERS
     inside = type(module).__module__.startswith("torch.nn.")
     return ours or (inside and not isinstance(module, containers + composed))
 

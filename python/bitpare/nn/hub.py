@@ -10,6 +10,7 @@ from torch.utils import _pytree
 
 from bitpare.distributed import world_size
 from bitpare.graph import Call
+from bitpare.models import plans_of, unwrapped
 from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import (
@@ -32,6 +33,8 @@ class Hub:
     def __init__(self, config: dict[str, Any] | None, example: Call) -> None:
         self.config = config
         self.example = _pytree.tree_map(_without_values, (example.args, example.kwargs))
+        # How many plans had changed each part of the model before it was prepared.
+        self.plans_before: dict[str, int] = {}
         self.notes: list[tuple[str, str, bool]] = []
         self.islands: list[str] = []
         self._members: _Members | None = None
@@ -57,6 +60,7 @@ class Hub:
     def attach(self, model: nn.Module) -> None:
         model.register_forward_pre_hook(self.begin)
         model.register_forward_hook(self.end)
+        self.plans_before = {path: len(plans) for path, plans in plans_of(model).items()}
         model.bp_hub = self  # type: ignore[assignment]
         self._members = _Members(model)
 
@@ -75,6 +79,20 @@ class Hub:
     def end(self, model: nn.Module, args: Any, result: Any) -> None:
         if self._members is not None:
             self._members.drop_weights()
+
+
+def hub_of(model: nn.Module) -> Hub | None:
+    """Return the hub of a prepared model, or of the one prepared part of a larger one."""
+    held = (getattr(m, "bp_hub", None) for m in unwrapped(model).modules())
+    return next((hub for hub in held if isinstance(hub, Hub)), None)
+
+
+def find_hub(model: nn.Module, caller: str) -> Hub:
+    """Return the hub of a model, or raise ValueError if the model is not prepared."""
+    hub = hub_of(model)
+    if hub is None:
+        raise ValueError(f"{caller}: the model is not prepared; call bp.prepare first")
+    return hub
 
 
 def _without_values(value: Any) -> Any:

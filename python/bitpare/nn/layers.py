@@ -12,11 +12,16 @@ from bitpare.nn.ranges import RangeQuantizer
 use_weight = torch.ops.bitpare.use_weight.default
 
 
-class _Layer:
-    """The base of quantized layers: quantizers of the weight, and of input and output where the
-    layer itself holds them (else None)."""
+class QuantizedLayer:
+    """The base of quantized layers.
+
+    ``enter``, ``quantized_weight`` and ``leave`` apply the quantizers of input, weight and output,
+    as far as the layer holds them. A subclass for a layer of one's own calls them in its forward;
+    see `bp.extend.quantized_layer`.
+    """
 
     _bitpare_layer = True
+    weight_axis = 0  # the dimension of the weight's output channels
     bp_weight: Quantizer | None
     bp_input: Quantizer | None
     bp_output: Quantizer | None
@@ -25,6 +30,7 @@ class _Layer:
     _modules: dict[str, Any]
 
     def quantized_weight(self) -> Tensor:
+        """Return the weight on its grid."""
         quantizer = self._modules["bp_weight"]
         if quantizer is None:
             return self.weight
@@ -32,19 +38,21 @@ class _Layer:
             return use_weight(self.weight, *quantizer.passing.weight)
         return quantizer(self.weight)
 
-    def _enter(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> Tensor:
+        """Return the input on its grid."""
         quantizer = self._modules["bp_input"]
         return x if quantizer is None else quantizer(x)
 
-    def _leave(self, y: Tensor) -> Tensor:
+    def leave(self, y: Tensor) -> Tensor:
+        """Return the result on its grid."""
         quantizer = self._modules["bp_output"]
         return y if quantizer is None else quantizer(y)
 
 
-class _Convolution(_Layer):
+class _Convolution(QuantizedLayer):
     def forward(self: Any, input: Tensor) -> Tensor:
-        x = self._enter(input)
-        return self._leave(self._conv_forward(x, self.quantized_weight(), self.bias))
+        x = self.enter(input)
+        return self.leave(self._conv_forward(x, self.quantized_weight(), self.bias))
 
 
 class QConv1d(_Convolution, nn.Conv1d):
@@ -59,8 +67,10 @@ class QConv3d(_Convolution, nn.Conv3d):
     pass
 
 
-class _Transposed(_Layer):
-    """The weight is [in, out / groups, ...]: its output channels lie along dimension 1."""
+class _Transposed(QuantizedLayer):
+    """The weight is [in, out / groups, ...]."""
+
+    weight_axis = 1
 
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.padding_mode != "zeros":
@@ -77,7 +87,7 @@ class _Transposed(_Layer):
         )
         run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
         y = run(
-            self._enter(input),
+            self.enter(input),
             self.quantized_weight(),
             self.bias,
             self.stride,
@@ -86,7 +96,7 @@ class _Transposed(_Layer):
             self.groups,
             self.dilation,
         )
-        return self._leave(y)
+        return self.leave(y)
 
 
 class QConvTranspose1d(_Transposed, nn.ConvTranspose1d):
@@ -101,15 +111,15 @@ class QConvTranspose3d(_Transposed, nn.ConvTranspose3d):
     pass
 
 
-class QLinear(_Layer, nn.Linear):
+class QLinear(QuantizedLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return self._leave(F.linear(self._enter(input), self.quantized_weight(), self.bias))
+        return self.leave(F.linear(self.enter(input), self.quantized_weight(), self.bias))
 
 
-class QEmbedding(_Layer, nn.Embedding):
+class QEmbedding(QuantizedLayer, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         y = F.embedding(input, self.quantized_weight(), self.padding_idx)
-        return self._leave(y)
+        return self.leave(y)
 
 
 class _BatchNorm:
@@ -169,14 +179,8 @@ QUANTIZED: dict[type, type] = {
     nn.BatchNorm3d: QBatchNorm3d,
 }
 
-WEIGHTED = tuple(t for t in QUANTIZED.values() if issubclass(t, _Layer))
 FUSED_WITH_NORM = ("none", "relu", "relu6", "hardswish")
 NORMS = (QBatchNorm1d, QBatchNorm2d, QBatchNorm3d)
-
-
-def weight_axis(module: nn.Module) -> int:
-    """The dimension of the weight's output channels."""
-    return 1 if isinstance(module, _Transposed | nn.modules.conv._ConvTransposeNd) else 0
 
 
 def can_fuse(bn: nn.Module) -> bool:
@@ -192,7 +196,7 @@ def upgrade(module: nn.Module) -> bool:
     if made is None:
         return False
     module.__class__ = made
-    if issubclass(made, _Layer):
+    if issubclass(made, QuantizedLayer):
         for name in ("bp_weight", "bp_input", "bp_output"):
             module.register_module(name, None)
     else:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from bitpare import functional as bpf
-from bitpare.nn.quantizer import Quantizer
+from bitpare.nn.quantizer import REGISTERED, Quantizer
 from bitpare.nn.ranges import RangeQuantizer
-from bitpare.quant.grid import Grid
-from bitpare.quant.spec import QSpec
+from bitpare.spec.grid import Grid
+from bitpare.spec.qspec import QSpec
 
 
 def kept_share(weight: Tensor, axis: int | None) -> Tensor:
@@ -89,6 +89,13 @@ class LearnedQuantizer(_FromData):
         if not self.calibrated:
             self._start(x.detach())
         return self._where_on(self._pact if self.kind == "pact" else self._lsq, x)
+
+    def zero_code(self) -> int:
+        if self.offset is None:
+            return 0
+        low, high = self.limits
+        learned = (low - self.offset / self.scale).reshape(()).clamp(low, high)
+        return int(torch.round(learned))
 
     def _lsq(self, x: Tensor) -> Tensor:
         grid = self.grid
@@ -219,6 +226,12 @@ class BinaryQuantizer(Quantizer):
     def holds_zero(self) -> bool:
         return self.ternary
 
+    def output_scales(self, value: Tensor) -> Tensor:
+        return value.abs().flatten(1).amax(1)
+
+    def no_codes(self) -> str | None:
+        return "binary activations"
+
     def integer_form(self) -> str:
         return "ternary" if self.ternary else "binary"
 
@@ -264,6 +277,13 @@ class DorefaQuantizer(Quantizer):
         super().__init__(spec, grid, name, role)
         del scales, limit
         self.register_buffer("scale", torch.full((1,), 1.0 / (2**spec.bits - 1)))
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return 0, 2**self.bits - 1
+
+    def output_scales(self, value: Tensor) -> Tensor:
+        return torch.full((value.shape[0],), 1.0 / (2**self.bits - 1), device=value.device)
 
     def quantize(self, x: Tensor) -> Tensor:
         return self._where_on(self._on_levels, x)
@@ -320,7 +340,9 @@ class DynamicQuantizer(Quantizer):
 
 
 def quantizer_class(spec: QSpec) -> Callable[..., Quantizer]:
-    """The kind of quantizer that a spec asks for."""
+    """Return the kind of quantizer that a spec asks for."""
+    if spec.learn in REGISTERED:
+        return REGISTERED[spec.learn]
     if spec.dynamic:
         return DynamicQuantizer
     if spec.bits == 1 or spec.learn in ("binary", "ternary"):

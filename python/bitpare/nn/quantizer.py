@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitpare import functional as bpf
-from bitpare.errors import Uncalibrated
-from bitpare.quant.grid import Grid
-from bitpare.quant.spec import QSpec
+from bitpare.errors import Uncalibrated, Unsupported
+from bitpare.spec.grid import LEAST_SCALE, Grid
+from bitpare.spec.qspec import QSpec
 
 OBSERVE, QUANTIZE, FREEZE = 2, 3, 4
+# Quantizers by the name that a spec asks for with learn=, which users register.
+REGISTERED: dict[str, "type[Quantizer]"] = {}
 # The state that kinds hold for each scale, along its last dimension.
 PER_SCALE = ("scale", "zero_point", "offset", "range", "pending", "statistics")
 
@@ -257,8 +259,33 @@ class Quantizer(nn.Module):
         if not self.calibrated:
             raise Uncalibrated(
                 f"{self.name}: the {self.role} quantizer has seen no data; run bp.calibrate(model, "
-                "loader) or a training step before eval or convert"
+                "data=loader) or a training step before eval or convert"
             )
+
+    # -- the integers that it makes, as `convert` takes them
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest code."""
+        return self.grid.quant_min, self.grid.quant_max
+
+    def zero_code(self) -> int:
+        """Return the code of 0."""
+        return 0
+
+    def output_scales(self, value: Tensor) -> Tensor:
+        """Return the scale of each output of a quantized weight."""
+        scale = getattr(self, "scale", None)
+        if not isinstance(scale, Tensor):
+            raise Unsupported(f"weights of a {type(self).__name__}")
+        return scale.detach().float().clamp(min=LEAST_SCALE).reshape(-1).expand(value.shape[0])
+
+    def no_codes(self) -> str | None:
+        """Return why values have no code each on one fixed grid, or None if they have."""
+        scale = getattr(self, "scale", None)
+        if not isinstance(scale, Tensor) or scale.numel() != 1:
+            return "activations with several scales"
+        return None
 
     def integer_form(self) -> str:
         sign = "s" if self.grid.quant_min < 0 else "u"

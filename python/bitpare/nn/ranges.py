@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from bitpare import functional as bpf
 from bitpare.nn.quantizer import ACTIVATIONS, OBSERVE, Quantizer
 from bitpare.nn.weights import QuantizedWeight
-from bitpare.quant.grid import Grid
-from bitpare.quant.spec import QSpec
+from bitpare.spec.grid import Grid
+from bitpare.spec.qspec import QSpec
 
 _ops = torch.ops.bitpare
 _bn_act_fake_quant = _ops.bn_act_fake_quant.default
@@ -182,6 +182,9 @@ class RangeQuantizer(Quantizer):
             self.grid.axis,
             self.grid.group,
         )
+
+    def zero_code(self) -> int:
+        return 0 if self.zero_point is None else int(self.zero_point.reshape(()))
 
     # -- weights
 

@@ -1,9 +1,9 @@
 """Masks during training, and channels removed for good."""
 
-from bitpare.prune.layers import drop_layers
-from bitpare.prune.plan import Plan
+from bitpare.prune.drop_layers import drop_layers
 from bitpare.prune.pruner import Pruner
 from bitpare.prune.regrowth import Regrowth
+from bitpare.prune.removal import Plan
 from bitpare.prune.schedule import Schedule
 from bitpare.prune.sensitivity import Sensitivity, sensitivity
 from bitpare.prune.shrink import plan_shrink, shrink

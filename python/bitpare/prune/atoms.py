@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, fx, nn
 
 from bitpare import graph as g
+from bitpare.graph.ops import function_name
 from bitpare.nn.quantizer import PER_SCALE, Quantizer
 from bitpare.nn.weights import quantized_weights
 
@@ -35,7 +36,7 @@ class AtomTable:
 
     # -- atoms
 
-    def _new(self, count: int) -> list[int]:
+    def new(self, count: int) -> list[int]:
         start = len(self._parents)
         self._parents += range(start, start + count)
         self._families += [start] * count
@@ -55,7 +56,7 @@ class AtomTable:
             at = self._families[at]
         return at
 
-    def _join(self, a: int, b: int) -> None:
+    def join(self, a: int, b: int) -> None:
         a, b = self.root(a), self.root(b)
         if a == b:
             return
@@ -66,9 +67,9 @@ class AtomTable:
         if reason:
             self.frozen[min(a, b)] = reason
 
-    def _join_all(self, a: list[int], b: list[int]) -> list[int]:
+    def join_all(self, a: list[int], b: list[int]) -> list[int]:
         for x, y in zip(a, b, strict=True):
-            self._join(x, y)
+            self.join(x, y)
         return a
 
     def freeze(self, dims: Iterable[Atoms], reason: str) -> None:
@@ -76,23 +77,23 @@ class AtomTable:
             for atom in atoms or ():
                 self.frozen.setdefault(self.root(atom), reason)
 
-    def _not_understood(self, node: fx.Node, why: str = "") -> None:
-        what = f"{self._path(node)}: {why or 'an operation that shrink does not know'}"
+    def refuse(self, node: fx.Node, why: str = "") -> None:
+        what = f"{self.path_of(node)}: {why or 'an operation that shrink does not know'}"
         atoms = [a for n in node.all_input_nodes for a in flattened(self.values.get(n))]
         if any(a is not None for a in atoms):
             self.not_understood.append(what)
         self.freeze(atoms, what)
 
-    def _path(self, node: fx.Node) -> str:
+    def path_of(self, node: fx.Node) -> str:
         if node.op == "call_module":
             return str(node.target)
         owner = node.meta.get("site", ("", 0, 0))[0]
-        name = name_of(node)
+        name = function_name(node)
         return f"{owner}.{name}" if owner else name
 
     # -- links to parameters
 
-    def _link(self, owner: nn.Module, attribute: str, dim: int, atoms: Atoms) -> None:
+    def link(self, owner: nn.Module, attribute: str, dim: int, atoms: Atoms) -> None:
         held = getattr(owner, attribute, None)
         if atoms is None or not isinstance(held, Tensor):
             return
@@ -102,11 +103,11 @@ class AtomTable:
         key = (self.names[id(held)], dim)
         known = self.links.setdefault(key, atoms)
         if known is not atoms:
-            self._join_all(known, atoms)
+            self.join_all(known, atoms)
         for quantizer in self._quantizers.get(key[0], ()):
-            self._link_scales(quantizer, dim, atoms, key[0])
+            self.link_scales(quantizer, dim, atoms, key[0])
 
-    def _link_scales(self, quantizer: Quantizer, dim: int, atoms: list[int], what: str) -> None:
+    def link_scales(self, quantizer: Quantizer, dim: int, atoms: list[int], what: str) -> None:
         """Link what a quantizer keeps for each index along a dimension of what it
         quantizes."""
         if quantizer.grid.group is not None:
@@ -116,56 +117,53 @@ class AtomTable:
         for name in PER_SCALE:
             held = getattr(quantizer, name, None)
             if isinstance(held, Tensor) and held.shape[-1] == len(atoms):
-                self._link(quantizer, name, held.dim() - 1, atoms)
+                self.link(quantizer, name, held.dim() - 1, atoms)
 
-    def _link_values(self, node: fx.Node, quantizer: Any, x: Any) -> None:
+    def link_values(self, node: fx.Node, quantizer: Any, x: Any) -> None:
         """The quantizer of a value with these dimensions."""
         if not isinstance(quantizer, Quantizer) or not isinstance(x, list):
             return
         for dim, atoms in enumerate(x):
             if atoms is not None:
-                self._link_scales(quantizer, dim, atoms, self._path(node))
+                self.link_scales(quantizer, dim, atoms, self.path_of(node))
         if not quantizer.holds_zero:
-            self.freeze(x, f"{self._path(node)}: quantized on a grid without 0")
+            self.freeze(x, f"{self.path_of(node)}: quantized on a grid without 0")
 
-    def _produced(self, owner: nn.Module, attribute: str, dim: int) -> list[int]:
+    def produced(self, owner: nn.Module, attribute: str, dim: int) -> list[int]:
         """The atoms that a dimension of a parameter makes; the same ones at every use."""
         held = getattr(owner, attribute)
         if id(held) not in self.names:
-            made = self._new(held.shape[dim])
+            made = self.new(held.shape[dim])
             self.freeze([made], f"{attribute} of {type(owner).__name__} is parametrized")
             return made
         key = (self.names[id(held)], dim)
         if key not in self.links:
-            self._link(owner, attribute, dim, self._new(held.shape[dim]))
+            self.link(owner, attribute, dim, self.new(held.shape[dim]))
         return self.links[key]
 
-    def _untracked(self, node: fx.Node) -> Any:
+    def untracked(self, node: fx.Node) -> Any:
         shape = node.meta.get("shape")
         return None if shape is None else [None] * len(shape)
 
-    def _dims(self, node: fx.Node, index: int = 0) -> Dims | None:
-        """Return the dimensions of an operand that is a tensor."""
+    def dims(self, node: fx.Node, index: int = 0) -> Dims | None:
+        """Return the atoms along each dimension of an operand, or None if it is no tensor."""
         value = node.args[index] if len(node.args) > index else None
         if value is None and index == 0:
             value = node.kwargs.get("input", node.kwargs.get("x"))
         found = self.values.get(value) if isinstance(value, fx.Node) else None
         return found if isinstance(found, list) else None
 
+    def given(self, node: fx.Node) -> Dims:
+        """Return the atoms along each dimension of the first operand, which has some."""
+        found = self.dims(node)
+        assert found is not None
+        return found
+
 
 def flattened(value: Any) -> list[Atoms]:
     if isinstance(value, tuple):
         return [atoms for part in value for atoms in flattened(part)]
     return list(value) if isinstance(value, list) else []
-
-
-def name_of(node: fx.Node) -> str:
-    name = str(getattr(node.target, "__name__", node.target))
-    return name.rstrip("_") if not name.startswith("_") else name.strip("_")
-
-
-def argument_of(node: fx.Node, index: int, name: str) -> Any:
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name)
 
 
 def _first_names(model: nn.Module) -> dict[int, str]:

@@ -12,265 +12,121 @@ from typing import Any
 from torch import fx, nn
 
 from bitpare import graph as g
+from bitpare.graph.ops import CONVOLUTIONS, Op, op_of
 from bitpare.nn.quantizer import Quantizer
-from bitpare.prune.atoms import Atoms, Dims, Held, argument_of, flattened, name_of
-from bitpare.prune.shape_rules import ShapeRules
+from bitpare.prune import layer_rules, shape_rules
+from bitpare.prune.atoms import AtomTable, Dims, flattened
 
-_NAMES = {
-    "elementwise": "relu relu6 hardswish hardsigmoid silu gelu sigmoid tanh mish selu elu celu "
-    "softplus leaky_relu hardtanh logsigmoid softsign tanhshrink dropout dropout1d dropout2d "
-    "dropout3d feature_dropout alpha_dropout stochastic_depth drop_path clone detach contiguous to "
-    "float half bfloat16 clamp type_as abs neg square sqrt exp log pow identity",
-    "binary": "add iadd radd sub isub mul imul rmul truediv div maximum minimum",
-    "pool": "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+Rule = Callable[[AtomTable, fx.Node, Op], Any]
+
+
+def unchanged(table: AtomTable, node: fx.Node, op: Op) -> Dims:
+    """Operations on one value, element by element."""
+    return table.given(node)
+
+
+_ELEMENTWISE = (
+    "relu relu6 hardswish hardsigmoid silu gelu sigmoid tanh mish selu elu celu softplus "
+    "leaky_relu hardtanh logsigmoid softsign tanhshrink dropout dropout1d dropout2d dropout3d "
+    "feature_dropout alpha_dropout feature_alpha_dropout stochastic_depth drop_path clone detach "
+    "contiguous to float half bfloat16 clamp type_as abs neg square sqrt exp log pow identity"
+)
+_POOLS = (
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-    "adaptive_max_pool3d interpolate upsample pad",
-    "reshape": "flatten reshape view squeeze unsqueeze unflatten",
-    "concatenate": "cat concat concatenate",
-    "product": "matmul bmm",
+    "adaptive_max_pool3d interpolate pad zero_pad"
+)
+_RESHAPES = ("flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten")
+_NORMS = ("layer_norm", "group_norm", "local_response_norm", "rms_norm")
+# The rule of each operation on a value whose atoms are known.
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE.split(), unchanged),
+    **dict.fromkeys(_POOLS.split(), shape_rules.same_channels),
+    **dict.fromkeys(_RESHAPES, shape_rules.reshaped),
+    **dict.fromkeys(("softmax", "log_softmax"), shape_rules.along),
+    **dict.fromkeys(_NORMS, shape_rules.norm),
+    **dict.fromkeys(("mean", "sum", "amax"), shape_rules.reduced),
+    **dict.fromkeys(CONVOLUTIONS, layer_rules.convolution),
+    **dict.fromkeys(("batch_norm", "instance_norm"), layer_rules.norm_of_channels),
+    "linear": layer_rules.linear,
+    "prelu": layer_rules.prelu,
+    "pixel_shuffle": shape_rules.pixel_shuffle,
+    "permute": shape_rules.permuted,
+    "transpose": shape_rules.swapped,
+    "getitem": shape_rules.indexed,
 }
-_IS = {kind: frozenset(names.split()) for kind, names in _NAMES.items()}
-_ELEMENTWISE_MODULES = (
-    nn.Identity, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid,
-    nn.Tanh, nn.Mish, nn.SELU, nn.ELU, nn.CELU, nn.Softplus, nn.LeakyReLU, nn.Hardtanh,
-    nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.modules.dropout._DropoutNd,
-)  # fmt: skip
-_POOL_MODULES = (
-    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.Upsample,
-    nn.modules.padding._ConstantPadNd, nn.ZeroPad2d, nn.modules.padding._ReflectionPadNd,
-    nn.modules.padding._ReplicationPadNd,
-)  # fmt: skip
-_PER_CHANNEL = (nn.modules.batchnorm._NormBase,)
+# The rule of each operation on several values.
+_OF_SEVERAL: dict[str, Rule] = {
+    "cat": shape_rules.concatenated,
+    "stack": shape_rules.stacked,
+    **dict.fromkeys(("matmul", "bmm"), shape_rules.product),
+    **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum"), shape_rules.combined),
+}
 
 
-class Channels(ShapeRules):
-    """The atoms of a model, from its traces: the same parameters have the same atoms in all."""
+def channels_of(model: nn.Module, traces: Sequence[g.FlatTrace]) -> AtomTable:
+    """Return the atoms of a model, from its traces: a parameter has the same ones in all."""
+    table = AtomTable(model, traces)
+    for trace in traces:
+        for node in trace.graph.nodes:
+            table.values[node] = _follow(table, node)
+    return table
 
-    def __init__(self, model: nn.Module, traces: Sequence[g.FlatTrace]) -> None:
-        super().__init__(model, traces)
-        for trace in traces:
-            for node in trace.graph.nodes:
-                self.values[node] = self._follow(node)
 
-    def before_relu(self) -> list[fx.Node]:
-        """The calls of layers whose result goes through a ReLU and nowhere else."""
+def before_relu(table: AtomTable) -> list[fx.Node]:
+    """Return the calls of layers whose result goes through a ReLU and nowhere else."""
+    return [
+        node
+        for node in table.graph.nodes
+        if node.op == "call_module"
+        and node.users
+        and all(op_of(table.model, user).name in ("relu", "relu6") for user in node.users)
+        and isinstance(table.values[node], list)
+        and len(table.values[node]) > 1
+    ]
 
-        def is_relu(node: fx.Node) -> bool:
-            if node.op == "call_module":
-                module = self.model.get_submodule(str(node.target))
-                return isinstance(module, nn.ReLU | nn.ReLU6)
-            return name_of(node) in ("relu", "relu6")
 
-        return [
-            node
-            for node in self.graph.nodes
-            if node.op == "call_module"
-            and node.users
-            and all(is_relu(user) for user in node.users)
-            and isinstance(self.values[node], list)
-            and len(self.values[node]) > 1
-        ]
+def _follow(table: AtomTable, node: fx.Node) -> Any:
+    if node.op in ("placeholder", "get_attr"):
+        return table.untracked(node)
+    if node.op == "output":
+        for value in node.all_input_nodes:
+            table.freeze(flattened(table.values.get(value)), "it is an output of the model")
+        return None
+    op = op_of(table.model, node)
+    if op.module is None:
+        return _function(table, node, op)
+    found = _layer(table, node, op)
+    held = op.module.__dict__.get("_modules", {})
+    table.link_values(node, held.get("bp_input"), table.dims(node))
+    table.link_values(node, held.get("bp_output"), found)
+    return found
 
-    # -- operations
 
-    def _follow(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            return self._untracked(node)
-        if node.op == "output":
-            for value in node.all_input_nodes:
-                self.freeze(flattened(self.values.get(value)), "it is an output of the model")
-            return None
-        if node.op == "get_attr":
-            return self._untracked(node)
-        if node.op == "call_module":
-            return self._module(node, self.model.get_submodule(str(node.target)))
-        return self._function(node, name_of(node))
+def _layer(table: AtomTable, node: fx.Node, op: Op) -> Any:
+    if table.dims(node) is None:
+        table.refuse(node)
+        return table.untracked(node)
+    if isinstance(op.module, Quantizer):
+        combined = shape_rules.combined(table, node, op)
+        table.link_values(node, op.module, combined)
+        return combined
+    if op.name in RULES:
+        return RULES[op.name](table, node, op)
+    table.refuse(node, f"{type(op.module).__name__} mixes its channels in a way of its own")
+    return table.untracked(node)
 
-    def _module(self, node: fx.Node, module: Any) -> Any:
-        found = self._layer(node, module)
-        held = module.__dict__.get("_modules", {})
-        self._link_values(node, held.get("bp_input"), self._dims(node))
-        self._link_values(node, held.get("bp_output"), found)
-        return found
 
-    def _layer(self, node: fx.Node, module: Any) -> Any:
-        x = self._dims(node)
-        if x is None:
-            self._not_understood(node)
-            return self._untracked(node)
-        if isinstance(module, Quantizer):
-            combined = self._combined(node)
-            self._link_values(node, module, combined)
-            return combined
-        if isinstance(module, nn.modules.conv._ConvNd):
-            return self._convolution(node, module, x)
-        if isinstance(module, nn.Linear):
-            return self._linear((module, "weight"), (module, "bias"), x)
-        if isinstance(module, _PER_CHANNEL):
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                self._link(module, name, 0, x[1])
-            return x
-        if isinstance(module, nn.PReLU):
-            if module.num_parameters > 1:
-                self._link(module, "weight", 0, x[1])
-            return x
-        if isinstance(module, _ELEMENTWISE_MODULES):
-            return x
-        if isinstance(module, _POOL_MODULES):
-            return self._same_channels(node, x)
-        if isinstance(module, nn.Flatten):
-            return self._reshaped(node, x)
-        if isinstance(module, nn.PixelShuffle):
-            return self._pixel_shuffle(node, x, module.upscale_factor)
-        if isinstance(module, nn.Softmax | nn.LogSoftmax):
-            return self._along(node, x, module.dim)
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.LocalResponseNorm | nn.RMSNorm):
-            axes = [1] if isinstance(module, nn.GroupNorm | nn.LocalResponseNorm) else None
-            return self._norm(node, x, axes or range(-len(module.normalized_shape), 0))
-        self._not_understood(
-            node, f"{type(module).__name__} mixes its channels in a way of its own"
-        )
-        return self._untracked(node)
-
-    def _linear(self, weight: Held, bias: Held | None, x: Dims) -> Dims:
-        self._link(*weight, 1, x[-1])
-        out = self._produced(*weight, 0)
-        if bias is not None:
-            self._link(*bias, 0, out)
-        return [*x[:-1], out]
-
-    def _held(self, node: fx.Node, index: int, name: str) -> Held | None:
-        """The module and attribute that an argument of a function is, if it is one."""
-        value = argument_of(node, index, name)
-        if not isinstance(value, fx.Node) or value.op != "get_attr":
-            return None
-        owner, _, attribute = str(value.target).rpartition(".")
-        module = self.model.get_submodule(owner)
-        known = id(getattr(module, attribute, None)) in self.names
-        return (module, attribute) if known else None
-
-    def _functional(self, node: fx.Node, x: Dims, arguments: Sequence[str]) -> list[Held | None]:
-        """The parameters that a function takes after x; none where one is made on the way."""
-        found = []
-        for index, name in enumerate(arguments, 1):
-            held, value = self._held(node, index, name), argument_of(node, index, name)
-            if held is None and isinstance(value, fx.Node):
-                self._not_understood(node, f"{name} is not a parameter")
-                return []
-            found.append(held)
-        return found
-
-    def _functional_linear(self, node: fx.Node, x: Dims) -> Any:
-        found = self._functional(node, x, ("weight", "bias"))
-        if not found or found[0] is None:
-            return self._untracked(node)
-        return self._linear(found[0], found[1], x)
-
-    def _functional_convolution(self, node: fx.Node, x: Dims) -> Any:
-        found = self._functional(node, x, ("weight", "bias"))
-        if not found:
-            return self._untracked(node)
-        if found[0] is None or not isinstance(found[0][0], nn.modules.conv._ConvNd):
-            self._not_understood(node)
-            return self._untracked(node)
-        return self._convolution(node, found[0][0], x)
-
-    def _functional_norm(self, node: fx.Node, x: Dims) -> Any:
-        names = ("running_mean", "running_var", "weight", "bias")
-        for held in self._functional(node, x, names):
-            if held is not None:
-                self._link(*held, 0, x[1])
-        return x
-
-    def _convolution(self, node: fx.Node, conv: Any, x: Dims) -> Dims:
-        transposed = isinstance(conv, nn.modules.conv._ConvTransposeNd)
-        channel = len(x) - conv.weight.dim() + 1  # without a batch it comes first
-        inputs, groups = x[channel], conv.groups
-        if transposed and groups > 1:
-            self._not_understood(node, "a transposed convolution in groups")
-            return self._untracked(node)  # type: ignore[no-any-return]
-        out: Atoms
-        if groups == 1:
-            self._link(conv, "weight", 0 if transposed else 1, inputs)
-            out = self._produced(conv, "weight", 1 if transposed else 0)
-        elif groups == conv.in_channels:
-            out = self._depthwise(conv, inputs)
-        else:
-            if inputs is not None:
-                size = len(inputs) // groups
-                for k in range(groups):  # as many channels of each group
-                    self._join_all(inputs[:size], inputs[k * size : (k + 1) * size])
-                self._link(conv, "weight", 1, inputs[:size])
-            out = self._produced(conv, "weight", 0)
-            size = len(out) // groups
-            for k in range(groups):
-                self._join_all(out[:size], out[k * size : (k + 1) * size])
-        self._link(conv, "bias", 0, out)
-        return [*x[:channel], out, *[None] * (conv.weight.dim() - 2)]
-
-    def _depthwise(self, conv: Any, inputs: Atoms) -> list[int] | None:
-        if inputs is None:
-            return None
-        times = conv.out_channels // conv.in_channels
-        out = [a for a in inputs for _ in range(times)]
-        self._link(conv, "weight", 0, out)
-        self.depthwise.add(self.names[id(conv.weight)].rpartition(".")[0])
-        return out
-
-    def _function(self, node: fx.Node, name: str) -> Any:
-        if (
-            name in ("getattr", "size", "dim", "require_rank", "len")
-            or node.meta.get("shape") is None
-        ):
-            return self._parts(node, name)
-        x = self._dims(node)
-        if name in _IS["concatenate"]:
-            return self._concatenated(node)
-        if name == "stack":
-            return self._stacked(node)
-        if name in _IS["product"]:
-            return self._product(node)
-        if name in _IS["binary"]:
-            return self._combined(node)
-        if x is None:
-            value = self.values.get(node.args[0]) if node.args else None  # type: ignore[arg-type]
-            if name == "getitem" and isinstance(value, tuple) and isinstance(node.args[1], int):
-                return value[node.args[1]]
-            self._not_understood(node)
-            return self._untracked(node)
-        return self._single(node, name, x)
-
-    def _single(self, node: fx.Node, name: str, x: Dims) -> Any:
-        rules: dict[str, Callable[[], Any]] = {
-            "softmax": lambda: self._along(node, x, argument_of(node, 1, "dim")),
-            "log_softmax": lambda: self._along(node, x, argument_of(node, 1, "dim")),
-            "layer_norm": lambda: self._norm(
-                node, x, range(-len(argument_of(node, 1, "") or (1,)), 0)
-            ),
-            "group_norm": lambda: self._norm(node, x, [1]),
-            "batch_norm": lambda: self._functional_norm(node, x),
-            "instance_norm": lambda: self._functional_norm(node, x),
-            "linear": lambda: self._functional_linear(node, x),
-            "conv1d": lambda: self._functional_convolution(node, x),
-            "conv2d": lambda: self._functional_convolution(node, x),
-            "conv3d": lambda: self._functional_convolution(node, x),
-            "pixel_shuffle": lambda: self._pixel_shuffle(node, x, argument_of(node, 1, "")),
-            "permute": lambda: self._permuted(node, x),
-            "transpose": lambda: self._swapped(node, x),
-            "swapaxes": lambda: self._swapped(node, x),
-            "mean": lambda: self._reduced(node, x),
-            "sum": lambda: self._reduced(node, x),
-            "amax": lambda: self._reduced(node, x),
-            "getitem": lambda: self._indexed(node, x),
-        }
-        if name in rules:
-            return rules[name]()
-        if name in _IS["elementwise"]:
-            return x
-        if name in _IS["pool"]:
-            return self._same_channels(node, x)
-        if name in _IS["reshape"]:
-            return self._reshaped(node, x)
-        self._not_understood(node)
-        return self._untracked(node)
+def _function(table: AtomTable, node: fx.Node, op: Op) -> Any:
+    if op.name in shape_rules.OF_SIZES or node.meta.get("shape") is None:
+        return shape_rules.parts(table, node, op)
+    if op.name in _OF_SEVERAL:
+        return _OF_SEVERAL[op.name](table, node, op)
+    if table.dims(node) is None:
+        value = table.values.get(node.args[0]) if node.args else None  # type: ignore[arg-type]
+        if op.name == "getitem" and isinstance(value, tuple) and isinstance(node.args[1], int):
+            return value[node.args[1]]
+    elif op.name in RULES:
+        return RULES[op.name](table, node, op)
+    table.refuse(node)
+    return table.untracked(node)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bitpare import functional as bpf
 from bitpare import graph as g
 from bitpare.nn.weights import quantized_weights
+from bitpare.prune.channels import before_relu
 from bitpare.prune.families import Families, analysed
 from bitpare.prune.targets import Target
 
@@ -36,7 +37,7 @@ class Coupled:
                 self.links[name, dim] = at
         # Layers whose result a ReLU reads -> the channels of that result.
         self.activated: dict[str, Tensor] = {}
-        for node in self.channels.before_relu():
+        for node in before_relu(self.channels):
             atoms = self.channels.values[node][1]
             if atoms is not None:
                 at = torch.tensor([place.get(self.channels.root(a), self.total) for a in atoms])
@@ -57,9 +58,9 @@ class Coupled:
             found[name] = Target(name, owner, attribute, quantizers.get((owner, attribute)))
         return list(found.values())
 
-    def ratios(self, scope: Mapping[str, float]) -> list[float]:
-        """For each family that of the last glob that matches one of its layers, else 0."""
-        return [self.families.matched(family, scope) for family in self.families.members]
+    def sparsities(self, scope: Mapping[str, float]) -> list[float]:
+        """Return the sparsity of each family; see `Families.sparsities`."""
+        return list(self.families.sparsities(scope).values())
 
     def select(
         self, scores: Mapping[str, Tensor], shares: float | list[float], **options: Any

@@ -1,7 +1,5 @@
 """Families of channels: those that lie along the same dimensions, and how much each matters."""
 
-import contextlib
-import fnmatch
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -10,22 +8,18 @@ from torch import nn
 
 from bitpare import graph as g
 from bitpare.errors import Unsupported
+from bitpare.models import Globs
 from bitpare.nn.quantizer import quantizers_off
-from bitpare.prune.channels import Channels
+from bitpare.prune.atoms import AtomTable
+from bitpare.prune.channels import channels_of
 
 
-def analysed(model: nn.Module, call: g.Call, not_understood: str, caller: str) -> Channels:
-    """Follows the channels through the model in eval and in training."""
+def analysed(model: nn.Module, call: g.Call, not_understood: str, caller: str) -> AtomTable:
+    """Return the atoms of a model, followed through its forward in eval and in training."""
     try:
-        traces = [_traced(model, call, False)]
+        channels = channels_of(model, _traces(model, call, caller))
     except Unsupported as error:
         raise Unsupported(f"{caller}: the model cannot be traced: {error}") from error
-    except Exception as error:  # whatever a forward does with a proxy
-        text = str(error).split("\n")[0]
-        raise Unsupported(f"{caller}: the model cannot be traced: {text}") from error
-    with contextlib.suppress(Exception):  # as BatchNorm of one value: eval stands for both
-        traces.append(_traced(model, call, True))
-    channels = Channels(model, traces)
     if channels.not_understood and not_understood == "refuse":
         raise Unsupported(
             f"{caller}: {'; '.join(dict.fromkeys(channels.not_understood))}. With "
@@ -34,24 +28,32 @@ def analysed(model: nn.Module, call: g.Call, not_understood: str, caller: str) -
     return channels
 
 
-def _traced(model: nn.Module, call: g.Call, training: bool) -> g.FlatTrace:
+def _traces(model: nn.Module, call: g.Call, caller: str) -> list[g.FlatTrace]:
+    """Return the traces of both modes, or that of eval where training cannot be traced."""
+    traces = []
     with g.without_hooks(model), g.quiet_state(model), quantizers_off(model):
-        calls = g.record_calls(model, call, training)
-        results = {
-            model.get_submodule(name): g.one_of([c.result for c in found])
-            for name, found in calls.items()
-        }
-        model.train(training)
-        return g.trace_flat(model, call, set(), results)
+        calls = g.record_both(model, call, caller)
+        for training in (False, True):
+            results = {
+                model.get_submodule(name): g.one_of([c.result for c in found])
+                for name, found in calls[training].items()
+            }
+            model.train(training)
+            try:
+                traces.append(g.trace_flat(model, call, set(), results))
+            except Unsupported:
+                if not training:
+                    raise
+    return traces
 
 
 class Families:
     """The channels that may go: members[family] lists the roots of its atoms."""
 
-    def __init__(self, channels: Channels, ignore: Sequence[str], caller: str) -> None:
-        self.channels = channels
+    def __init__(self, channels: AtomTable, ignore: Sequence[str], caller: str) -> None:
+        self.channels, self.caller = channels, caller
         self.layers: dict[int, list[str]] = {}
-        used: set[str] = set()
+        ignored = Globs(ignore)
         for (name, dim), atoms in channels.links.items():
             held = channels.model.get_parameter(name) if is_parameter(channels, name) else None
             layer = name.rpartition(".")[0]
@@ -60,18 +62,15 @@ class Families:
             produces = held is not None and held.dim() >= 2 and dim == int(transposed)
             if not produces or layer in channels.depthwise:
                 continue
-            matches = [x for x in ignore if fnmatch.fnmatch(layer, x) or fnmatch.fnmatch(name, x)]
-            if matches:
-                used |= set(matches)
+            if ignored.matching(layer, name):
                 channels.freeze([atoms], f"{layer}: ignored")
             for atom in atoms:
                 known = self.layers.setdefault(channels.family(atom), [])
                 if layer not in known:
                     known.append(layer)
-        unknown = [x for x in ignore if x not in used]
-        if unknown:
+        if ignored.unused:
             raise ValueError(
-                f"{caller}: ignore {unknown[0]!r} matches no layer that makes channels"
+                f"{caller}: ignore {ignored.unused[0]!r} matches no layer that makes channels"
             )
         self.members: dict[int, list[int]] = {}
         for atoms in channels.links.values():
@@ -108,29 +107,30 @@ class Families:
 
     def removed(
         self,
-        ratio: float | Mapping[str, float],
+        sparsity: float | Mapping[str, float],
         scope: str,
         round_to: int,
         least: int,
-        keep: str = "largest",
+        order: str = "importance",
     ) -> set[int]:
-        wanted = {f: self._ratio(f, ratio) for f in self.members}
-        if scope == "global" and not isinstance(ratio, Mapping):
+        """Return the roots of the channels that go; see `plan_shrink` for the options."""
+        wanted = self.sparsities(sparsity)
+        if scope == "global" and not isinstance(sparsity, Mapping):
             every = sorted(
                 (self.importance[r], r) for roots in self.members.values() for r in roots
             )
-            gone = {r for _, r in every[: int(ratio * len(every) + 1e-6)]}
+            gone = {r for _, r in every[: int(sparsity * len(every) + 1e-6)]}
             counts = {f: sum(r in gone for r in members) for f, members in self.members.items()}
         else:
             counts = {f: int(wanted[f] * len(r) + 1e-6) for f, r in self.members.items()}
         removed: set[int] = set()
         for family, roots in self.members.items():
             stay = _whole(len(roots) - counts[family], round_to, least)
-            if keep == "first":
+            if order == "index":
                 removed |= set(sorted(roots)[stay:])
                 continue
-            order = sorted((self.importance[r], r) for r in roots)
-            removed |= {r for _, r in order[: max(len(roots) - stay, 0)]}
+            ranked = sorted((self.importance[r], r) for r in roots)
+            removed |= {r for _, r in ranked[: max(len(roots) - stay, 0)]}
         return removed
 
     def limited(self, removed: set[int], round_to: int, least: int) -> set[int]:
@@ -143,23 +143,33 @@ class Families:
             found |= set(gone[: max(len(roots) - stay, 0)])
         return found
 
-    def matched(self, family: int, ratios: Mapping[str, float]) -> float:
-        """Return the value of the last glob that matches one of a family's layers, else 0."""
-        layers = self.layers[family]
-        found = [v for x, v in ratios.items() if any(fnmatch.fnmatch(n, x) for n in layers)]
-        return found[-1] if found else 0.0
-
-    def _ratio(self, family: int, ratio: float | Mapping[str, float]) -> float:
-        value = self.matched(family, ratio) if isinstance(ratio, Mapping) else ratio
-        if not 0 <= value < 1:
-            raise ValueError(f"shrink: ratio must be in [0, 1), got {value}")
-        return float(value)
+    def sparsities(self, sparsity: float | Mapping[str, float]) -> dict[int, float]:
+        """Return the sparsity of each family; of {glob: sparsity} that of the last glob that
+        matches one of its layers, or 0."""
+        found: dict[int, float] = {}
+        globs = Globs(sparsity) if isinstance(sparsity, Mapping) else Globs(())
+        for family, layers in self.layers.items():
+            if isinstance(sparsity, Mapping):
+                matching = globs.matching(*layers)
+                value = sparsity[matching[-1]] if matching else 0.0
+            else:
+                value = sparsity
+            if family in self.members:
+                found[family] = float(value)
+        if globs.unused:
+            raise ValueError(
+                f"{self.caller}: sparsity {globs.unused[0]!r} matches no layer that makes channels"
+            )
+        for value in found.values():
+            if not 0 <= value < 1:
+                raise ValueError(f"{self.caller}: sparsity must be in [0, 1), got {value}")
+        return {family: found[family] for family in self.members}
 
 
 def _whole(stay: int, round_to: int, least: int) -> int:
     return max(math.ceil(stay / round_to) * round_to, least, 1)
 
 
-def is_parameter(channels: Channels, name: str) -> bool:
+def is_parameter(channels: AtomTable, name: str) -> bool:
     owner, _, attribute = name.rpartition(".")
     return attribute in channels.model.get_submodule(owner)._parameters

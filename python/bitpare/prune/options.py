@@ -1,10 +1,58 @@
 """Which options of a Pruner go together."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from bitpare.prune.criteria import CRITERIA, FROM_GRADIENTS, OF_CHANNELS, Criterion
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
+from bitpare.steps import check_steps, span_at
+
+SHAPES = {"cubic": Schedule.cubic, "linear": Schedule.linear, "exponential": Schedule.exponential}
+
+
+def schedule_of(
+    schedule: Schedule | str | None,
+    sparsity: float | Mapping[str, float] | None,
+    steps: int | None,
+    when: tuple[float, float] | None,
+    every: float | None,
+) -> Schedule | None:
+    """Return the schedule that a Pruner's arguments say, or None for the zeros that are there."""
+    given = {"sparsity": sparsity, "steps": steps, "when": when, "every": every}
+    named = [name for name, value in given.items() if value is not None]
+    if isinstance(schedule, Schedule):
+        if named:
+            raise ValueError(
+                f"Pruner: a Schedule says how much is pruned and when; leave out {named[0]}="
+            )
+        return schedule
+    if schedule is not None and not isinstance(schedule, str):
+        raise TypeError(
+            "Pruner: schedule must be a bp.prune.Schedule or one of "
+            f"{', '.join(SHAPES)}, got {type(schedule).__name__}"
+        )
+    if schedule is not None and schedule not in SHAPES:
+        raise ValueError(f"Pruner: schedule must be one of {', '.join(SHAPES)}, got {schedule!r}")
+    if sparsity is None:
+        if named or schedule:
+            raise ValueError(f"Pruner: {(*named, 'schedule')[0]}= goes with sparsity=")
+        return None
+    if isinstance(sparsity, Mapping):
+        if not sparsity:
+            raise ValueError("Pruner: sparsity has no glob")
+        sparsity = max(sparsity.values())
+    if steps is None and when is None:
+        if schedule or every:
+            raise ValueError(f"Pruner: {'schedule' if schedule else 'every'}= goes with steps=")
+        return Schedule.one_shot(sparsity)
+    length = None if steps is None else check_steps("Pruner", steps)
+    begin, end = span_at("Pruner", (0.0, 0.5) if when is None else when, length)
+    if begin == end:
+        return Schedule.one_shot(sparsity, at=begin)
+    between = max((end - begin) // 100, 1) if every is None else every
+    shape = SHAPES[schedule or "cubic"]
+    return shape(sparsity, begin=begin, end=end, every=between, steps=length)
 
 
 def check_options(
@@ -26,10 +74,6 @@ def check_options(
         raise ValueError("Pruner: criterion 'movement' needs mode='ste', where weights live on")
     if criterion == "fpgm" and pattern != "filter":
         raise ValueError("Pruner: criterion 'fpgm' compares filters; use pattern='filter'")
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"Pruner: schedule must be a bp.prune.Schedule, got {type(schedule).__name__}"
-        )
     if criterion in FROM_GRADIENTS and schedule and schedule.sparsity_at(0) > 0:
         raise ValueError(
             f"Pruner: criterion {criterion!r} has seen no gradient before the first step; "

@@ -1,10 +1,9 @@
 """Pruner: masks that follow a schedule while a model trains."""
 
-import fnmatch
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -13,47 +12,62 @@ from torch import Tensor, nn
 from bitpare import functional as bpf
 from bitpare import graph as g
 from bitpare.distributed import world_size
+from bitpare.models import Globs, unwrapped
 from bitpare.prune.coupled import Coupled
 from bitpare.prune.criteria import Criterion
 from bitpare.prune.hold import hold_mask, masked_weights, release_mask
-from bitpare.prune.options import check_options
+from bitpare.prune.options import check_options, schedule_of
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
 from bitpare.prune.scoring import Scoring, shared
 from bitpare.prune.targets import Target, find_targets, fits
-from bitpare.quant.names import unwrapped
 from bitpare.steps import StepCounter
 
 _held: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that a pruner works on
 
 
 class Pruner:
-    """Prunes the weights of convolutions, linear, recurrent and attention layers, of a float or a
-    prepared model, as training goes on.
+    """Masks that prune the weights of a float or a prepared model as training goes on.
 
-    schedule: a `Schedule`; None: the weights that are exactly 0 now stay 0.
-    criterion: "l1", "l2" (of a block or filter; by element they agree), "lamp" (for the scope
-        "global"), "taylor" and "movement" (summed up over the steps since the last pruning),
-        "fpgm" (with pattern "filter"), "bn_gamma" and "apoz" (with "channel"; how often a
-        ReLU's result is not 0), "random", or a function of name and weight that gives a score for
-        each element.
-    scope: "global" compares all weights, "local" prunes each to the same share; or {glob: sparsity}
-        for each, in proportion to the schedule's; weights that no glob matches are not pruned.
-    pattern: "element", "2:4", "block4x1", "filter" (see `functional.select_mask`; weights that it
-        does not divide stay dense: ``dense`` lists them); or "channel": whole channels, with
-        biases, norms and the columns that read them, in the groups that must go together, which a
-        trace of ``example_inputs`` shows. `shrink` can then remove them.
-    mode: "hard": weight, gradient and the optimizer's state are exactly 0 where pruned; "ste": the
-        weights live on behind their masks, gradients pass, and pruned ones may come back.
-    min_keep: how many elements (blocks, filters) of each weight stay whatever the schedule says.
-    ignore: globs of weights that are not pruned.
-    regrow: a `Regrowth`: at its steps some pruned weights come back, for others.
+    Weights of convolutions, linear, recurrent and attention layers are pruned. Either ``sparsity``
+    says how much, with ``steps`` and ``when`` for the time, or a `Schedule` says both; with neither
+    the weights that are exactly 0 now stay 0.
+
+    Args:
+        model: the model; it is changed in place.
+        schedule: a `Schedule`; or with ``sparsity`` the way there: "cubic" (the default), "linear"
+            or "exponential".
+        sparsity: the share of the weights that goes, in [0, 1); or {glob: sparsity} for some of
+            them, the others being left alone. Without ``steps`` and ``when`` it goes at once.
+        steps: the length of the run, in applied optimizer steps.
+        when: (begin, end) of pruning, (0.0, 0.5) by default; a float is a fraction of the run, an
+            int an applied step.
+        every: the time between two prunings; by default a hundredth of the span.
+        criterion: "l1", "l2" (of a block or filter; by element they agree), "lamp" (for the scope
+            "global"), "taylor" and "movement" (summed up over the steps since the last pruning),
+            "fpgm" (with pattern "filter"), "bn_gamma" and "apoz" (with "channel"; how often a
+            ReLU's result is not 0), "random", or a function of name and weight that gives a score
+            for each element.
+        scope: "global" compares all weights, "local" prunes each to the same share; or
+            {glob: sparsity} for each, in proportion to the schedule's; weights that no glob matches
+            are not pruned.
+        pattern: "element", "2:4", "block4x1", "filter" (see `functional.select_mask`; weights that
+            it does not divide stay dense: ``dense`` lists them); or "channel": whole channels, with
+            biases, norms and the columns that read them, in the groups that must go together, which
+            a trace of ``example_inputs`` shows. `shrink` can then remove them.
+        mode: "hard": weight, gradient and the optimizer's state are exactly 0 where pruned; "ste":
+            the weights live on behind their masks, gradients pass, and pruned ones may come back.
+        min_keep: how many elements (blocks, filters) of each weight stay in any case.
+        ignore: globs of weights that are not pruned.
+        regrow: a `Regrowth`: at its times some pruned weights come back, for others.
+        example_inputs: the arguments of a call of the model, for the pattern "channel".
+        seed: of the criterion "random" and of regrowth.
 
     The masks are a pure function of the number of applied steps and what was trained:
     ``attach(optimizer)`` counts steps, or call ``step()`` after each one.
 
     >>> model = nn.Linear(4, 2)
-    >>> pruner = Pruner(model, Schedule.one_shot(0.5))
+    >>> pruner = Pruner(model, sparsity=0.5)
     >>> int((model.weight == 0).sum())
     4
     >>> print(pruner)
@@ -63,12 +77,16 @@ class Pruner:
     def __init__(
         self,
         model: nn.Module,
-        schedule: Schedule | None = None,
+        schedule: Schedule | Literal["cubic", "linear", "exponential"] | None = None,
         *,
+        sparsity: float | Mapping[str, float] | None = None,
+        steps: int | None = None,
+        when: tuple[float, float] | None = None,
+        every: float | None = None,
         criterion: Criterion = "l1",
         scope: str | Mapping[str, float] = "global",
         pattern: str = "element",
-        mode: str = "hard",
+        mode: Literal["hard", "ste"] = "hard",
         min_keep: int = 1,
         ignore: Sequence[str] = (),
         regrow: Regrowth | None = None,
@@ -76,6 +94,11 @@ class Pruner:
         seed: int = 0,
     ) -> None:
         self.model = unwrapped(model)
+        schedule = schedule_of(schedule, sparsity, steps, when, every)
+        if isinstance(sparsity, Mapping):
+            if scope != "global":
+                raise ValueError("Pruner: sparsity={glob: ...} says the scope; leave out scope=")
+            scope = sparsity
         self.schedule, self.criterion, self.pattern = schedule, criterion, pattern
         self.mode, self.min_keep, self.regrow, self.seed = mode, min_keep, regrow, seed
         check_options(schedule, criterion, pattern, mode, regrow, example_inputs)
@@ -98,6 +121,7 @@ class Pruner:
         self.scoring = Scoring(criterion, seed, self.targets, self.coupled)
         self._rewound: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
+        self._following: list[Any] = []
         self._noting = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._warned = False
@@ -123,23 +147,21 @@ class Pruner:
                 raise ValueError(f"Pruner: scope must be global, local or a dict, got {scope!r}")
             return scope, None
         if self.coupled is not None:
-            return "local", self.coupled.ratios(scope)
+            return "local", self.coupled.sparsities(scope)
         ratios: list[float] = []
         kept: list[Target] = []
-        used: set[str] = set()
+        globs = Globs(scope)
         for target in self.targets:
             layer = target.name.rpartition(".")[0]
-            found = [g for g in scope if any(fnmatch.fnmatch(n, g) for n in (target.name, layer))]
-            used |= set(found)
+            found = globs.matching(target.name, layer)
             if found:
                 kept.append(target)
                 ratios.append(scope[found[-1]])
-        for glob in scope:
-            if glob not in used:
-                names = ", ".join(t.name for t in self.targets[:5])
-                raise ValueError(
-                    f"Pruner: scope {glob!r} matches no weight; there are {names}, ..."
-                )
+        if globs.unused:
+            names = ", ".join(t.name for t in self.targets[:5])
+            raise ValueError(
+                f"Pruner: scope {globs.unused[0]!r} matches no weight; there are {names}, ..."
+            )
         if not all(0 <= r < 1 for r in ratios):
             raise ValueError(f"Pruner: sparsities of scope must be in [0, 1), got {dict(scope)}")
         self.targets = kept
@@ -150,7 +172,7 @@ class Pruner:
         if self.schedule and self.schedule.rewind:
             steps.add(self.schedule.rewind)
         if self.regrow:
-            steps |= set(self.regrow.steps)
+            steps |= set(self.regrow.events)
         return sorted(step for step in steps if step > 0)
 
     # -- gradients
@@ -213,7 +235,7 @@ class Pruner:
         shares: float | list[float] = sparsity
         if self._ratios is not None:
             assert self.schedule is not None
-            shares = [r * sparsity / self.schedule.final for r in self._ratios]
+            shares = [r * sparsity / self.schedule.sparsity for r in self._ratios]
         if self.coupled is not None:
             scores = self.scoring.of_channels(step)
             self.coupled.select(scores, shares, scope=self.scope, min_keep=self.min_keep)
@@ -303,10 +325,19 @@ class Pruner:
             )
         self._optimizer = optimizer
         if self.scoring.from_gradients:
-            self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self.scoring.sum_up()))
-        self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+            self._following.append(
+                optimizer.register_step_pre_hook(lambda *_: self.scoring.sum_up())
+            )
+        self._following.append(optimizer.register_step_post_hook(self._after_step))
         self._remask_states()
         return self
+
+    def detach(self) -> None:
+        """Stop following the optimizer. Masks stay in force until `finalize` or `restore`; the
+        pruner can be attached again."""
+        while self._following:
+            self._following.pop().remove()
+        self._optimizer = None
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._remask()
@@ -373,12 +404,12 @@ class Pruner:
     # -- the end
 
     def _release(self) -> None:
+        self.detach()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         for target in self.targets:
             release_mask(target)
-        self._optimizer = None
         _held.discard(self.model)
 
     @torch.no_grad()

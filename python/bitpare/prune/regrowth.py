@@ -4,42 +4,53 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bitpare import functional as bpf
 from bitpare.prune.targets import Target
+from bitpare.steps import check_steps, step_at
 
 
 @dataclasses.dataclass
 class Regrowth:
-    """kind: "rigl" brings back those of the largest gradient (Evci et al. 2020), "set" random ones
-    (Mocanu et al. 2018). fraction: of the kept weights that change at the first of ``steps``; it
-    falls to 0 along a cosine. They come back as 0.
+    """The times at which some pruned weights come back, as 0, and others go.
+
+    Args:
+        kind: "rigl" brings back those of the largest gradient (Evci et al. 2020), "set" random ones
+            (Mocanu et al. 2018).
+        when: the times; a float is a fraction of the run, an int an applied step.
+        steps: the length of the run, which fractions need.
+        fraction: the share of the kept weights that change at the first time; it falls to 0 along a
+            cosine.
     """
 
-    kind: str
-    steps: Sequence[int]
+    kind: Literal["rigl", "set"]
+    when: Sequence[float]
     fraction: float = 0.3
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("rigl", "set"):
             raise ValueError(f"Regrowth: kind must be rigl or set, got {self.kind!r}")
         if not 0 < self.fraction < 1:
             raise ValueError(f"Regrowth: fraction must be in (0, 1), got {self.fraction}")
-        self.steps = sorted(int(s) for s in self.steps)
-        if not self.steps or self.steps[0] < 1:
-            raise ValueError("Regrowth: give steps of 1 or more")
+        length = None if self.steps is None else check_steps("Regrowth", self.steps)
+        self.events = sorted(step_at("Regrowth", "when", at, length) for at in self.when)
+        if not self.events or self.events[0] < 1:
+            raise ValueError("Regrowth: when must hold times after step 0")
 
     def wants(self, after: int, upto: int) -> bool:
         """Return whether weights come back at one of the steps after + 1 ... upto."""
-        return any(after < step <= upto for step in self.steps)
+        return any(after < step <= upto for step in self.events)
 
     def share_at(self, step: int) -> float:
         """Return the share of the kept weights that changes at this step."""
-        span = self.steps[-1] - self.steps[0] + 1
-        return self.fraction / 2 * (1 + math.cos(math.pi * (step - self.steps[0]) / span))
+        first, last = self.events[0], self.events[-1]
+        span = last - first + 1
+        return self.fraction / 2 * (1 + math.cos(math.pi * (step - first) / span))
 
     def masks(
         self,

@@ -4,6 +4,8 @@ import bisect
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from bitpare.steps import check_steps, step_at
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -11,7 +13,7 @@ class Schedule:
 
     rewind: None, or the step whose weights come back, behind the new mask, at every later event.
 
-    >>> print(Schedule.cubic(final=0.8, begin=0, end=100, every=50))
+    >>> print(Schedule.cubic(sparsity=0.8, begin=0, end=100, every=50))
     step 50: 70.0 %, step 100: 80.0 %
     """
 
@@ -38,7 +40,7 @@ class Schedule:
         return self.events[index - 1][1] if index else 0.0
 
     @property
-    def final(self) -> float:
+    def sparsity(self) -> float:
         """The sparsity that is reached at last."""
         return self.events[-1][1]
 
@@ -55,55 +57,104 @@ class Schedule:
         return text if self.rewind is None else f"{text}; weights rewound to step {self.rewind}"
 
     @staticmethod
-    def one_shot(final: float, *, at: int = 0) -> "Schedule":
-        """All at once."""
-        return Schedule(((at, final),))
+    def one_shot(sparsity: float, *, at: float = 0, steps: int | None = None) -> "Schedule":
+        """Return a schedule that prunes all at once."""
+        return Schedule(((_step_at("at", at, steps), sparsity),))
 
     @staticmethod
-    def levels(levels: Mapping[int, float]) -> "Schedule":
-        """{step: sparsity}: several levels, with training between them."""
-        return Schedule(tuple(sorted(levels.items())))
-
-    @staticmethod
-    def linear(
-        final: float, *, begin: int = 0, end: int, every: int = 1, initial: float = 0.0
-    ) -> "Schedule":
-        """The same share at each step."""
-        return _ramp(final, begin, end, every, initial, lambda t: initial + (final - initial) * t)
-
-    @staticmethod
-    def cubic(
-        final: float, *, begin: int = 0, end: int, every: int = 1, initial: float = 0.0
-    ) -> "Schedule":
-        """Fast at first, slow towards the end (Zhu and Gupta 2017, eq. 1)."""
-        return _ramp(
-            final, begin, end, every, initial, lambda t: final + (initial - final) * (1 - t) ** 3
+    def levels(levels: Mapping[float, float], *, steps: int | None = None) -> "Schedule":
+        """Return {when: sparsity} as a schedule: several levels, with training between them."""
+        return Schedule(
+            tuple(sorted((_step_at("levels", at, steps), s) for at, s in levels.items()))
         )
 
     @staticmethod
-    def exponential(
-        final: float, *, begin: int = 0, end: int, every: int = 1, initial: float = 0.0
+    def linear(
+        sparsity: float,
+        *,
+        begin: float = 0,
+        end: float,
+        every: float = 1,
+        initial: float = 0.0,
+        steps: int | None = None,
     ) -> "Schedule":
-        """The same share of what is left at each step."""
+        """Return a schedule that prunes the same share at each event; see `cubic`."""
 
-        def sparsity(t: float) -> float:
-            return 1 - (1 - initial) * ((1 - final) / (1 - initial)) ** t
+        def at(t: float) -> float:
+            return initial + (sparsity - initial) * t
 
-        return _ramp(final, begin, end, every, initial, sparsity)
+        return _ramp(sparsity, begin, end, every, initial, steps, at)
+
+    @staticmethod
+    def cubic(
+        sparsity: float,
+        *,
+        begin: float = 0,
+        end: float,
+        every: float = 1,
+        initial: float = 0.0,
+        steps: int | None = None,
+    ) -> "Schedule":
+        """Return a schedule that is fast at first and slow towards the end (Zhu and Gupta 2017,
+        eq. 1).
+
+        Args:
+            sparsity: the share of the weights that is pruned at ``end``, in [0, 1).
+            begin, end: the first and the last event; a float is a fraction of the run, an int an
+                applied step.
+            every: the time from one event to the next.
+            initial: the sparsity at ``begin``.
+            steps: the length of the run, which fractions need.
+        """
+
+        def at(t: float) -> float:
+            return sparsity + (initial - sparsity) * (1 - t) ** 3
+
+        return _ramp(sparsity, begin, end, every, initial, steps, at)
+
+    @staticmethod
+    def exponential(
+        sparsity: float,
+        *,
+        begin: float = 0,
+        end: float,
+        every: float = 1,
+        initial: float = 0.0,
+        steps: int | None = None,
+    ) -> "Schedule":
+        """Return a schedule that prunes the same share of what is left at each event; see
+        `cubic`."""
+
+        def at(t: float) -> float:
+            return 1 - (1 - initial) * ((1 - sparsity) / (1 - initial)) ** t
+
+        return _ramp(sparsity, begin, end, every, initial, steps, at)
 
     @staticmethod
     def iterative(
-        final: float, *, rounds: int, every: int, begin: int = 0, rewind: int | None = None
+        sparsity: float,
+        *,
+        rounds: int,
+        every: float,
+        begin: float = 0,
+        rewind: float | None = None,
+        steps: int | None = None,
     ) -> "Schedule":
-        """``rounds`` times the same share of what is left, ``every`` steps apart, the first time
-        after ``begin + every`` steps. rewind: the step whose weights come back each time (Frankle
-        and Carbin 2019)."""
-        if rounds < 1 or every < 1:
+        """Return ``rounds`` events that prune the same share of what is left, ``every`` apart, the
+        first one at ``begin + every``.
+
+        rewind: the time whose weights come back at each event (Frankle and Carbin 2019).
+        """
+        between = _step_at("every", every, steps)
+        if rounds < 1 or between < 1:
             raise ValueError(f"Schedule: rounds and every must be 1 or more, got {rounds}, {every}")
-        _check_sparsity("final", final)
-        ratios = [1 - (1 - final) ** (k / rounds) for k in range(1, rounds)] + [final]
-        events = tuple((begin + every * (k + 1), ratio) for k, ratio in enumerate(ratios))
-        return Schedule(events, rewind)
+        _check_sparsity("sparsity", sparsity)
+        first = _step_at("begin", begin, steps)
+        back = None if rewind is None else _step_at("rewind", rewind, steps)
+        levels = [1 - (1 - sparsity) ** (k / rounds) for k in range(1, rounds)] + [sparsity]
+        return Schedule(
+            tuple((first + between * (k + 1), level) for k, level in enumerate(levels)), back
+        )
 
 
 def _check_sparsity(name: str, value: float) -> None:
@@ -111,16 +162,29 @@ def _check_sparsity(name: str, value: float) -> None:
         raise ValueError(f"Schedule: {name} must be in [0, 1), got {value}")
 
 
+def _step_at(name: str, when: float, steps: int | None) -> int:
+    length = None if steps is None else check_steps("Schedule", steps)
+    return step_at("Schedule", name, when, length)
+
+
 def _ramp(
-    final: float, begin: int, end: int, every: int, initial: float, rule: Callable[[float], float]
+    sparsity: float,
+    begin: float,
+    end: float,
+    every: float,
+    initial: float,
+    steps: int | None,
+    rule: Callable[[float], float],
 ) -> Schedule:
-    _check_sparsity("final", final)
+    _check_sparsity("sparsity", sparsity)
     _check_sparsity("initial", initial)
-    if begin < 0 or end <= begin or every < 1:
+    first, last = _step_at("begin", begin, steps), _step_at("end", end, steps)
+    between = _step_at("every", every, steps)
+    if last <= first or between < 1:
         raise ValueError(
-            f"Schedule: needs 0 <= begin < end and every of 1 or more, got {begin}, {end}, {every}"
+            f"Schedule: begin must be before end and every 1 or more, got steps {first}, {last}, "
+            f"{between}"
         )
-    steps = [*range(begin, end, every), end]
-    events = [(step, rule((step - begin) / (end - begin))) for step in steps[:-1]]
-    events = [(step, sparsity) for step, sparsity in events if sparsity > 0]
-    return Schedule((*events, (end, final)))
+    times = range(first, last, between)
+    events = [(step, rule((step - first) / (last - first))) for step in times]
+    return Schedule((*(event for event in events if event[1] > 0), (last, sparsity)))

@@ -13,28 +13,32 @@ from torch import Tensor, nn
 
 from bitpare import functional as bpf
 from bitpare import graph as g
+from bitpare.batches import progress_over
 from bitpare.files import write_whole
+from bitpare.models import unwrapped
 from bitpare.prune.coupled import Coupled
 from bitpare.prune.criteria import scores_of
 from bitpare.prune.targets import Target, find_targets, fits
-from bitpare.quant.batches import progress_over
-from bitpare.quant.names import unwrapped
+from bitpare.spec.budget import least_that_fits
 
-RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclasses.dataclass
 class Sensitivity:
-    """found: layer -> ratio -> what ``evaluate`` gave with that share of the layer pruned.
-    baseline: with nothing pruned. sizes: of the layers' weights."""
+    """The result of a scan.
+
+    found: layer -> sparsity -> what ``evaluate`` gave with that share of the layer pruned.
+    baseline: what it gave with nothing pruned. sizes: the number of each layer's weights.
+    """
 
     baseline: float
     found: dict[str, dict[float, float]]
     sizes: dict[str, int]
 
-    def ratio_at(self, layer: str, drop: float) -> float:
-        """The most that may be pruned of a layer so that no ratio up to it loses more than
-        ``drop``; between the ratios tried, on a straight line."""
+    def sparsity_at(self, layer: str, drop: float) -> float:
+        """Return the largest sparsity of a layer up to which none loses more than ``drop``; between
+        those tried, on a straight line."""
         before, lost_before = 0.0, 0.0
         for ratio, value in sorted(self.found[layer].items()):
             lost = max(self.baseline - value, lost_before)
@@ -44,31 +48,34 @@ class Sensitivity:
             before, lost_before = ratio, lost
         return before
 
-    def ratios(
+    def sparsities(
         self, *, max_drop: float | None = None, sparsity: float | None = None
     ) -> dict[str, float]:
-        """A ratio for each layer, as ``Pruner(scope=...)`` and ``shrink`` take them: those that
-        lose ``max_drop`` each, or the least loss with which ``sparsity`` of all weights go."""
+        """Return a sparsity for each layer, as `Pruner` and `shrink` take them.
+
+        Args:
+            max_drop: what each layer alone may lose, in the units of ``evaluate``.
+            sparsity: instead, the share of all weights that goes, with the least loss per layer.
+        """
         if (max_drop is None) == (sparsity is None):
-            raise ValueError("Sensitivity.ratios: give max_drop= or sparsity=")
+            raise ValueError("Sensitivity.sparsities: give max_drop= or sparsity=")
         if max_drop is not None:
-            return {layer: self.ratio_at(layer, max_drop) for layer in self.found}
+            return {layer: self.sparsity_at(layer, max_drop) for layer in self.found}
         assert sparsity is not None
         values = [v for layer in self.found.values() for v in layer.values()]
-        low, high = 0.0, max(self.baseline - min(values), 0.0)
+        high = max(self.baseline - min(values), 0.0)
         most = self._sparsity(high)
         if most < sparsity:
             raise ValueError(
-                f"Sensitivity.ratios: the ratios tried prune {most:.3f} at most, not {sparsity}"
+                f"Sensitivity.sparsities: those tried prune {most:.3f} at most, not {sparsity}"
             )
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._sparsity(middle) >= sparsity else (middle, high)
-        return {layer: self.ratio_at(layer, high) for layer in self.found}
+        drop = least_that_fits(float, lambda d: self._sparsity(d) >= sparsity, high, rounds=60)
+        assert drop is not None
+        return {layer: self.sparsity_at(layer, drop) for layer in self.found}
 
     def _sparsity(self, drop: float) -> float:
         total = max(sum(self.sizes.values()), 1)
-        return sum(n * self.ratio_at(layer, drop) for layer, n in self.sizes.items()) / total
+        return sum(n * self.sparsity_at(layer, drop) for layer, n in self.sizes.items()) / total
 
     def __str__(self) -> str:
         ratios = sorted({r for layer in self.found.values() for r in layer})
@@ -94,7 +101,7 @@ class Sensitivity:
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.subplots()
         colours = matplotlib.colormaps["viridis"]
-        order = sorted(self.found, key=lambda layer: -self.ratio_at(layer, 1.0))
+        order = sorted(self.found, key=lambda layer: -self.sparsity_at(layer, 1.0))
         for index, layer in enumerate(order):
             values = sorted(self.found[layer].items())
             axes.plot(
@@ -120,7 +127,7 @@ def sensitivity(
     model: nn.Module,
     evaluate: Callable[[nn.Module], float],
     *,
-    ratios: Sequence[float] = RATIOS,
+    sparsities: Sequence[float] = SPARSITIES,
     criterion: str = "l1",
     pattern: str = "element",
     ignore: Sequence[str] = (),
@@ -128,22 +135,27 @@ def sensitivity(
     cache: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
-    """Prunes each layer alone at each ratio, evaluates, and puts its weights back.
+    """Prune each layer alone at each sparsity, evaluate, and put its weights back.
 
-    evaluate(model) gives a number that is better when it is larger. criterion, pattern, ignore,
-    example_inputs: as for `Pruner`; "channel" takes the groups that go together, under the name of
-    their first layer. cache: a file that keeps what was found, from which an interrupted scan goes
-    on; it starts anew where weights or options are others.
+    Args:
+        model: the model; it is as before at the end.
+        evaluate: ``evaluate(model)`` returns a number that is better when it is larger.
+        sparsities: those that are tried, each in (0, 1).
+        criterion, pattern, ignore, example_inputs: as for `Pruner`; "channel" takes the groups that
+            go together, under the name of their first layer.
+        cache: a file that keeps what was found, from which an interrupted scan goes on; it starts
+            anew if weights or options are others.
+        progress: whether a progress bar is shown; by default on a terminal.
 
     >>> model = nn.Linear(4, 2)
-    >>> scan = sensitivity(model, lambda m: -float((m.weight == 0).sum()), ratios=[0.25, 0.5])
+    >>> scan = sensitivity(model, lambda m: -float((m.weight == 0).sum()), sparsities=[0.25, 0.5])
     >>> scan.found
     {'weight': {0.25: -2.0, 0.5: -4.0}}
     """
     inner = unwrapped(model)
-    for ratio in ratios:
-        if not 0 < ratio < 1:
-            raise ValueError(f"sensitivity: ratios must be in (0, 1), got {ratio}")
+    for sparsity in sparsities:
+        if not 0 < sparsity < 1:
+            raise ValueError(f"sensitivity: sparsities must be in (0, 1), got {sparsity}")
     units = _units(inner, criterion, pattern, ignore, example_inputs)
     key = _fingerprint(inner, [criterion, pattern, sorted(units)])
     store = _Store(cache, key)
@@ -153,9 +165,12 @@ def sensitivity(
         if store.baseline is None:
             store.baseline = float(evaluate(model))
             store.save()
-        tasks = [(name, r) for name in units for r in ratios if r not in store.found.get(name, {})]
-        for name, ratio in progress_over(tasks, progress, "sensitivity", "evaluation", len(tasks)):
-            masks = units[name][1](ratio)
+        known = store.found
+        tasks = [(n, s) for n in units for s in sparsities if s not in known.get(n, {})]
+        for name, sparsity in progress_over(
+            tasks, progress, "sensitivity", "evaluation", len(tasks)
+        ):
+            masks = units[name][1](sparsity)
             held = [(p, p.detach().clone()) for p, _ in masks]
             try:
                 bpf.remask_([p for p, _ in masks], [m for _, m in masks])
@@ -163,12 +178,12 @@ def sensitivity(
             finally:
                 for parameter, before in held:
                     parameter.copy_(before)
-            store.found.setdefault(name, {})[ratio] = value
+            store.found.setdefault(name, {})[sparsity] = value
             store.save()
     finally:
         for module, mode in modes.items():
             module.training = mode
-    found = {n: {r: store.found[n][r] for r in ratios} for n in units}
+    found = {n: {s: store.found[n][s] for s in sparsities} for n in units}
     return Sensitivity(store.baseline, found, {n: size for n, (size, _) in units.items()})
 
 
@@ -178,7 +193,7 @@ Masks = Callable[[float], list[tuple[Tensor, Tensor]]]
 def _units(
     model: nn.Module, criterion: str, pattern: str, ignore: Sequence[str], example_inputs: Any
 ) -> dict[str, tuple[int, Masks]]:
-    """Return the size of each layer, or group of channels, and its masks for a ratio."""
+    """Return the size of each layer, or group of channels, and its masks for a sparsity."""
     if pattern != "channel":
         return {
             t.name: (t.value.numel(), _of_weight(t, criterion, pattern))
@@ -193,9 +208,9 @@ def _units(
     none = coupled.masks
 
     def of_family(index: int) -> Masks:
-        def masks(ratio: float) -> list[tuple[Tensor, Tensor]]:
+        def masks(sparsity: float) -> list[tuple[Tensor, Tensor]]:
             coupled.masks = none
-            shares = [ratio if i == index else 0.0 for i in range(len(none))]
+            shares = [sparsity if i == index else 0.0 for i in range(len(none))]
             coupled.select(scores, shares, scope="local", min_keep=1)
             return [(parameters[n], m) for n, m in coupled.element_masks().items()]
 
@@ -213,9 +228,9 @@ def _units(
 
 
 def _of_weight(target: Target, criterion: str, pattern: str) -> Masks:
-    def masks(ratio: float) -> list[tuple[Tensor, Tensor]]:
+    def masks(sparsity: float) -> list[tuple[Tensor, Tensor]]:
         score = scores_of(criterion, target, 0)
-        return [(target.value, bpf.select_mask([score], ratio, pattern=pattern)[0])]
+        return [(target.value, bpf.select_mask([score], sparsity, pattern=pattern)[0])]
 
     return masks
 

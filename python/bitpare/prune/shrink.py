@@ -1,9 +1,8 @@
 """shrink: a smaller copy of a model, with whole channels removed."""
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,55 +10,64 @@ from torch.utils import _pytree
 
 from bitpare import graph as g
 from bitpare.errors import Unsupported
+from bitpare.models import unwrapped
 from bitpare.nn.quantizer import Quantizer, quantizers_off
-from bitpare.prune.channels import Channels
+from bitpare.prune.atoms import AtomTable
 from bitpare.prune.coupled import Coupled
 from bitpare.prune.families import Families, analysed
-from bitpare.prune.plan import Plan
 from bitpare.prune.pruner import Pruner
-from bitpare.quant.names import unwrapped
+from bitpare.prune.removal import Plan
+from bitpare.spec.budget import Budget, least_that_fits
+
+# The costs of a budget, as a plan names them.
+_TOLD = {"macs": "MACs", "parameters": "parameters", "bytes": "bytes"}
 
 
 def shrink(
     model: nn.Module,
-    example_inputs: tuple[Any, ...] | Tensor,
-    ratio: float | Mapping[str, float] = 0.5,
     *,
+    sparsity: float | Mapping[str, float] | None = None,
+    keep: Budget | None = None,
+    example_inputs: tuple[Any, ...] | Tensor,
+    example_kwargs: dict[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    scope: str = "local",
+    scope: Literal["local", "global"] = "local",
     round_to: int = 1,
     min_channels: int = 1,
     ignore: Sequence[str] = (),
-    macs: float | None = None,
-    parameters: float | None = None,
-    not_understood: str = "refuse",
+    not_understood: Literal["refuse", "leave"] = "refuse",
     pruner: Pruner | None = None,
-    example_kwargs: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """A copy of ``model`` with fewer channels, made of the same classes: an ordinary model.
+    """Return a copy of ``model`` with fewer channels, made of the same classes: an ordinary model.
 
-    See `plan_shrink` for the options. ``optimizer``: it goes over to the copy, with its state and
-    groups, if all has worked, and a ``pruner`` is done. The copy computes what ``model`` computes
-    with all that was removed set to 0, which is checked on the example inputs.
+    The copy computes what ``model`` computes with all that was removed set to 0: the example inputs
+    check it.
+
+    Args:
+        model: the model; it is not changed.
+        sparsity, keep, pruner: what goes; see `plan_shrink`. One of them is needed.
+        example_inputs, example_kwargs: the arguments of a call of the model.
+        optimizer: it goes over to the copy, with its state and groups, if all has worked; a
+            ``pruner`` is then finalized.
+        scope, round_to, min_channels, ignore, not_understood: see `plan_shrink`.
 
     >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    >>> shrink(model, torch.randn(1, 8), 0.5)[0]
+    >>> shrink(model, sparsity=0.5, example_inputs=torch.randn(1, 8))[0]
     Linear(in_features=8, out_features=3, bias=True)
     """
     call = g.call_with("shrink", example_inputs, example_kwargs)
     made = plan_shrink(
         model,
-        call.args,
-        ratio,
+        sparsity=sparsity,
+        keep=keep,
+        example_inputs=call.args,
+        example_kwargs=call.kwargs,
         scope=scope,
         round_to=round_to,
         min_channels=min_channels,
         ignore=ignore,
-        macs=macs,
-        parameters=parameters,
         not_understood=not_understood,
         pruner=pruner,
-        example_kwargs=call.kwargs,
     )
     small = made.apply(model, optimizer=optimizer)
     if pruner is not None and optimizer is not None:
@@ -69,96 +77,121 @@ def shrink(
 
 def plan_shrink(
     model: nn.Module,
-    example_inputs: tuple[Any, ...] | Tensor,
-    ratio: float | Mapping[str, float] = 0.5,
     *,
-    scope: str = "local",
+    sparsity: float | Mapping[str, float] | None = None,
+    keep: Budget | None = None,
+    example_inputs: tuple[Any, ...] | Tensor,
+    example_kwargs: dict[str, Any] | None = None,
+    scope: Literal["local", "global"] = "local",
     round_to: int = 1,
     min_channels: int = 1,
     ignore: Sequence[str] = (),
-    macs: float | None = None,
-    parameters: float | None = None,
-    not_understood: str = "refuse",
-    keep: str = "largest",
+    not_understood: Literal["refuse", "leave"] = "refuse",
+    order: Literal["importance", "index"] = "importance",
     pruner: Pruner | None = None,
-    example_kwargs: dict[str, Any] | None = None,
 ) -> Plan:
-    """Return what `shrink` would remove: the channels of least importance, whole groups of
-    those that an addition, a concatenation, a depthwise convolution or a reshape ties together.
+    """Return what `shrink` would remove, as a plan.
 
-    ratio: of the channels that go; or {glob: ratio} for the layers that produce them. scope:
-    "local": of each family of channels; "global": of all of them, by importance. macs, parameters:
-    instead, the share of the model's that stays at most. round_to: families keep a multiple of it.
-    min_channels: at least so many of each stay. ignore: globs of layers whose channels stay.
-    not_understood: "refuse" (`Unsupported`), or "leave" the channels whole that meet an operation
-    shrink does not know. keep: the channels that stay are the "largest", or the "first" of each
-    family, whatever their weights. pruner: the channels that its masks prune (pattern "channel"),
-    whatever ratio, scope and keep say; where round_to or min_channels want more, some of those stay
-    and are 0.
+    Channels are removed in groups: those that an addition, a concatenation, a depthwise convolution
+    or a reshape ties together.
+
+    Args:
+        model: the model; it is not changed.
+        sparsity: the share of the channels that goes, in [0, 1); or {glob: sparsity} for the layers
+            that produce them.
+        keep: instead, a `bp.Budget` of macs, parameters and bytes: the least that fits it goes.
+        example_inputs, example_kwargs: the arguments of a call of the model.
+        scope: "local" takes a share of each family of channels; "global" of all of them together,
+            by importance.
+        round_to: families keep a multiple of it.
+        min_channels: at least so many of each family stay.
+        ignore: globs of layers whose channels stay.
+        not_understood: "refuse" raises `Unsupported` where channels meet an operation that shrink
+            does not know, "leave" leaves them whole.
+        order: channels go by their "importance", or by their "index", the last ones first, whatever
+            their weights.
+        pruner: instead, a `Pruner` of pattern "channel" whose masks say what goes, whatever scope
+            and order say; where round_to or min_channels want more, some of those stay and are 0.
     """
     source = unwrapped(model)
-    _check_options(scope, round_to, min_channels, macs, parameters, not_understood, keep)
+    _check_options(sparsity, keep, pruner, scope, round_to, min_channels, not_understood, order)
     call = g.call_with("shrink", example_inputs, example_kwargs)
     if pruner is not None:
         coupled = _coupled_of(pruner, source)
-        for name, value in (("ignore", ignore), ("macs", macs), ("parameters", parameters)):
-            if value:
-                raise ValueError(f"shrink: with pruner= its masks say what goes; leave out {name}=")
+        if ignore:
+            raise ValueError("shrink: with pruner= its masks say what goes; leave out ignore=")
         made = _plan(
             coupled.channels,
             coupled.families,
             coupled.families.limited(coupled.removed(), round_to, min_channels),
-            _Cost(source, call, coupled.channels),
+            g.Cost(source, call),
         )
         _verify(source, call, made)
         return made
     channels = analysed(source, call, not_understood, "shrink")
     families = Families(channels, ignore, "shrink")
-    cost = _Cost(source, call, channels)
+    cost = g.Cost(source, call)
 
     def plan_of(share: float | Mapping[str, float]) -> Plan:
-        removed = families.removed(share, scope, round_to, min_channels, keep)
+        removed = families.removed(share, scope, round_to, min_channels, order)
         return _plan(channels, families, removed, cost)
 
-    budget = {"MACs": macs, "parameters": parameters}
-    if all(value is None for value in budget.values()):
-        made = plan_of(ratio)
+    if keep is None:
+        assert sparsity is not None
+        made = plan_of(sparsity)
     else:
-        low, high = 0.0, 1.0 - 1e-6
-        made = plan_of(high)
-        for _ in range(24):  # the least share that fits
-            middle = (low + high) / 2
-            tried = plan_of(middle)
-            fits = all(
-                share is None or tried.sizes[f"{k} after"] <= share * tried.sizes[f"{k} before"]
-                for k, share in budget.items()
-            )
-            low, high = (low, middle) if fits else (middle, high)
-            made = tried if fits else made
+        made = _within(plan_of, keep)
     _verify(source, call, made)
     return made
 
 
+def _within(plan_of: Callable[[float], Plan], keep: Budget) -> Plan:
+    def costs(plan: Plan, at: str) -> dict[str, float]:
+        return {name: plan.sizes[f"{told} {at}"] for name, told in _TOLD.items()}
+
+    def fits(plan: Plan) -> bool:
+        return keep.fits(costs(plan, "before"), costs(plan, "after"))
+
+    most = 1.0 - 1e-6
+    made = least_that_fits(plan_of, fits, most, rounds=24)
+    if made is None:
+        smallest = costs(plan_of(most), "after")
+        least = ", ".join(f"{smallest[name]} {_TOLD[name]}" for name in keep.given())
+        raise ValueError(
+            f"shrink: keep={keep} cannot be met: with all channels gone that may go {least} stay"
+        )
+    return made
+
+
 def _check_options(
+    sparsity: float | Mapping[str, float] | None,
+    keep: Budget | None,
+    pruner: Pruner | None,
     scope: str,
     round_to: int,
     min_channels: int,
-    macs: float | None,
-    parameters: float | None,
     not_understood: str,
-    keep: str,
+    order: str,
 ) -> None:
+    given = {"sparsity": sparsity, "keep": keep, "pruner": pruner}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        got = " and ".join(named) or "none of them"
+        raise ValueError(f"shrink: give one of sparsity=, keep= and pruner=, got {got}")
+    if keep is not None and not isinstance(keep, Budget):
+        raise TypeError(f"shrink: keep must be a bp.Budget, got {type(keep).__name__}")
+    if keep is not None and keep.latency_ms is not None:
+        raise ValueError("shrink: a latency cannot be foretold from channels; give macs= instead")
     if scope not in ("local", "global"):
         raise ValueError(f"shrink: scope must be local or global, got {scope!r}")
     if round_to < 1 or min_channels < 1:
         raise ValueError(
             f"shrink: round_to and min_channels must be 1 or more, got {round_to}, {min_channels}"
         )
-    for name, value in (("macs", macs), ("parameters", parameters)):
-        if value is not None and not 0 < value <= 1:
-            raise ValueError(f"shrink: {name} must be in (0, 1], got {value}")
-    if keep not in ("largest", "first") or (keep == "first" and scope == "global"):
-        raise ValueError(f"shrink: keep must be largest, or first with scope='local', got {keep!r}")
+    if order not in ("importance", "index") or (order == "index" and scope == "global"):
+        raise ValueError(
+            f"shrink: order must be importance, or index with scope='local', got {order!r}"
+        )
     if not_understood not in ("refuse", "leave"):
         raise ValueError(f"shrink: not_understood must be refuse or leave, got {not_understood!r}")
 
@@ -171,38 +204,7 @@ def _coupled_of(pruner: Pruner, model: nn.Module) -> Coupled:
     return pruner.coupled
 
 
-class _Cost:
-    """MACs of convolutions and linear layers on the example inputs, and parameters."""
-
-    def __init__(self, model: nn.Module, call: g.Call, channels: Channels) -> None:
-        self.model = model
-        self.positions: dict[str, int] = {}
-        for node in channels.graph.nodes:
-            if node.op != "call_module":
-                continue
-            module: Any = model.get_submodule(str(node.target))
-            if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-                continue
-            shape = node.meta["shape"]
-            out = shape[1] if isinstance(module, nn.modules.conv._ConvNd) else shape[-1]
-            name = channels.names.get(id(module.weight))
-            if name is None:  # parametrized: it stays as it is
-                continue
-            self.positions[name] = self.positions.get(name, 0) + math.prod(shape) // out
-
-    def of(self, kept: Mapping[tuple[str, int], tuple[int, list[int]]]) -> tuple[int, int]:
-        macs = parameters = 0
-        for name, held in self.model.named_parameters():
-            shape = list(held.shape)
-            for dim in range(len(shape)):
-                if (name, dim) in kept:
-                    shape[dim] = len(kept[name, dim][1])
-            parameters += math.prod(shape)
-            macs += math.prod(shape) * self.positions.get(name, 0)
-        return macs, parameters
-
-
-def _plan(channels: Channels, families: Families, removed: set[int], cost: _Cost) -> Plan:
+def _plan(channels: AtomTable, families: Families, removed: set[int], cost: g.Cost) -> Plan:
     kept = {}
     for key, atoms in channels.links.items():
         stay = [i for i, atom in enumerate(atoms) if channels.root(atom) not in removed]
@@ -215,11 +217,14 @@ def _plan(channels: Channels, families: Families, removed: set[int], cost: _Cost
             whole[", ".join(layers)] = (
                 channels.frozen[atoms[0]] if atoms else "no channels of its own"
             )
-    before, after = cost.of({}), cost.of(kept)
-    sizes = {
-        "MACs before": before[0], "MACs after": after[0],
-        "parameters before": before[1], "parameters after": after[1],
-    }  # fmt: skip
+    shapes = {
+        name: list(held.shape)
+        for name, held in [*cost.model.named_parameters(), *cost.model.named_buffers()]
+    }
+    for (name, dim), (_, stay) in kept.items():
+        shapes[name][dim] = len(stay)
+    costs = {"before": cost.of({}), "after": cost.of(shapes)}
+    sizes = {f"{_TOLD[n]} {at}": value for at, found in costs.items() for n, value in found.items()}
     depthwise = sorted(n for n in channels.depthwise if (f"{n}.weight", 0) in kept)
     return Plan(kept, depthwise, sizes, whole)
 

@@ -1,6 +1,5 @@
 """Which weights of a model are pruned."""
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from bitpare import functional as bpf
 from bitpare.errors import Unsupported
+from bitpare.models import Globs
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.weights import is_sharded, quantized_weights
 
@@ -42,24 +42,24 @@ def find_targets(model: nn.Module, ignore: Sequence[str]) -> list[Target]:
     quantizers = {(w.owner, w.attribute): w.quantizer for w in quantized_weights(model)}
     found: list[Target] = []
     seen: set[int] = set()
-    used: set[str] = set()
+    ignored = Globs(ignore)
     for prefix, module in model.named_modules():
         if not isinstance(module, _PRUNED):
             continue
         for attribute in _weights_of(module):
             name = f"{prefix}.{attribute}" if prefix else attribute
-            matches = {g for g in ignore if fnmatch.fnmatch(name, g) or fnmatch.fnmatch(prefix, g)}
-            used |= matches
+            skip = ignored.matching(name, prefix)
             value = getattr(module, attribute)
-            if matches or id(value) in seen:
+            if skip or id(value) in seen:
                 continue
             seen.add(id(value))
             _require_whole(name, value)
             found.append(Target(name, module, attribute, quantizers.get((module, attribute))))
-    unknown = [g for g in ignore if g not in used]
-    if unknown:
+    if ignored.unused:
         names = ", ".join(t.name for t in found[:5])
-        raise ValueError(f"Pruner: ignore {unknown[0]!r} matches no weight; there are {names}, ...")
+        raise ValueError(
+            f"Pruner: ignore {ignored.unused[0]!r} matches no weight; there are {names}, ..."
+        )
     if not found:
         raise ValueError("Pruner: the model has no weight to prune (convolution, linear, ...)")
     return found

@@ -1,17 +1,18 @@
 """calibrate: the ranges of activations from data, before training or for inference."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from bitpare.batches import Data, Forward
 from bitpare.errors import Uncalibrated
+from bitpare.models import unwrapped
+from bitpare.nn.hub import find_hub
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.batches import batches_of, run
-from bitpare.quant.names import find_hub, unwrapped
 
 
 @contextmanager
@@ -32,35 +33,38 @@ def _calibrating(model: nn.Module, found: list[Quantizer]) -> Iterator[None]:
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
-    loader: Iterable[Any],
+    data: Iterable[Any],
     *,
     batches: int | None = None,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
     microbatch: int | None = None,
     progress: bool | None = None,
 ) -> nn.Module:
-    """Runs data through a prepared model in eval and sets the ranges of its activations.
+    """Run data through a prepared model in eval and set the ranges of its activations.
 
-    The first element of a tuple or dict batch goes to the model, on the model's device, unless
-    ``forward(model, batch)`` says otherwise. ``microbatch`` cuts batches into smaller ones.
     Running statistics, modes and the ranges of frozen quantizers stay as they are. A second
-    calibration starts anew. Returns the model.
+    calibration starts anew.
+
+    Args:
+        model: a prepared model; it is changed and returned.
+        data: an iterable of batches. The model is called with the first element of a tuple or list,
+            or the "input" of a dict, on the model's device.
+        batches: how many batches are taken; None takes all.
+        forward: ``forward(model, batch)``, if the model is to be called in another way.
+        microbatch: the most samples in one call; larger batches are cut.
+        progress: whether a progress bar is shown; by default on a terminal.
     """
     inner = unwrapped(model)
     find_hub(inner, "calibrate")
+    source = Data("calibrate", data, batches=batches, forward=forward, progress=progress)
     found = [m for m in inner.modules() if isinstance(m, Quantizer) and m.observing]
-    device = next((p.device for p in inner.parameters()), torch.device("cpu"))
     saved = {q: q.snapshot() for q in found}
     for q in found:
         q.restart()
-    count = 0
     try:
         with _calibrating(inner, found):
-            for batch in batches_of(loader, batches, progress, "calibrate"):
-                run(inner, batch, forward, microbatch, device)
-                count += 1
-        if count == 0:
-            raise ValueError("calibrate: the loader gave no batch")
+            for batch in source:
+                source.call_in_parts(inner, batch, microbatch)
         for q in found:
             q.conclude()
         _check(found)

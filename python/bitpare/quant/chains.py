@@ -5,6 +5,7 @@ import dataclasses
 from torch import fx, nn
 
 from bitpare.graph import FlatTrace
+from bitpare.graph.ops import PRODUCTS, first_input
 from bitpare.quant.kinds import (
     ADD,
     CAT,
@@ -19,7 +20,6 @@ from bitpare.quant.kinds import (
     TABLE,
     Kind,
     kind_of,
-    same_input,
 )
 
 
@@ -98,7 +98,7 @@ class Analysis:
             after = next(iter(chain[-1].users))
             is_norm = self.kind(after) == NORM and self.kind(chain[-1]) == COMPUTE
             joins = is_norm or self.kind(after) == CLAMP or self._joins_kernel(chain[-1], after)
-            if not joins or same_input(after) is not chain[-1]:
+            if not joins or first_input(after) is not chain[-1]:
                 break
             chain.append(after)
         return chain
@@ -113,14 +113,13 @@ class Analysis:
             return True
         inputs = [n for n in node.all_input_nodes if n.meta.get("float")]
         if found.kind in (SAME, POOL, CAT, ADD, MUL) and inputs:
-            sums = found.kind == ADD and "sub" in str(getattr(node.target, "__name__", node.target))
-            return not sums and all(self._nonnegative(n) for n in inputs)
+            return found.op.name != "sub" and all(self._nonnegative(n) for n in inputs)
         return False
 
     def source(self, node: fx.Node) -> fx.Node:
         """Return the value that this one comes from, past what only moves it."""
         while self.kind(node) == SAME:
-            before = same_input(node)
+            before = first_input(node)
             if before is None or not before.meta.get("tensor", True):
                 if before is not None and self.kind(before) == SAME:
                     node = before
@@ -162,12 +161,10 @@ class Analysis:
     def _is_weight(self, consumer: fx.Node, value: fx.Node) -> bool:
         """Return whether a parameter is the weight or bias of a functional convolution or
         linear."""
-        name = str(getattr(consumer.target, "__name__", consumer.target))
-        products = ("matmul", "bmm", "mm", "einsum", "baddbmm")
         return (
             self.kind(consumer) == COMPUTE
-            and name not in products
-            and (same_input(consumer) is not value)
+            and self.kinds[consumer].op.name not in PRODUCTS
+            and (first_input(consumer) is not value)
         )
 
     def _add_operand(self, consumer: fx.Node, value: fx.Node, source: fx.Node) -> None:

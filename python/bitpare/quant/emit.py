@@ -7,8 +7,9 @@ from torch.fx.graph_module import _format_import_block  # type: ignore[attr-defi
 from torch.package import sys_importer
 
 from bitpare import graph as g
-from bitpare.nn.layers import WEIGHTED
-from bitpare.quant.plan import EVAL, TRAIN, Site
+from bitpare.graph.ops import CONVOLUTIONS, op_of
+from bitpare.nn.layers import QuantizedLayer
+from bitpare.quant.survey import EVAL, TRAIN, Site
 
 _FUNCTIONS = {EVAL: "_bitpare_eval", TRAIN: "_bitpare_train"}
 
@@ -17,11 +18,11 @@ def own_weights(owner: nn.Module, trace: g.OwnerTrace) -> list[str]:
     """The owner's own parameters that its forward gives to a convolution or linear as weight."""
     found = []
     for node in trace.graph.nodes:
-        name = str(getattr(node.target, "__name__", ""))
-        products = ("conv", "linear", "embedding")
-        if node.op != "call_function" or not name.startswith(products):
+        op = op_of(owner, node)
+        weighted = op.name in CONVOLUTIONS or op.name in ("linear", "embedding")
+        if op.module is not None or not weighted:
             continue
-        weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+        weight = op.arguments.get("weight")
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
             target = str(weight.target)
             if "." not in target and isinstance(getattr(owner, target, None), nn.Parameter):
@@ -90,7 +91,7 @@ class _Editor:
             layer, _, name = target.rpartition(".")
             if layer and name == "weight":
                 module = self.owner.get_submodule(layer)
-                if not isinstance(module, WEIGHTED) or module.bp_weight is None:
+                if not isinstance(module, QuantizedLayer) or module.bp_weight is None:
                     continue
                 quantizer = f"{layer}.bp_weight"
             elif target in own:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from bitpare import functional as bpf
+from bitpare.models import unwrapped
+from bitpare.nn.hub import find_hub
 from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer, refresh_scales
 from bitpare.nn.weights import QuantizedWeight, is_sharded, quantized_weights
-from bitpare.quant.names import find_hub, unwrapped
 from bitpare.steps import check_owned, found_inf_of
 
 _STATE = {
@@ -69,6 +70,7 @@ class Oscillations:
         self._model, self.momentum, self.freeze_above = unwrapped(model), momentum, freeze_above
         self.untracked: dict[str, str] = {}
         self._tracked: list[_Tracked] = []
+        self._handles: list[Any] = []
         seen: set[int] = set()
         for weight in quantized_weights(self._model):
             value = weight.value
@@ -84,10 +86,20 @@ class Oscillations:
             self._tracked.append(_Tracked(weight, state))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "Oscillations":
-        """Looks at the weights after each step of the optimizer; returns itself."""
+        """Look at the weights after each step of the optimizer, and return the object itself."""
         check_owned(optimizer, self._model, "Oscillations")
-        optimizer.register_step_post_hook(lambda o, args, kwargs: self.step(found_inf_of(o)))
+        hook = optimizer.register_step_post_hook(lambda o, args, kwargs: self.step(found_inf_of(o)))
+        self._handles.append(hook)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the hooks: a copy follows no optimizer."""
+        return {**self.__dict__, "_handles": []}
+
+    def detach(self) -> None:
+        """Look at the weights no further; those that are frozen are no longer held."""
+        while self._handles:
+            self._handles.pop().remove()
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:

@@ -16,13 +16,13 @@ from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer
 from bitpare.nn.recurrent import is_recurrent, upgrade_recurrent
 from bitpare.nn.rewritten import rewrite
-from bitpare.quant.config import QConfig
+from bitpare.quant.compare import first_difference
 from bitpare.quant.emit import emit, own_weights
-from bitpare.quant.grid import grid_of
-from bitpare.quant.kinds import is_fused_activation
-from bitpare.quant.plan import EVAL, TRAIN, Plan, Site
-from bitpare.quant.spec import FLOAT, Float, QSpec
-from bitpare.quant.verify import first_difference
+from bitpare.quant.kinds import FUSED_ACTIVATIONS
+from bitpare.quant.survey import EVAL, Plan, Site
+from bitpare.spec.grid import grid_of
+from bitpare.spec.qconfig import QConfig
+from bitpare.spec.qspec import FLOAT, Float, QSpec
 
 _LAYER_SOURCE = """
 def forward(self, *args, **kwargs):
@@ -80,28 +80,13 @@ def _check_arguments(
     return call
 
 
-def _record(model: nn.Module, call: g.Call) -> dict[bool, dict[str, list[g.Call]]]:
-    try:
-        calls = {EVAL: g.record_calls(model, call, EVAL)}
-    except Exception as error:
-        shapes = [tuple(v.shape) if isinstance(v, Tensor) else v for v in call.args]
-        raise ValueError(
-            f"prepare: the model does not run on example_inputs {shapes}: {error}"
-        ) from error
-    try:
-        calls[TRAIN] = g.record_calls(model, call, TRAIN)
-    except Exception:  # as BatchNorm of one value: the calls of eval stand for both
-        calls[TRAIN] = calls[EVAL]
-    return calls
-
-
 def _prepare_once(
     model: nn.Module, config: QConfig, call: g.Call, islands: dict[str, str]
 ) -> tuple[nn.Module, Plan]:
     copied = copy.deepcopy(model)
     _leave_fast_paths(copied)
     with g.without_hooks(copied):
-        calls = _record(copied, call)
+        calls = g.record_both(copied, call, "prepare")
         plan = Plan(copied, calls, islands, config.target)
     builder = _Builder(copied, config, plan, call)
     builder.build()
@@ -163,7 +148,7 @@ class _Builder:
             if not layers.upgrade(module):
                 self._note_float_layer(name, module)
                 continue
-            if isinstance(module, layers.WEIGHTED):
+            if isinstance(module, layers.QuantizedLayer):
                 count += self._place_weight(name, module)
         for name, traces in self.plan.traces.items():
             owner = self.model.get_submodule(name)
@@ -218,7 +203,7 @@ class _Builder:
             return 0
         at_end = module in self.plan.first or module in self.plan.last
         spec = self.config.spec_for("weight", name, module, at_end=at_end)
-        made = self._weight_quantizer(name, spec, module.weight, layers.weight_axis(module))
+        made = self._weight_quantizer(name, spec, module.weight, module.weight_axis)
         if made is None:
             self.hub.note(name, "the config keeps its weight in float")
             return 0
@@ -310,7 +295,7 @@ class _Builder:
         layer.bp_output = made
         if type(layer) in layers.QUANTIZED.values():
             return
-        fused = site.activation if is_fused_activation(site.activation) else None
+        fused = site.activation if site.activation in FUSED_ACTIVATIONS else None
         rewrite(layer, _ACTIVATION_SOURCE.format(name=fused) if fused else _LAYER_SOURCE)
 
     def _fuse_norm(self, site: Site, quantizer: Quantizer) -> None:
@@ -327,7 +312,7 @@ class _Builder:
 
     def _place_input(self, module: nn.Module) -> None:
         """A layer with nothing traced around it: its input is quantized by itself."""
-        if not isinstance(module, layers.WEIGHTED) or isinstance(module, nn.Embedding):
+        if not isinstance(module, layers.QuantizedLayer) or isinstance(module, nn.Embedding):
             return
         held: Any = module
         name = self.plan.names[module]

@@ -1,14 +1,14 @@
 """BatchNorm's running statistics anew, for the weights and quantizers as they stand."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from bitpare.quant.batches import batches_of, run
-from bitpare.quant.names import unwrapped
+from bitpare.batches import Data, Forward
+from bitpare.models import unwrapped
 
 
 @contextmanager
@@ -37,31 +37,35 @@ def _batch_statistics(model: nn.Module, norms: list[Any]) -> Iterator[None]:
 @torch.no_grad()
 def reestimate_bn(
     model: nn.Module,
-    loader: Iterable[Any],
+    data: Iterable[Any],
     *,
     batches: int | None = None,
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
 ) -> nn.Module:
-    """Running statistics of BatchNorm anew, as the plain mean over the batches, with the weights
-    and quantizers as they stand; everything else is untouched. Returns the model."""
+    """Estimate the running statistics of BatchNorm anew, as the plain mean over the batches.
+
+    Weights and quantizers are used as they are; nothing else changes.
+
+    Args:
+        model: a model with BatchNorm; it is changed and returned.
+        data, batches, forward: see `calibrate`.
+    """
     inner = unwrapped(model)
+    source = Data("reestimate_bn", data, batches=batches, forward=forward)
     norms: list[Any] = [
         m
         for m in inner.modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     ]
-    device = norms[0].running_mean.device if norms else torch.device("cpu")
     statistics = [s for m in norms for s in (m.running_mean, m.running_var)]
     found = [s.clone() for s in statistics]
     sums, count = [torch.zeros_like(s) for s in statistics], 0
     try:
         with _batch_statistics(inner, norms):
-            for batch in batches_of(loader, batches, False, "reestimate_bn"):
-                run(inner, batch, forward, None, device)
+            for batch in source:
+                source.call(inner, batch)
                 torch._foreach_add_(sums, statistics)
                 count += 1
-        if count == 0:
-            raise ValueError("reestimate_bn: the loader gave no batch")
         found = [s / count for s in sums]
     finally:
         for s, value in zip(statistics, found, strict=True):

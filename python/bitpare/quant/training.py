@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitpare.models import unwrapped
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.names import unwrapped
 
 
 def param_groups(

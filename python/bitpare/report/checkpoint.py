@@ -26,13 +26,14 @@ from bitpare.report.page import Page
 from bitpare.report.state import rows_of_state
 from bitpare.report.summary import Summary, row_of_file, summary
 from bitpare.report.tally import BARS, Histogram
+from bitpare.report.write import html_of
 
 EXPECTED = (
     "expected an integer model that bp.deploy.save wrote, or a model, its state dict, or a "
     "checkpoint that holds one, that torch.save wrote"
 )
 _NO_DATA = {
-    "batches": "A file holds no data: bp.report.html(model, path, batches=...) shows activations, "
+    "data": "A file holds no data: bp.report.html(model, path, data=...) shows activations, "
     "clip rates, and the layer that loses accuracy.",
     "summary": "bp.report.html(model, path, float_model=..., integer=...) compares the forms of a "
     "model.",
@@ -284,7 +285,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"report: {error}", file=sys.stderr)
         return 2
     for path, text in (
-        (arguments.html, page.html),
+        (arguments.html, lambda: html_of(page)),
         (arguments.json, lambda: json.dumps(page.data(), indent=1) + "\n"),
     ):
         if path is not None:

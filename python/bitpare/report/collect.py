@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
+from bitpare.batches import Forward, data_or_none
 from bitpare.deploy.integer import IntegerModel
 from bitpare.errors import Uncalibrated, Unsupported
 from bitpare.files import write_whole
+from bitpare.models import unwrapped
+from bitpare.nn.hub import hub_of
 from bitpare.prune.sensitivity import Sensitivity
-from bitpare.quant.batches import first_of
-from bitpare.quant.names import hub_of, unwrapped
 from bitpare.report.effects import Effects, effects
 from bitpare.report.graphs import graph_of
 from bitpare.report.history import History
@@ -23,6 +25,7 @@ from bitpare.report.page import Page
 from bitpare.report.state import rows_of_floats
 from bitpare.report.summary import Summary, row_of_file, summary
 from bitpare.report.tally import Histogram
+from bitpare.report.write import html_of
 
 _FEW = 8  # samples that each quantizer is tried on alone
 _ROUNDS = 5  # of timing: three calls each
@@ -35,19 +38,27 @@ def html(
     *,
     float_model: nn.Module | None = None,
     integer: nn.Module | None = None,
-    batches: Iterable[Any] | None = None,
+    data: Iterable[Any] | None = None,
+    batches: int | None = None,
+    forward: Forward | None = None,
     history: History | None = None,
     sensitivity: Sensitivity | None = None,
     title: str | None = None,
 ) -> None:
-    """Writes a page about a model to ``path``: one file that needs no other.
+    """Write a page about a model to ``path``: one HTML file that needs no other.
 
-    model: a prepared one; or one in float, such as is pruned without being quantized, of which the
-    page shows weights, sparsity and what is given. float_model, integer: the model before `prepare`
-    and after `convert`, for sizes and latency. batches: as for `calibrate`, a few: for histograms
-    of activations, clip rates, and the layer that loses accuracy (the first 8 samples). history: a
-    `Recorder`. sensitivity: what `bp.prune.sensitivity` found. Sections whose input is missing say
-    in a line what to give. The model is not changed.
+    Sections whose input is missing say in a line what to give. The model is not changed.
+
+    Args:
+        model: a prepared model; or one in float, such as is pruned without being quantized, of
+            which the page shows weights, sparsity and what is given.
+        path: where the file is written.
+        float_model, integer: the model before `prepare` and after `convert`, for sizes and latency.
+        data, batches, forward: see `calibrate`; a few batches, for histograms of activations, clip
+            rates, and the layer that loses accuracy (the first 8 samples).
+        history: a `Recorder` that was attached to the optimizer.
+        sensitivity: what `bp.prune.sensitivity` found.
+        title: the title of the page.
     """
     inner = unwrapped(model)
     if isinstance(inner, IntegerModel):
@@ -59,12 +70,14 @@ def html(
         inner,
         float_model=float_model,
         integer=integer,
+        data=data,
         batches=batches,
+        forward=forward,
         history=history,
         sensitivity=sensitivity,
         title=title,
     )
-    write_whole(path, page.html().encode())
+    write_whole(path, html_of(page).encode())
 
 
 def page_of(
@@ -72,7 +85,9 @@ def page_of(
     *,
     float_model: nn.Module | None = None,
     integer: nn.Module | None = None,
-    batches: Iterable[Any] | None = None,
+    data: Iterable[Any] | None = None,
+    batches: int | None = None,
+    forward: Forward | None = None,
     history: History | None = None,
     sensitivity: Sensitivity | None = None,
     title: str | None = None,
@@ -80,7 +95,7 @@ def page_of(
     """Everything that can be known about a model."""
     hub = hub_of(model)
     if hub is None:
-        others = {"float_model": float_model, "integer": integer, "batches": batches}
+        others = {"float_model": float_model, "integer": integer, "data": data}
         given = [name for name, value in others.items() if value is not None]
         if given:
             raise ValueError(
@@ -89,14 +104,17 @@ def page_of(
             )
         return _of_floats(model, history, sensitivity, title)
     few: list[Any] = []
-    found = measured(model, None if batches is None else _first_of(batches, few), "report.html")
-    missing = _missing(float_model, integer, batches) | _missing_records(history, sensitivity)
+    source = data_or_none("report.html", data, batches, forward)
+    if source is not None:
+        source.data = _first_of(source.data, few)
+    found = measured(model, source, "report.html")
+    missing = _missing(float_model, integer, data) | _missing_records(history, sensitivity)
     return Page(
         title or f"{type(model).__name__}: quantization report",
         _facts(model, [m.row() for m in found]),
         _compared(missing, float_model, model, integer),
         drawn(found),
-        _tried(missing, model, few),
+        _tried(missing, model, few, forward),
         graph_of(model),
         history if history is not None and history.records else None,
         sensitivity,
@@ -157,25 +175,27 @@ def _compared(
         return None
 
 
-def _tried(missing: dict[str, str], model: nn.Module, few: list[Any]) -> Effects | None:
+def _tried(
+    missing: dict[str, str], model: nn.Module, few: list[Any], forward: Forward | None
+) -> Effects | None:
     if not few:
         return None
     try:
-        return effects(model, few, progress=False)
+        return effects(model, few, forward=forward, progress=False)
     except Unsupported as error:
-        missing["batches"] = f"{error}."
+        missing["data"] = f"{error}."
         return None
 
 
-def _missing(float_model: Any, integer: Any, batches: Any) -> dict[str, str]:
+def _missing(float_model: Any, integer: Any, data: Any) -> dict[str, str]:
     """For each section what to give to `html` for it."""
     found = {}
     if float_model is None or integer is None:
         other = [n for n, m in (("float_model=", float_model), ("integer=", integer)) if m is None]
         found["summary"] = f"To compare with other forms of the model, give {' and '.join(other)}."
-    if batches is None:
-        found["batches"] = (
-            "Give batches=, a few batches as for calibrate: for histograms and clip rates of the "
+    if data is None:
+        found["data"] = (
+            "Give data=, a few batches as for calibrate: for histograms and clip rates of the "
             "activations, and for the layer that loses accuracy."
         )
     return found
@@ -211,16 +231,13 @@ def _facts(model: nn.Module, rows: list[LayerRow]) -> list[str]:
     return facts
 
 
-def _first_of(batches: Iterable[Any], few: list[Any]) -> Iterable[Any]:
-    """The batches, of the first of which some samples are put into ``few``."""
-    if isinstance(batches, Tensor):
-        return batches  # an error, which says so
+def _first_of(data: Iterable[Any], few: list[Any]) -> Iterable[Any]:
+    """Yield the batches, and put some samples of the first one into ``few``."""
+    for i, batch in enumerate(data):
+        if i == 0:
+            few.append(_pytree.tree_map(_some, batch))
+        yield batch
 
-    def passing() -> Iterable[Any]:
-        for i, batch in enumerate(batches):
-            if i == 0:
-                value = first_of(batch)
-                few.append([value[:_FEW] if isinstance(value, Tensor) else value])
-            yield batch
 
-    return passing()
+def _some(value: Any) -> Any:
+    return value[:_FEW] if isinstance(value, Tensor) and value.dim() else value

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from bitpare.deploy.integer import IntegerModel
-from bitpare.quant.names import hub_of
+from bitpare.nn.hub import hub_of
 from bitpare.report.history import History, is_state, records_of
 from bitpare.report.state import is_prepared, is_weight
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from bitpare.batches import Data, Forward, progress_over
 from bitpare.errors import Unsupported
+from bitpare.models import unwrapped
+from bitpare.nn.hub import find_hub
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.weights import quantized_weights
-from bitpare.quant.batches import progress_over, run
-from bitpare.quant.names import find_hub, unwrapped
 from bitpare.report.grids import decibels, power
 from bitpare.report.layers import plain, probe_of, turn_on
-from bitpare.report.placement import table
+from bitpare.text import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +61,23 @@ class Effects:
 
 @torch.no_grad()
 def effects(
-    model: nn.Module, batches: Iterable[Any], *, progress: bool | None = None
-) -> Effects:  # fmt: skip
-    """How much each quantizer alone disturbs its layer and the model's output, and what adds up.
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    batches: int | None = None,
+    forward: Forward | None = None,
+    progress: bool | None = None,
+) -> Effects:
+    """Measure how much each quantizer alone disturbs its layer and the model's output.
 
     It finds the layer that loses accuracy: a low ``output`` says that this quantizer does harm by
     itself, a ``together`` that falls from one row to the next where errors come in. One forward
     pass for each quantizer and batch, so a small batch is enough. The model is not changed.
+
+    Args:
+        model: a prepared, calibrated model.
+        data, batches, forward: see `calibrate`.
+        progress: whether a progress bar is shown; by default on a terminal.
 
     >>> import bitpare as bp
     >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(64, 4)
@@ -76,23 +87,16 @@ def effects(
     """
     inner = unwrapped(model)
     find_hub(inner, "report.effects")
-    if isinstance(batches, Tensor):
-        raise TypeError(
-            "report.effects: batches must be an iterable of batches, got a tensor; give [tensor]"
-        )
-    watch = _Watch(probe_of(inner))
+    source = Data("report.effects", data, batches=batches, forward=forward)
+    watch = _Watch(probe_of(inner), source)
     sums: dict[str, Tensor] = {}
-    count = 0
-    for batch in batches:
-        count += 1
+    for batch in source:
         exact = watch.run(batch, [])
         _note(sums, "all", exact, watch.run(batch, watch.usable), watch.reached)
         todo = [q for q in watch.usable if watch.names[q] in watch.reached]
         for q in progress_over(todo, progress, "effects", "quantizer", len(todo)):
             name = watch.names[q]
             _note(sums, name, exact, watch.run(batch, [q]), [name])
-    if count == 0:
-        raise ValueError("report.effects: batches gave no batch")
     if "all/" not in sums:
         raise Unsupported("report.effects: the model's output holds no floats to compare")
     return _result(watch, sums)
@@ -133,14 +137,13 @@ class _Watch:
     """A copy of a model that gives the result of each layer with a quantizer, under the name of
     the quantizer, and its output under "". reached: in the order of the forward."""
 
-    def __init__(self, probe: nn.Module) -> None:
-        self.probe = probe
+    def __init__(self, probe: nn.Module, source: Data) -> None:
+        self.probe, self.source = probe, source
         held = [m for m in probe.modules() if isinstance(m, Quantizer)]
         self.names = {q: f"{i}" for i, q in enumerate(held)}
         self.usable = [q for q in held if q.calibrated]
         self.reached: list[str] = []
         self.values: dict[str, Tensor] = {}
-        self.device = next((p.device for p in probe.parameters()), torch.device("cpu"))
         for q in held:
             turn_on(q)
             if q.role == "activation":
@@ -175,6 +178,6 @@ class _Watch:
         for q in self.names:
             q.bypass = q not in on
         self.values = {}
-        run(self.probe, batch, None, None, self.device)
+        self.source.call(self.probe, batch)
         found, self.values = self.values, {}
         return found

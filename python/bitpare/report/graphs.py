@@ -8,9 +8,12 @@ from torch import fx, nn
 
 from bitpare.deploy.integer import WEIGHTED
 from bitpare.deploy.traced import Traced, prepared_trace
+from bitpare.errors import Unsupported
+from bitpare.graph.ops import function_name
+from bitpare.models import unwrapped
 from bitpare.nn import layers
+from bitpare.nn.hub import find_hub
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.names import find_hub, unwrapped
 from bitpare.report.layers import form_of
 from bitpare.report.svg import Svg, clipped_name, number
 
@@ -53,9 +56,8 @@ def graph_of(model: nn.Module) -> Graph:
         return Graph(_modules(model), f"the forward could not be traced ({reason})")
     try:
         return _traced(prepared_trace(model, "report.html"))
-    except Exception as error:  # whatever a forward does: the modules are there all the same
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Graph(_modules(model), f"the forward could not be traced ({reason})")
+    except Unsupported as error:  # the modules are there all the same
+        return Graph(_modules(model), f"the forward could not be traced ({error})")
 
 
 def _traced(traced: Traced) -> Graph:
@@ -113,7 +115,7 @@ def _called(root: nn.Module, node: fx.Node) -> str:
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         return "quantizer" if isinstance(module, Quantizer) else kind_of_module(module)
-    return str(getattr(node.target, "__name__", node.target))
+    return function_name(node)
 
 
 def _kind(fields: dict[str, Any]) -> str:

@@ -1,22 +1,20 @@
 """The sections about single quantizers, each a piece of HTML."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitpare.report import charts
 from bitpare.report.charts import Bar
 from bitpare.report.layers import LayerRow
+from bitpare.report.page import Page
 from bitpare.report.parts import card, db, legend_of, missing, named, say, share_of, table
 from bitpare.report.svg import escaped, percent, short
 from bitpare.report.tally import Histogram
 
-if TYPE_CHECKING:
-    from bitpare.report.page import Page
-
 _SHOWN = 24  # small plots that are not folded away
 
 
-def overview(page: "Page") -> str:
+def overview(page: Page) -> str:
     text = ""
     for role in ("weight", "activation"):
         rows = [r for r, _ in page.layers if r.role == role and r.sqnr is not None]
@@ -30,7 +28,7 @@ def overview(page: "Page") -> str:
                 charts.columns(bars, f"SQNR of the {role}s, in dB"), f"{role.title()}s, in dB"
             )
     if not text:
-        return missing(page, "batches")
+        return missing(page, "data")
     intro = say(
         "How far quantization is below the values, for each quantizer by itself: 6 dB are one bit. "
         "A bar that is much lower than its neighbours marks a range or a number of bits that does "
@@ -39,9 +37,9 @@ def overview(page: "Page") -> str:
     return intro + text
 
 
-def lost_accuracy(page: "Page") -> str:
+def lost_accuracy(page: Page) -> str:
     if page.effects is None or not page.effects.rows:
-        return missing(page, "batches")
+        return missing(page, "data")
     rows = page.effects.rows
     ceiling = max([r.output for r in rows if math.isfinite(r.output)], default=1.0)
     bars = [
@@ -71,13 +69,13 @@ def lost_accuracy(page: "Page") -> str:
     return intro + legend + alone + added
 
 
-def distributions(page: "Page", role: str) -> str:
+def distributions(page: Page, role: str) -> str:
     held = [(r, h) for r, h in page.layers if r.role == role]
     shown = [(r, h) for r, h in held if h is not None and any(h.counts)]
     if not held:
         return missing(page, role) or say(f"No {role} is quantized.")
     if not shown:
-        return missing(page, "batches") if role == "activation" else ""
+        return missing(page, "data") if role == "activation" else ""
     shown.sort(key=lambda pair: pair[0].sqnr if pair[0].sqnr is not None else math.inf)
     cards = [_small(r, h) for r, h in shown]
     grid = [("levels", "levels of the grid"), ("clipped", "clipped")]
@@ -129,7 +127,7 @@ def _small(row: LayerRow, h: Histogram | None) -> str:
     )
 
 
-def sparsity(page: "Page") -> str:
+def sparsity(page: Page) -> str:
     rows = [r for r, _ in page.layers if r.role == "weight" and r.sparsity is not None]
     if not rows:
         return ""
@@ -154,7 +152,7 @@ def sparsity(page: "Page") -> str:
     )
 
 
-def in_numbers(page: "Page") -> str:
+def in_numbers(page: Page) -> str:
     if not page.layers:
         return ""
     rows = [r for r, _ in page.layers]

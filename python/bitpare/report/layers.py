@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from bitpare import functional as bpf
 from bitpare import graph as g
+from bitpare.batches import Data, Forward, data_or_none, device_of
 from bitpare.errors import Unsupported
+from bitpare.models import unwrapped
 from bitpare.nn import layers as nn_layers
+from bitpare.nn.hub import find_hub
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.weights import is_sharded, quantized_weights
-from bitpare.quant.batches import run
-from bitpare.quant.names import find_hub, unwrapped
-from bitpare.report.placement import table
 from bitpare.report.svg import percent
 from bitpare.report.tally import Tally
+from bitpare.text import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,20 +109,30 @@ def _cells(row: LayerRow) -> list[str]:
     ]
 
 
-def layers(model: nn.Module, batches: Iterable[Any] | None = None) -> Layers:
+def layers(
+    model: nn.Module,
+    data: Iterable[Any] | None = None,
+    *,
+    batches: int | None = None,
+    forward: Forward | None = None,
+) -> Layers:
     """Measure each quantizer of a prepared model: scale, clip rate, SQNR, levels used, zeros,
     range.
 
-    Weights are measured as they are. Activations need ``batches``, as `calibrate` takes them: each
-    quantizer is given what the float model has there, so that its error is its own. The model is
-    not changed.
+    Weights are measured as they are. Activations need ``data``: each quantizer is given what the
+    float model has there, so that its error is its own. The model is not changed.
+
+    Args:
+        model: a prepared model.
+        data, batches, forward: see `calibrate`; without data the activations are not measured.
 
     >>> import bitpare as bp
     >>> qat = bp.prepare(nn.Sequential(nn.Linear(4, 2)), example_inputs=(torch.ones(1, 4),))
     >>> [(row.name, row.form, row.clipped) for row in layers(qat).rows]
     [('0', 's8', 0.0), ('input', 'u8', None)]
     """
-    return Layers([m.row() for m in measured(model, batches, "report.layers")])
+    source = data_or_none("report.layers", data, batches, forward)
+    return Layers([m.row() for m in measured(model, source, "report.layers")])
 
 
 @dataclasses.dataclass
@@ -172,16 +183,12 @@ def form_of(q: Quantizer) -> str:
     return q.integer_form()
 
 
-def measured(model: nn.Module, batches: Iterable[Any] | None, caller: str) -> list[Measured]:
+def measured(model: nn.Module, source: Data | None, caller: str) -> list[Measured]:
     """Weights first in the order of the modules, then activations in that of the forward."""
     inner = unwrapped(model)
     find_hub(inner, caller)
-    if isinstance(batches, Tensor):
-        raise TypeError(
-            f"{caller}: batches must be an iterable of batches, got a tensor; give [tensor]"
-        )
     found = [_of_weight(w.name, w.value, w.quantizer, caller) for w in quantized_weights(inner)]
-    activations = _of_activations(inner, batches, caller)
+    activations = _of_activations(inner, source)
     return _named([*found, *activations])
 
 
@@ -216,14 +223,14 @@ def turn_on(q: Quantizer) -> None:
     q.set_flags(quantize=True)
 
 
-def _of_activations(model: nn.Module, batches: Iterable[Any] | None, caller: str) -> list[Measured]:
-    if batches is None:
+def _of_activations(model: nn.Module, source: Data | None) -> list[Measured]:
+    if source is None:
         return [Measured(q.name, q, None, i) for i, q in enumerate(_activations_of(model))]
     probe = probe_of(model)
     held = _activations_of(probe)
     for q in held:
         turn_on(q)
-    device = next((p.device for p in probe.parameters()), torch.device("cpu"))
+    device = device_of(probe)
     found = {q: Measured(q.name, q, Tally(q, device), len(held) + i) for i, q in enumerate(held)}
     reached: list[Quantizer] = []
 
@@ -244,13 +251,9 @@ def _of_activations(model: nn.Module, batches: Iterable[Any] | None, caller: str
         if isinstance(q, Quantizer):
             q.calibrating = True  # hands values on as they are, and shows them to ``observe``
             q.observe = look_at(q) if q.role == "activation" else _ignore  # type: ignore
-    count = 0
     with torch.no_grad():
-        for batch in batches:
-            run(probe, batch, None, None, device)
-            count += 1
-    if count == 0:
-        raise ValueError(f"{caller}: batches gave no batch")
+        for batch in source:
+            source.call(probe, batch)
     return sorted(found.values(), key=lambda m: m.position)
 
 

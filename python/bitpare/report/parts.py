@@ -2,19 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bitpare.report.page import Page
 from bitpare.report.svg import escaped, percent, short
-
-if TYPE_CHECKING:
-    from bitpare.report.page import Page
 
 
 def card(text: object, head: str = "") -> str:
     return f'<div class="card">{f"<h3>{escaped(head)}</h3>" if head else ""}{text}</div>'
 
 
-def missing(page: "Page", what: str) -> str:
+def missing(page: Page, what: str) -> str:
     text = page.missing.get(what, "")
     return f'<p class="missing">{escaped(text)}</p>' if text else ""
 

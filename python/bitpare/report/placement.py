@@ -5,11 +5,14 @@ from typing import Any
 
 from torch import nn
 
+from bitpare.deploy.run_time import no_form
+from bitpare.models import unwrapped
 from bitpare.nn import layers
 from bitpare.nn.attention import QMultiheadAttention
+from bitpare.nn.hub import find_hub
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer
-from bitpare.quant.names import find_hub, unwrapped
+from bitpare.text import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +56,6 @@ class Placement:
         return "\n".join(lines)
 
 
-def table(head: list[str], rows: list[list[Any]]) -> list[str]:
-    cells = [head, *([str(c) for c in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
-
-
 def _form(name: str, module: Any) -> str:
     weight = module.bp_weight
     kind = type(module).__name__[1:]
@@ -70,8 +64,6 @@ def _form(name: str, module: Any) -> str:
 
 def placement(model: nn.Module) -> Placement:
     """Lists every quantizer, its integer form, and whatever stays in float with the reason."""
-    from bitpare.deploy.run_time import no_form
-
     model = unwrapped(model)
     hub = find_hub(model, "report.placement")
     quantizers, integer = [], []
@@ -93,7 +85,7 @@ def placement(model: nn.Module) -> Placement:
                     where,
                 )
             )
-        elif isinstance(module, layers.WEIGHTED) and module.bp_weight is not None:
+        elif isinstance(module, layers.QuantizedLayer) and module.bp_weight is not None:
             integer.append((where, _form(where, module)))
         elif isinstance(module, QMultiheadAttention):
             integer.append((where, "attention; its products in integers, softmax in float"))

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from bitpare import functional as bpf
 from bitpare.errors import Unsupported
+from bitpare.models import unwrapped
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.weights import QuantizedWeight, is_sharded, quantized_weights
 from bitpare.prune.targets import Target, find_targets
-from bitpare.quant.names import unwrapped
 from bitpare.quant.oscillation import Oscillations
-from bitpare.quant.schedule import QatSchedule
+from bitpare.quant.qat_schedule import QatSchedule
 from bitpare.report.grids import place, power
 from bitpare.report.history import History, Record, records_of
 from bitpare.report.layers import on_weight
-from bitpare.steps import StepCounter, check_owned
+from bitpare.steps import Attached, StepCounter
 
 KINDS = ("scale", "clipped", "sqnr", "sparsity", "oscillating", "frozen", "scalars")
 _STEADY = 2.0**-40
@@ -40,7 +40,7 @@ class EveryFew(StepCounter):
         self._applied = step - step % self.every
 
 
-class Recorder(History):
+class Recorder(Attached, History):
     """Notes a model's state every few applied steps: for plots of it over time.
 
     Of each quantizer the (mean) scale; of each weight the share that is clipped, its SQNR in dB and
@@ -84,16 +84,6 @@ class Recorder(History):
         self.counter = EveryFew(every, self._record)
         self._pending: dict[str, tuple[Any, int]] = {}
         self.listeners: list[Callable[[Record], None]] = []
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> "Recorder":
-        """Counts the optimizer's applied steps from now on; returns itself."""
-        check_owned(optimizer, self.model, "Recorder")
-        self.counter.attach(optimizer)
-        return self
-
-    def step(self) -> None:
-        """Says that one optimizer step was applied; not needed after ``attach``."""
-        self.counter.step()
 
     def log(self, **scalars: Tensor | float) -> None:
         """Takes numbers of this step; a record holds the mean of those since the record before.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from bitpare.report import charts, graphs
 from bitpare.report.charts import Bar, Line
@@ -14,15 +13,13 @@ from bitpare.report.layer_sections import (
     sparsity,
 )
 from bitpare.report.layers import LayerRow
+from bitpare.report.page import Page
 from bitpare.report.parts import bytes_of, card, db, legend_of, missing, named, say, table
 from bitpare.report.summary import SummaryRow
 from bitpare.report.svg import escaped, percent, short
 
-if TYPE_CHECKING:
-    from bitpare.report.page import Page
 
-
-def all_of(page: "Page") -> list[tuple[str, str]]:
+def all_of(page: Page) -> list[tuple[str, str]]:
     """Titles and texts, in the order of the page."""
     return [
         ("What stands out", _findings(page)),
@@ -42,7 +39,7 @@ def all_of(page: "Page") -> list[tuple[str, str]]:
 # -- the head
 
 
-def tiles(page: "Page") -> str:
+def tiles(page: Page) -> str:
     rows = [r for r, _ in page.layers]
     found: list[tuple[str, str]] = []
     if page.summary is not None:
@@ -72,7 +69,7 @@ def tiles(page: "Page") -> str:
     return f'<div class="tiles">{text}</div>' if text else ""
 
 
-def _findings(page: "Page") -> str:
+def _findings(page: Page) -> str:
     rows = [r for r, _ in page.layers]
     said: list[str] = []
     if page.effects is not None and page.effects.rows:
@@ -139,7 +136,7 @@ def _said_of(rows: Sequence[LayerRow]) -> list[str]:
 # -- sizes
 
 
-def _sizes(page: "Page") -> str:
+def _sizes(page: Page) -> str:
     if page.summary is None:
         return missing(page, "summary")
     rows = page.summary.rows
@@ -195,7 +192,7 @@ def _summary_table(rows: Sequence[SummaryRow]) -> str:
 # -- what others found
 
 
-def _sensitivity(page: "Page") -> str:
+def _sensitivity(page: Page) -> str:
     if page.sensitivity is None:
         return missing(page, "sensitivity")
     scan = page.sensitivity
@@ -228,7 +225,7 @@ _SERIES = {
 }
 
 
-def _history(page: "Page") -> str:
+def _history(page: Page) -> str:
     if page.history is None:
         return missing(page, "history")
     recorder, plots, still = page.history, [], []
@@ -256,7 +253,7 @@ def _history(page: "Page") -> str:
     return say(intro) + f'<div class="two">{"".join(plots)}</div>'
 
 
-def _placement(page: "Page") -> str:
+def _placement(page: Page) -> str:
     if page.graph is None or not page.graph.steps:
         return missing(page, "graph")
     graph = page.graph

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from bitpare.nn.ranges import RangeQuantizer
 from bitpare.nn.weights import is_sharded
-from bitpare.quant.grid import Grid
-from bitpare.quant.spec import QSpec
 from bitpare.report.layers import Measured
 from bitpare.report.tally import Tally
+from bitpare.spec.grid import Grid
+from bitpare.spec.qspec import QSpec
 
 _CONTROL = ".control"
 

@@ -20,11 +20,10 @@ from bitpare.deploy.files import save, whole_program
 from bitpare.deploy.integer import IntegerModel
 from bitpare.deploy.onnx import export_onnx
 from bitpare.errors import Unsupported
-from bitpare.graph import call_with
-from bitpare.quant.names import hub_of, unwrapped
-from bitpare.report.placement import table
-
-_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
+from bitpare.graph import call_with, positions_of
+from bitpare.models import unwrapped
+from bitpare.nn.hub import hub_of
+from bitpare.text import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,33 +166,15 @@ def _counts(model: nn.Module, call: Any) -> dict[str, int]:
 
 def _weights(model: nn.Module, call: Any) -> tuple[list[Tensor], int]:
     """The weights of convolutions and linear layers, each once, and the MACs of one call."""
-    found: dict[int, Tensor] = {}
-    macs = 0
     batch = next((v.shape[0] for v in _pytree.tree_leaves(call.args) if isinstance(v, Tensor)), 1)
+    positions = positions_of(model, call)
+    found: dict[int, Tensor] = {id(m.weight): m.weight for m in positions}  # type: ignore[misc]
+    macs = sum(m.weight.numel() * n for m, n in positions.items())  # type: ignore[operator]
     if isinstance(model, IntegerModel):
         for program in model.programs:
             for node, weight in program.weighted():
                 found[id(weight)] = weight
                 macs += weight.numel() * node["positions"] * batch
-
-    def count(module: Any, args: Any, result: Tensor) -> None:
-        nonlocal macs
-        found[id(module.weight)] = module.weight
-        outputs = module.weight.shape[0]
-        if getattr(module, "transposed", False):
-            macs += module.weight.numel() * args[0].numel() // args[0].shape[1]
-            return
-        macs += module.weight.numel() * (result.numel() // outputs)
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, _WEIGHTED)]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(*call.args, **call.kwargs)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
     return list(found.values()), macs
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitpare.batches import Forward, data_or_none
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.weights import quantized_weights
 from bitpare.quant.oscillation import Oscillations
-from bitpare.quant.schedule import QatSchedule
+from bitpare.quant.qat_schedule import QatSchedule
 from bitpare.report.grids import place
 from bitpare.report.history import Record
 from bitpare.report.layers import measured, on_weight
@@ -24,8 +25,9 @@ class TensorBoard:
     writer: a ``torch.utils.tensorboard.SummaryWriter``, or the directory of a new one (which needs
     the package tensorboard). Scalars are ``scale/...``, ``clipped/...``, ``sqnr/...``,
     ``sparsity/...``, ``oscillating/...``, ``frozen/...`` and what ``log`` is given; histograms are
-    of the weights in steps of their grid. batches: a few, as for `calibrate`; with them also clip
-    rate, SQNR and histogram of each activation, for one more forward pass at each record.
+    of the weights in steps of their grid. data, forward: a few batches, as for `calibrate`; with
+    them also clip rate, SQNR and histogram of each activation, for one more forward pass at each
+    record.
 
     >>> class Writer:
     ...     def add_scalar(self, tag, value, step): print(step, tag, value)
@@ -45,7 +47,8 @@ class TensorBoard:
         every: int = 100,
         *,
         oscillations: Oscillations | QatSchedule | None = None,
-        batches: Iterable[Any] | None = None,
+        data: Iterable[Any] | None = None,
+        forward: Forward | None = None,
     ) -> None:
         self.recorder = Recorder(model, every, oscillations=oscillations)
         self.recorder.listeners.append(self._write)
@@ -58,7 +61,8 @@ class TensorBoard:
                     f"{type(writer).__name__} without {method}"
                 )
         self.model = self.recorder.model
-        self.batches = None if batches is None else list(batches)
+        few = None if data is None else list(data)  # they are read at each record
+        self._source = data_or_none("report.TensorBoard", few, None, forward)
         self._prepared = any(isinstance(m, Quantizer) for m in self.model.modules())
         if self._prepared and hasattr(self.writer, "add_text"):
             self.writer.add_text("placement", f"<pre>{placement(self.model)}</pre>", 0)
@@ -88,11 +92,11 @@ class TensorBoard:
             if value.numel() and q.calibrated:
                 steps = place(q, value).steps
                 self.writer.add_histogram(f"weight/{weight.name}", steps.flatten().cpu(), step)
-        if self.batches is not None and self._prepared:
+        if self._source is not None and self._prepared:
             self._write_activations(step)
 
     def _write_activations(self, step: int) -> None:
-        for found in measured(self.model, self.batches, "report.TensorBoard"):
+        for found in measured(self.model, self._source, "report.TensorBoard"):
             if found.q.role != "activation" or found.tally is None or not found.tally.count:
                 continue
             numbers = found.tally.numbers()
@@ -102,6 +106,10 @@ class TensorBoard:
                     self.writer.add_scalar(tag, numbers[kind], step)
             values = torch.cat(found.tally.sample).cpu()
             self.writer.add_histogram(f"activation/{found.name}", values, step)
+
+    def detach(self) -> None:
+        """Stop counting the optimizer's steps."""
+        self.recorder.detach()
 
     def close(self) -> None:
         """Closes the writer, if it was made here."""

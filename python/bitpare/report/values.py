@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bitpare.deploy.integer import IntegerModel
+from bitpare.models import unwrapped
+from bitpare.nn.hub import find_hub
 from bitpare.nn.weights import quantized_weights
-from bitpare.quant.names import find_hub, unwrapped
 from bitpare.report.grids import decibels, is_affine, on_scales, power, zero_point_of
 from bitpare.report.layers import on_weight
 

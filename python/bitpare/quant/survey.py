@@ -8,8 +8,9 @@ from torch import fx, nn
 
 from bitpare import graph as g
 from bitpare.errors import Unsupported
+from bitpare.graph.ops import function_name, op_of
 from bitpare.quant.chains import Analysis, Point
-from bitpare.quant.kinds import is_fused_activation, kind_of
+from bitpare.quant.kinds import FUSED_ACTIVATIONS, kind_of
 
 EVAL, TRAIN = False, True
 
@@ -86,8 +87,8 @@ class Plan:
                 for mode in (EVAL, TRAIN):
                     owner.train(mode)
                     found[mode] = g.trace_owner(owner, call, self.results[mode])
-            except Exception as error:  # whatever a forward does with a proxy
-                self.islands[name] = reason_of(error)
+            except Unsupported as error:
+                self.islands[name] = str(error)
                 return
         self.traces[name] = found
         self.aligned[name] = _align(owner, found)
@@ -138,8 +139,8 @@ class Plan:
                 root.train(mode)
                 try:
                     trace = g.trace_flat(root, call, opaque, self.results[mode])
-                except Exception as error:  # whatever a forward does with a proxy
-                    self.islands[name] = reason_of(error)
+                except Unsupported as error:
+                    self.islands[name] = str(error)
                     return False
                 if not self._check_events(name, root, mode, trace):
                     return True  # looked at again without the island
@@ -196,7 +197,7 @@ class Plan:
         if "site" not in node.meta:
             return self.full_name(root, str(node.target))
         owner, _, position = node.meta["site"]
-        what = getattr(node.target, "__name__", str(node.target)).strip("_")
+        what = function_name(node)
         return self.full_name(root, f"{owner}.{what}_{position}" if owner else f"{what}_{position}")
 
     def _add_point(
@@ -254,14 +255,14 @@ class Plan:
             return
         chain = site.point.chain
         end = kind_of(root, chain[-1])
-        if is_fused_activation(end.activation):
+        if end.activation in FUSED_ACTIVATIONS:
             site.activation = end.activation
         rest = chain[:-1] if site.activation != "none" else chain
         if not rest:
             return
         last, kind = rest[-1], kind_of(root, rest[-1]).kind
         own = chain[-1].meta["site"][:2]
-        if kind == "add" and last.meta["site"][:2] == own and _is_plain_addition(last):
+        if kind == "add" and last.meta["site"][:2] == own and _is_plain_addition(root, last):
             site.add = True
         if kind == "norm" and last.op == "call_module":
             site.norm = root.get_submodule(str(last.target))
@@ -273,9 +274,8 @@ class Plan:
         }
 
 
-def _is_plain_addition(node: fx.Node) -> bool:
-    name = str(getattr(node.target, "__name__", node.target)).strip("_")
-    return name in ("add", "iadd") and not node.kwargs and len(node.args) == 2
+def _is_plain_addition(root: nn.Module, node: fx.Node) -> bool:
+    return op_of(root, node).name == "add" and not node.kwargs and len(node.args) == 2
 
 
 def _align(owner: nn.Module, traces: dict[bool, g.OwnerTrace]) -> dict[bool, dict[int, Any]]:
@@ -295,12 +295,3 @@ def _align(owner: nn.Module, traces: dict[bool, g.OwnerTrace]) -> dict[bool, dic
         for i in range(len(keys[mode])):
             found[mode].setdefault(i, (mode, i))
     return found
-
-
-def reason_of(error: Exception) -> str:
-    text = str(error).split("\n")[0]
-    if isinstance(error, Unsupported):
-        return text
-    if type(error).__name__ == "TraceError":
-        return f"its forward depends on values or sizes of tensors ({text[:80]})"
-    return f"its forward cannot be traced ({type(error).__name__}: {text[:80]})"

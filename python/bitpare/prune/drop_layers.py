@@ -1,7 +1,6 @@
 """drop_layers: a shallower copy of a model, without some of its residual blocks."""
 
 import copy
-import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,22 +9,30 @@ from torch import Tensor, fx, nn
 
 from bitpare import graph as g
 from bitpare.errors import Unsupported
-from bitpare.quant.names import unwrapped
+from bitpare.graph.ops import op_of
+from bitpare.models import Globs, unwrapped
+from bitpare.prune.removal import Plan
 
 
 def drop_layers(
     model: nn.Module,
-    example_inputs: tuple[Any, ...] | Tensor,
-    share: float = 0.5,
     *,
-    ignore: Sequence[str] = (),
+    sparsity: float = 0.5,
+    example_inputs: tuple[Any, ...] | Tensor,
     example_kwargs: dict[str, Any] | None = None,
+    ignore: Sequence[str] = (),
 ) -> nn.Module:
-    """A copy of ``model`` with identities for a share of the blocks that may go, evenly spread.
+    """Return a copy of ``model`` with identities in place of some residual blocks.
 
     A block may go if it is an item of an nn.Sequential or nn.ModuleList, is called once, gives a
-    tensor of its input's shape and adds its input to something: without it the input goes on.
-    ignore: globs of blocks that stay. Names of what stays do not change.
+    tensor of its input's shape and adds its input to something: without it the input goes on. Names
+    of what stays do not change.
+
+    Args:
+        model: the model; it is not changed.
+        sparsity: the share of these blocks that goes, in [0, 1]; they are evenly spread.
+        example_inputs, example_kwargs: the arguments of a call of the model.
+        ignore: globs of blocks that stay.
 
     >>> class Block(nn.Module):
     ...     def __init__(self):
@@ -34,26 +41,22 @@ def drop_layers(
     ...     def forward(self, x):
     ...         return x + self.inner(x)
     >>> model = nn.Sequential(Block(), Block(), nn.Linear(4, 2))
-    >>> [type(m).__name__ for m in drop_layers(model, torch.randn(1, 4), 0.5)]
+    >>> [type(m).__name__ for m in drop_layers(model, example_inputs=torch.randn(1, 4))]
     ['Block', 'Identity', 'Linear']
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"drop_layers: share must be from 0 to 1, got {share}")
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"drop_layers: sparsity must be from 0 to 1, got {sparsity}")
     call = g.call_with("drop_layers", example_inputs, example_kwargs)
     source = unwrapped(model)
     blocks = residual_blocks(source, call)
-    stay = {n for n in blocks for pattern in ignore if fnmatch.fnmatch(n, pattern)}
-    unused = [p for p in ignore if not any(fnmatch.fnmatch(n, p) for n in blocks)]
-    if unused:
-        raise ValueError(f"drop_layers: ignore {unused[0]!r} matches no block that may go")
-    blocks = [n for n in blocks if n not in stay]
-    count = max(round(share * len(blocks)), int(share > 0))
+    ignored = Globs(ignore)
+    blocks = [n for n in blocks if not ignored.matching(n)]
+    if ignored.unused:
+        raise ValueError(f"drop_layers: ignore {ignored.unused[0]!r} matches no block that may go")
+    count = max(round(sparsity * len(blocks)), int(sparsity > 0))
     if not blocks:
         raise Unsupported("drop_layers: the model has no residual block that may go")
-    small = copy.deepcopy(source)
-    for name in _evenly(blocks, count):
-        owner, _, key = name.rpartition(".")
-        small.get_submodule(owner)._modules[key] = nn.Identity()
+    small = Plan({}, dropped=_evenly(blocks, count)).apply(source)
     _verify(small, call)
     return small
 
@@ -107,13 +110,9 @@ def _adds_its_input(
         return False
     try:
         graph = g.trace_owner(block, calls[0], results).graph
-    except Exception:  # whatever a forward does with a proxy
+    except Unsupported:
         return False
-    return any(_is_addition(n) and _reads_input(n) for n in graph.nodes)
-
-
-def _is_addition(node: fx.Node) -> bool:
-    return str(getattr(node.target, "__name__", node.target)).strip("_") in ("add", "iadd")
+    return any(op_of(block, n).name == "add" and _reads_input(n) for n in graph.nodes)
 
 
 def _reads_input(node: fx.Node) -> bool:

@@ -13,15 +13,18 @@ from torch import Tensor, nn
 
 from bitpare.errors import Unsupported
 from bitpare.files import write_whole
+from bitpare.models import note_plan, unwrapped
 from bitpare.nn.weights import quantized_weights
-from bitpare.quant.names import unwrapped
 
 
 @dataclasses.dataclass
 class Plan:
-    """kept: (parameter's or buffer's name, dimension) -> size before, and the indices that stay.
-    depthwise: convolutions whose groups are their input channels. sizes: MACs and parameters of
-    the example inputs, before and after.
+    """The channels and blocks that `shrink` and `drop_layers` remove from a model, as data.
+
+    kept: (parameter's or buffer's name, dimension) -> size before, and the indices that stay.
+    depthwise: convolutions whose groups are their input channels. sizes: MACs, parameters and
+    bytes before and after. whole: layers that stay whole, and why. dropped: blocks that become
+    identities.
 
     Save it beside a checkpoint of the smaller model: ``Plan.load(path).apply(model)`` makes the
     smaller model from one of the original class.
@@ -31,6 +34,7 @@ class Plan:
     depthwise: list[str] = dataclasses.field(default_factory=list)
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     whole: dict[str, str] = dataclasses.field(default_factory=dict)
+    dropped: list[str] = dataclasses.field(default_factory=list)
 
     def apply(
         self, model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None
@@ -44,14 +48,20 @@ class Plan:
         for name, parameter in small.named_parameters():
             replaced[id(names[name])] = parameter
         self._slice(small, replaced, names)
+        for name in self.dropped:
+            small.set_submodule(name, nn.Identity())
         for name, parameter in names.items():
             if parameter.grad is not None:
                 replaced[id(parameter)].grad = _taken(parameter.grad, self.dims_of(name))
         if optimizer is not None:
             _repoint(optimizer, self._states(optimizer, names), replaced)
+        note_plan(small, source, self.to_dict())
         return small
 
     def _check(self, model: nn.Module) -> None:
+        for name in self.dropped:
+            if name not in dict(model.named_modules()):
+                raise ValueError(f"Plan: the model has no {name}; it is of another architecture")
         held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         sliced = {id(held[name]) for name, _ in self.kept if name in held}
         for (name, dim), (size, _) in self.kept.items():
@@ -135,6 +145,7 @@ class Plan:
             "depthwise": self.depthwise,
             "sizes": self.sizes,
             "whole": self.whole,
+            "dropped": self.dropped,
         }
 
     @staticmethod
@@ -143,7 +154,13 @@ class Plan:
         if data.get("version") != 1 or "kept" not in data:
             raise ValueError("Plan: not a plan of this version")
         kept = {(str(n), int(d)): (int(size), list(k)) for n, d, size, k in data["kept"]}
-        return Plan(kept, list(data["depthwise"]), dict(data["sizes"]), dict(data["whole"]))
+        return Plan(
+            kept,
+            list(data["depthwise"]),
+            dict(data["sizes"]),
+            dict(data["whole"]),
+            list(data.get("dropped", ())),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes it as JSON."""
@@ -163,6 +180,7 @@ class Plan:
         for (name, dim), (size, kept) in self.kept.items():
             if dim == 0 and name.endswith("weight"):
                 lines.append(f"  {name}: {size} -> {len(kept)}")
+        lines += [f"  {name} becomes an identity" for name in self.dropped]
         for name, reason in self.whole.items():
             lines.append(f"  {name} stays whole: {reason}")
         return "\n".join(lines)

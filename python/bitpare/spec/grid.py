@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from bitpare.quant.spec import QSpec
+from bitpare.spec.qspec import QSpec
+
+LEAST_SCALE = 2.0**-40  # what keeps divisions by a scale finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ def grid_of(
         assert spec.exponent is not None and spec.mantissa is not None
         top = _largest_float(spec.exponent, spec.mantissa)
         return Grid(-top, top, True, axis, spec.group)
-    learned = spec.learn in ("lsq", "pact", "dorefa", "binary", "ternary")
+    learned = spec.learn not in (None, "lsq+")
     symmetric, signed = spec.symmetric, spec.signed
     if symmetric is None:
         symmetric = role == "weight" or target == "tensorrt" or learned

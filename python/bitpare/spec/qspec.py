@@ -1,11 +1,12 @@
 """How one tensor is quantized."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 ROUNDINGS = ("nearest", "half_up", "floor", "ceil", "toward_zero", "stochastic")
 RANGES = ("minmax", "ema", "percentile", "mse", "entropy", "sigma")
-LEARNS = ("lsq", "lsq+", "pact", "dorefa", "binary", "ternary")
+LEARNS = ["lsq", "lsq+", "pact", "dorefa", "binary", "ternary"]  # users may add names
 ESTIMATORS = ("ste", "identity", "ewgs", "tanh")
 GRANULARITIES = ("tensor", "channel", "token")
 
@@ -15,7 +16,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(f"QSpec: {message}")
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 

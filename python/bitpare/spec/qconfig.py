@@ -1,15 +1,14 @@
 """Which quantization each layer of a model gets."""
 
 import dataclasses
-import difflib
-import fnmatch
-import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from bitpare.quant.spec import FLOAT, Float, QSpec, Spec
+from bitpare.models import matches, near_names
+from bitpare.spec.qspec import FLOAT, Float, QSpec, Spec
 
 TARGETS = ("onnxruntime", "tensorrt")
 INT8 = QSpec()
@@ -26,7 +25,7 @@ class Override:
 
     def matches(self, name: str, module: nn.Module | None) -> bool:
         if isinstance(self.pattern, str):
-            return fnmatch.fnmatchcase(name, self.pattern)
+            return matches(name, self.pattern)
         if module is None:
             return False
         if isinstance(self.pattern, type):
@@ -72,8 +71,9 @@ def _pattern_from_plain(text: str) -> Pattern:
     if not text.startswith("type:"):
         return text
     module, _, name = text[5:].rpartition(".")
-    found = getattr(importlib.import_module(module), name)
-    assert isinstance(found, type)
+    found = getattr(sys.modules.get(module), name, None)
+    if not isinstance(found, type):  # a config from a file imports nothing
+        raise ValueError(f"QConfig: no type {text[5:]} is known here; import {module} first")
     return found
 
 
@@ -227,10 +227,8 @@ class QConfig:
         for override in self.overrides:
             if any(override.matches(name, module) for name, module in modules.items()):
                 continue
-            shown, near = override.pattern, []
-            if isinstance(shown, str):
-                near = difflib.get_close_matches(shown, list(modules), n=5, cutoff=0.4)
-            hint = f"; near matches: {', '.join(near)}" if near else ""
+            shown = override.pattern
+            hint = near_names(shown, modules) if isinstance(shown, str) else ""
             raise ValueError(f"QConfig: override {shown!r} matches no module of the model{hint}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from bitpare.models import unwrapped
 from bitpare.nn import layers
+from bitpare.nn.hub import find_hub
 from bitpare.nn.quantizer import Quantizer
-from bitpare.quant.names import find_hub, unwrapped
 from bitpare.quant.oscillation import Oscillations
-from bitpare.steps import StepCounter, check_owned
+from bitpare.steps import Attached, StepCounter, check_steps, step_at
 
 
 def _in_force(changes: list[tuple[float, Any]], step: int) -> Any:
@@ -19,19 +20,25 @@ def _in_force(changes: list[tuple[float, Any]], step: int) -> Any:
     return next((value for when, value in reversed(changes) if step >= when), None)
 
 
-class QatSchedule:
+class QatSchedule(Attached):
     """Observing, quantizing, freezing and bits of a prepared model, step by step.
 
-    Points in time are fractions of ``total_steps`` (floats) or step numbers (ints):
-    delay: until then only ranges are observed, nothing is quantized.
-    ramp: over these steps after the delay, quantizers are turned on one after the other, in the
-        order of the forward pass.
-    freeze_ranges: from then on ranges stay. freeze_bn: BatchNorm uses and keeps its running
-        statistics from then on.
-    bits: {when: bits} for the weights (or, with ``anneal``, "activations" or "both"):
-        {0: 8, 0.3: 4, 0.6: 2}. Layers whose config asks for more bits keep theirs.
-    freeze_oscillating: a frequency, or {when: frequency}, above which weights that jump between two
-        integers are frozen; see `Oscillations`, which ``oscillations`` then is. inf: only tracked.
+    Points in time are fractions of the run (floats) or applied steps (ints).
+
+    Args:
+        model: a prepared model.
+        steps: the length of the run, in applied optimizer steps.
+        delay: until then only ranges are observed, nothing is quantized.
+        ramp: the span after the delay in which quantizers are turned on one after the other, in the
+            order of the forward pass.
+        freeze_ranges: from then on ranges stay.
+        freeze_bn: from then on BatchNorm uses and keeps its running statistics.
+        bits: {when: bits}, as {0: 8, 0.3: 4, 0.6: 2}, for what ``anneal`` names. Layers whose
+            config asks for more bits keep theirs.
+        anneal: "weights", "activations" or "both".
+        freeze_oscillating: a frequency, or {when: frequency}, above which weights that jump between
+            two integers are frozen; `Oscillations` then tracks them, as ``oscillations``. inf: they
+            are tracked and never frozen.
 
     The state of the model is a pure function of the number of applied steps: ``attach(optimizer)``
     counts them (skipped ones of a GradScaler do not count), or call ``step()`` after each one.
@@ -39,7 +46,7 @@ class QatSchedule:
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> import bitpare as bp
     >>> qat = bp.prepare(model, example_inputs=(torch.ones(1, 2),))
-    >>> schedule = QatSchedule(qat, total_steps=100, delay=0.1, freeze_ranges=0.9)
+    >>> schedule = QatSchedule(qat, steps=100, delay=0.1, freeze_ranges=0.9)
     >>> print(schedule)
     QatSchedule at step 0 of 100: observe
       step 10: quantize 2 of 2 quantizers
@@ -50,23 +57,22 @@ class QatSchedule:
         self,
         model: nn.Module,
         *,
-        total_steps: int,
+        steps: int,
         delay: float = 0,
         ramp: float = 0,
         freeze_ranges: float | None = None,
         freeze_bn: float | None = None,
         bits: Mapping[float, int] | None = None,
-        anneal: str = "weights",
+        anneal: Literal["weights", "activations", "both"] = "weights",
         freeze_oscillating: float | Mapping[float, float] | None = None,
     ) -> None:
         find_hub(model, "QatSchedule")
-        if total_steps < 1:
-            raise ValueError(f"QatSchedule: total_steps must be 1 or more, got {total_steps}")
+        self.steps = check_steps("QatSchedule", steps)
         if anneal not in ("weights", "activations", "both"):
             raise ValueError(
                 f"QatSchedule: anneal must be weights, activations or both, got {anneal!r}"
             )
-        self.model, self.total_steps, self.anneal = unwrapped(model), total_steps, anneal
+        self.model, self.anneal = unwrapped(model), anneal
         self._delay = self._at("delay", delay)
         self._ramp = self._at("ramp", ramp)
         self._freeze_ranges = self._at("freeze_ranges", freeze_ranges)
@@ -97,15 +103,7 @@ class QatSchedule:
         """A point in time as a step number."""
         if when is None:
             return math.inf
-        if isinstance(when, float) and when <= 1:
-            if when < 0:
-                raise ValueError(f"QatSchedule: {name} must be 0 or more, got {when}")
-            return round(when * self.total_steps)
-        if when < 0 or when != int(when):
-            raise ValueError(
-                f"QatSchedule: {name} must be a fraction of the steps or a step number, got {when}"
-            )
-        return int(when)
+        return step_at("QatSchedule", name, when, self.steps)
 
     # -- what holds after a number of steps
 
@@ -156,22 +154,7 @@ class QatSchedule:
     def _can_change(self, q: Quantizer) -> bool:
         return not q.spec.is_float and q.spec.bits > 1 and q.spec.learn not in ("ternary",)
 
-    # -- counting
-
-    def attach(self, optimizer: torch.optim.Optimizer) -> "QatSchedule":
-        """Counts the optimizer's applied steps from now on; returns the schedule."""
-        check_owned(optimizer, self.model, "QatSchedule")
-        self.counter.attach(optimizer)
-        return self
-
-    def step(self) -> None:
-        """Says that one optimizer step was applied; not needed after ``attach``."""
-        self.counter.step()
-
-    @property
-    def step_count(self) -> int:
-        """How many optimizer steps were applied."""
-        return self.counter.count()
+    # -- state
 
     def state_dict(self) -> dict[str, Any]:
         """The step, and the state of ``oscillations``."""
@@ -212,4 +195,4 @@ class QatSchedule:
         now = "observe" if not self._enabled(step) else "observe and quantize"
         if step >= self._freeze_ranges:
             now = "quantize, ranges frozen"
-        return "\n".join([f"QatSchedule at step {step} of {self.total_steps}: {now}", *lines])
+        return "\n".join([f"QatSchedule at step {step} of {self.steps}: {now}", *lines])

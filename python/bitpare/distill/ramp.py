@@ -3,14 +3,23 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
+
+from bitpare.steps import check_steps, span_at
 
 Scheduled: TypeAlias = float | Callable[[int], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """From ``start`` at step ``begin`` to ``end`` after ``steps`` more; shape: "linear", "cosine".
+    """A number that goes from ``start`` to ``end`` as training goes on.
+
+    Args:
+        start, end: the number before and after.
+        steps: the length of the run, in applied optimizer steps.
+        when: the times at which it begins and ends to change; a float is a fraction of the run, an
+            int an applied step.
+        shape: "linear" or "cosine".
 
     >>> alpha = Ramp(0.0, 1.0, steps=100)
     >>> alpha(0), alpha(50), alpha(1000)
@@ -20,17 +29,24 @@ class Ramp:
     start: float
     end: float
     steps: int
-    begin: int = 0
-    shape: str = "linear"
+    when: tuple[float, float] = (0.0, 1.0)
+    shape: Literal["linear", "cosine"] = "linear"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.begin < 0:
-            raise ValueError(f"Ramp: steps must be 1 or more, got {self.steps}")
+        first, last = self.span()
+        if last <= first:
+            raise ValueError(f"Ramp: when must be (begin, end) with begin < end, got {self.when}")
         if self.shape not in ("linear", "cosine"):
             raise ValueError(f"Ramp: shape must be linear or cosine, got {self.shape!r}")
 
+    def span(self) -> tuple[int, int]:
+        """Return the steps at which the number begins and ends to change."""
+        begin, end = span_at("Ramp", self.when, check_steps("Ramp", self.steps))
+        return begin, end
+
     def __call__(self, step: int) -> float:
-        share = min(max((step - self.begin) / self.steps, 0.0), 1.0)
+        first, last = self.span()
+        share = min(max((step - first) / (last - first), 0.0), 1.0)
         if self.shape == "cosine":
             share = 0.5 - 0.5 * math.cos(math.pi * share)
         return self.start + (self.end - self.start) * share

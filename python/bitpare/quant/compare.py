@@ -10,7 +10,7 @@ from torch.utils import _pytree
 
 from bitpare import graph as g
 from bitpare.nn.quantizer import Quantizer, quantizers_off
-from bitpare.quant.plan import EVAL, TRAIN, Plan
+from bitpare.quant.survey import EVAL, TRAIN, Plan
 
 
 def first_difference(

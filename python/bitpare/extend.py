@@ -1,0 +1,159 @@
+"""Doors for what bitpare does not know: layers, quantizers and operations of your own.
+
+Each function registers a class or a rule, which holds for all models that are prepared afterwards.
+docs/extending.md adds one of each.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from torch import nn
+
+from bitpare.deploy import meaning
+from bitpare.deploy.meaning import Activation, Meaning
+from bitpare.errors import Unsupported
+from bitpare.graph import ops, tracer
+from bitpare.graph.ops import Op
+from bitpare.nn import layers
+from bitpare.nn import quantizer as quantizers
+from bitpare.nn.layers import QuantizedLayer
+from bitpare.nn.quantizer import Quantizer
+from bitpare.prune import channels as channel_rules
+from bitpare.prune.atoms import AtomTable
+from bitpare.quant import kinds
+from bitpare.spec import qspec
+from bitpare.spec.grid import Grid
+
+__all__ = [
+    "Activation",
+    "AtomTable",
+    "Grid",
+    "Meaning",
+    "Op",
+    "QuantizedLayer",
+    "Quantizer",
+    "Unsupported",
+    "operation",
+    "quantized_layer",
+    "quantizer",
+]
+
+Layer = TypeVar("Layer", bound=type[nn.Module])
+Kind = TypeVar("Kind", bound=type[Quantizer])
+_TORCH = {"linear": nn.Linear, "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+
+
+def quantized_layer(
+    layer: type[nn.Module], *, op: Literal["linear", "conv1d", "conv2d", "conv3d"] | None = None
+) -> Callable[[Layer], Layer]:
+    """Register the quantized form of a layer class; used as a decorator of that form.
+
+    `prepare` makes each module of exactly the class ``layer`` one of the decorated class, with
+    quantizers, and does not look into its forward.
+
+    Args:
+        layer: a class of modules with a parameter ``weight``.
+        op: the operation of torch that the layer computes with its own attributes, if it computes
+            exactly one: then `convert` and `shrink` treat it as torch's layer, from which the class
+            must derive.
+
+    The decorated class derives from `QuantizedLayer` and from ``layer``.
+    """
+    if op is not None and (op not in _TORCH or not issubclass(layer, _TORCH[op])):
+        raise ValueError(
+            f"extend.quantized_layer: op must be one of {', '.join(_TORCH)} and {layer.__name__} "
+            f"derive from torch's layer of it, got {op!r}"
+        )
+
+    def register(form: Layer) -> Layer:
+        if not (issubclass(form, QuantizedLayer) and issubclass(form, layer)):
+            raise TypeError(
+                f"extend.quantized_layer: {form.__name__} must derive from "
+                f"bp.extend.QuantizedLayer and {layer.__name__}"
+            )
+        layers.QUANTIZED[layer] = form
+        tracer.LAYERS.add(layer)
+        ops.name_module(layer, op or "product")
+        return form
+
+    return register
+
+
+def quantizer(name: str) -> Callable[[Kind], Kind]:
+    """Register a quantizer, which ``QSpec(learn=name)`` then asks for; used as a decorator.
+
+    The class derives from `Quantizer` and takes (spec, grid, name, role, scales, limit): ``scales``
+    is how many scales there are, ``limit`` the top of the activation before it, or 0. It computes
+    ``quantize(x)``; with ``scale``, a tensor, its codes go into integer models.
+    """
+    if name in qspec.LEARNS and name not in quantizers.REGISTERED:
+        raise ValueError(f"extend.quantizer: {name!r} is a quantizer of bitpare's own")
+
+    def register(kind: Kind) -> Kind:
+        if not issubclass(kind, Quantizer):
+            raise TypeError(
+                f"extend.quantizer: {kind.__name__} must derive from bp.extend.Quantizer"
+            )
+        quantizers.REGISTERED[name] = kind
+        if name not in qspec.LEARNS:
+            qspec.LEARNS.append(name)
+        return kind
+
+    return register
+
+
+def operation(
+    module: type[nn.Module],
+    name: str,
+    *,
+    kind: Literal["table", "same", "float"] | None = None,
+    channel_rule: channel_rules.Rule | None = None,
+    lowering: meaning.Rule | None = None,
+) -> None:
+    """Give a class of modules a name in the vocabulary of graph operations, and rules for it.
+
+    Its modules are not looked into. Under the name of an operation that is known, such as "relu" or
+    "softmax", they are treated as that; otherwise the rules say what is to be done.
+
+    Args:
+        module: a class of modules.
+        name: the operation's name.
+        kind: "table", any function of each value, which becomes a table of codes; "same", moves
+            values, which stay on their grid; "float", computed in floating point.
+        channel_rule: ``rule(table, node, op)`` returns the atoms of the result, for `shrink`; by
+            default those of the input for a "table", and channels stay whole otherwise.
+        lowering: ``rule(node, op)`` returns a `Meaning` for `convert`, or None for float. It may
+            raise `Unsupported`, with the reason why the node stays in float.
+    """
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise TypeError(f"extend.operation: module must be a class of modules, got {module!r}")
+    known = name in kinds.KINDS or name in channel_rules.RULES or name in meaning.RULES
+    own = name in _OWN
+    if known and not own:
+        if kind is not None or channel_rule is not None or lowering is not None:
+            raise ValueError(
+                f"extend.operation: {name!r} has its rules; take another name for other ones"
+            )
+    else:
+        if kind not in ("table", "same", "float"):
+            raise ValueError(
+                f"extend.operation: kind must be table, same or float for the new operation "
+                f"{name!r}, got {kind!r}"
+            )
+        _OWN.add(name)
+        kinds.KINDS[name] = kind
+        rules = {"table": channel_rules.unchanged, "same": None, "float": None}
+        _set(channel_rules.RULES, name, channel_rule or rules[kind])
+        _set(meaning.RULES, name, lowering)
+    tracer.LAYERS.add(module)
+    ops.name_module(module, name)
+
+
+_OWN: set[str] = set()  # names that were registered here
+
+
+def _set(rules: dict[str, Callable[..., object]], name: str, rule: object) -> None:
+    """Set or remove the rule of an operation."""
+    rules.pop(name, None)
+    if callable(rule):
+        rules[name] = rule

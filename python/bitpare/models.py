@@ -1,0 +1,70 @@
+"""Models as users hand them over: their wrappers, and the names of their parts."""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+_PLANS = "_bitpare_plans"
+_PREFIXES = ("module.", "_orig_mod.")  # of names inside DistributedDataParallel and torch.compile
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, DataParallel or torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, nn.parallel.DistributedDataParallel | nn.DataParallel
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def plain_name(name: str) -> str:
+    """Return a name or glob without the prefixes that wrappers add to names."""
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def matches(name: str, glob: str) -> bool:
+    """Return whether a glob, as it is or without the prefixes of wrappers, matches a name."""
+    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, plain_name(glob))
+
+
+def plans_of(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """Return the plans, as plain values, that each part of a model was changed by, by its path."""
+    held = {name: vars(part).get(_PLANS) for name, part in model.named_modules()}
+    return {name: list(plans) for name, plans in held.items() if plans}
+
+
+def note_plan(changed: nn.Module, source: nn.Module, plan: dict[str, Any]) -> None:
+    """Note on a changed copy of a model which plan changed it; `bp.load` does it again."""
+    vars(changed)[_PLANS] = [*vars(source).get(_PLANS, ()), plan]
+
+
+class Globs:
+    """Globs on names that a user gave; each is expected to match something.
+
+    ``unused``: the globs that have matched no name so far.
+    """
+
+    def __init__(self, globs: Iterable[str]) -> None:
+        self.globs = list(globs)
+        self.unused = list(self.globs)
+
+    def matching(self, *names: str) -> list[str]:
+        """Return the globs that match one of the names, in the order given."""
+        found = [glob for glob in self.globs if any(matches(name, glob) for name in names)]
+        self.unused = [glob for glob in self.unused if glob not in found]
+        return found
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error message: the names that are nearest to one that does not exist."""
+    near = difflib.get_close_matches(plain_name(name), list(names), n=5, cutoff=0.4)
+    return f"; near matches: {', '.join(near)}" if near else ""
