@@ -41,10 +41,13 @@ template <class Result, class... Arguments, class... Given>
 Result call_by_signature(Result (*function)(Arguments...), Given&&... given) {
   return function(std::forward<Given>(given)...);
 }
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmissing-braces"  // the members of nested structs come one by one
 template <class Result, OpOptions Options, class... Given>
 Result call_by_signature(Result (*function)(const Options&), Given&&... given) {
   return function(Options{std::forward<Given>(given)...});
 }
+#pragma GCC diagnostic pop
 
 // Returns the values of tied fields, which autograd saves as one tuple.
 template <class... Fields>

@@ -40,6 +40,7 @@ __all__ = [
 
 Layer = TypeVar("Layer", bound=type[nn.Module])
 Kind = TypeVar("Kind", bound=type[Quantizer])
+Rule = TypeVar("Rule")
 _TORCH = {"linear": nn.Linear, "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 
 
@@ -142,8 +143,9 @@ def operation(
             )
         _OWN.add(name)
         kinds.KINDS[name] = kind
-        rules = {"table": channel_rules.unchanged, "same": None, "float": None}
-        _set(channel_rules.RULES, name, channel_rule or rules[kind])
+        if channel_rule is None and kind == "table":
+            channel_rule = channel_rules.unchanged
+        _set(channel_rules.RULES, name, channel_rule)
         _set(meaning.RULES, name, lowering)
     tracer.LAYERS.add(module)
     ops.name_module(module, name)
@@ -152,8 +154,8 @@ def operation(
 _OWN: set[str] = set()  # names that were registered here
 
 
-def _set(rules: dict[str, Callable[..., object]], name: str, rule: object) -> None:
+def _set(rules: dict[str, Rule], name: str, rule: Rule | None) -> None:
     """Set or remove the rule of an operation."""
     rules.pop(name, None)
-    if callable(rule):
+    if rule is not None:
         rules[name] = rule

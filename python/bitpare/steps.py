@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 def check_steps(caller: str, steps: Any) -> int:
     """Return the length of a run in applied steps, or raise ValueError."""
-    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
+    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
+    if not whole or int(steps) < 1:
         raise ValueError(f"{caller}: steps must be an int of 1 or more, got {steps!r}")
     return int(steps)
 
@@ -24,12 +25,14 @@ def step_at(caller: str, name: str, when: Any, steps: int | None) -> int:
         steps: the length of the run; a fraction needs it, and a step may not lie behind it.
     """
     if isinstance(when, numbers.Integral) and not isinstance(when, bool):
+        when = int(when)
         if when < 0:
             raise ValueError(f"{caller}: {name} must be 0 or more, got {when}")
         if steps is not None and when > steps:
             raise ValueError(f"{caller}: {name} is step {when}, but the run has steps={steps}")
-        return int(when)
-    if not isinstance(when, numbers.Real) or isinstance(when, bool) or not 0 <= when <= 1:
+        return when
+    real = isinstance(when, numbers.Real) and not isinstance(when, bool)
+    if not real or not 0 <= float(when) <= 1:
         raise ValueError(
             f"{caller}: {name} must be a fraction of the run (a float from 0 to 1) or a step (an "
             f"int), got {when!r}"

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
             if "cuda" in item.keywords:
                 item.add_marker(no_gpu)
     expected = json.loads(SECONDS.read_text())
-    items.sort(key=lambda item: (expected.get(item.path.name, 10), item.path.name))
+    items.sort(key=lambda item: order_of(item, expected))
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not config.option.collectonly:
         config.pluginmanager.register(Progress(reporter, items, expected), "progress")
@@ -45,6 +45,11 @@ def processor_seconds():
     """Return the time that this process and those it waited for have computed: unlike the time on
     the clock, a busy machine hardly changes it."""
     return sum(os.times()[:4])
+
+
+def order_of(item, expected):
+    """Return what tests are sorted by: accuracies last, then the seconds of their file."""
+    return "accuracy" in item.keywords, expected.get(item.path.name, 10), item.path.name
 
 
 class Progress:

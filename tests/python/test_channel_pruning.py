@@ -40,7 +40,7 @@ def test_masks_grow_and_shrink_removes_them(name):
             gone = ~pruner.kept(target.name)
             assert is_positive_zero(target.value[gone])
             assert is_positive_zero(optimizer.state[target.value]["momentum_buffer"][gone])
-    for units, mask in zip(pruner.coupled.units, pruner.coupled.masks, strict=True):
+    for units, mask in zip(pruner.units.groups, pruner.units.masks, strict=True):
         kept = bp.functional.unpack_mask(mask, [len(units)])
         assert int((~kept).sum()) == len(units) // 2
     expected = model.eval()(X)
@@ -62,13 +62,13 @@ def test_channels_of_zeros_stay_to_make_a_multiple(name):
     expected = model.eval()(X)
     exact = plan_shrink(model, example_inputs=X, pruner=pruner)
     whole = plan_shrink(model, example_inputs=X, pruner=pruner, round_to=3)
-    families = zip(pruner.coupled.units, pruner.coupled.masks, strict=True)
+    families = zip(pruner.units.groups, pruner.units.masks, strict=True)
     kept = [int(bp.functional.unpack_mask(m, [len(u)]).sum()) for u, m in families]
-    stay = [min(-(-k // 3) * 3, len(u)) for k, u in zip(kept, pruner.coupled.units, strict=True)]
+    stay = [min(-(-k // 3) * 3, len(u)) for k, u in zip(kept, pruner.units.groups, strict=True)]
     assert sum(stay) > sum(kept)
-    coupled = pruner.coupled
-    gone = coupled.families.limited(coupled.removed(), 3, 1)
-    assert gone < coupled.removed() and [len(set(u) - gone) for u in coupled.units] == stay
+    units = pruner.units
+    gone = units.families.limited(units.removed(), 3, 1)
+    assert gone < units.removed() and [len(set(u) - gone) for u in units.groups] == stay
     assert exact.sizes["parameters after"] < whole.sizes["parameters after"]
     small = shrink(model, example_inputs=X, pruner=pruner, round_to=3, optimizer=optimizer)
     assert torch.allclose(small(X), expected, atol=1e-5 * max(1, float(expected.abs().max())))
@@ -111,7 +111,7 @@ def test_resume_is_exact(name, criterion):
         train(*second[:2], range(stop, 8))
         for (n, p), q in zip(whole[0].named_parameters(), second[0].parameters(), strict=True):
             assert torch.equal(p, q), (stop, n)
-        assert second[2].coupled.removed() == whole[2].coupled.removed()
+        assert second[2].units.removed() == whole[2].units.removed()
 
 
 def test_bn_gamma_decides():
@@ -134,7 +134,7 @@ def test_channels_that_are_never_active_go():
     pruner = Pruner(
         model, Schedule.one_shot(0.5, at=1), pattern="channel", criterion="apoz", example_inputs=X
     )
-    assert list(pruner.coupled.activated) == ["norm"]  # a hardswish follows the other one
+    assert list(pruner.units.activated) == ["norm"]  # a hardswish follows the other one
     with torch.no_grad():
         model.norm.bias.copy_(torch.tensor([9.0, -9, 9, -9, 9, -9, 9, -9]) * 10)
     with pytest.raises(RuntimeError, match="'apoz' has seen no activations"):
@@ -160,7 +160,7 @@ def test_prepared_models(name):
         optimizer.zero_grad()
         F.cross_entropy(qat.train()(x), y).backward()
         optimizer.step()
-    assert len(pruner.coupled.units) >= 2
+    assert len(pruner.units.groups) >= 2
     for target in pruner.targets:
         gone = ~pruner.kept(target.name)
         assert is_positive_zero(target.value[gone])

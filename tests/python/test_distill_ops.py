@@ -459,7 +459,7 @@ def test_errors():
         (lambda: f.distill_loss(z, z, row_weight=torch.ones(3)), "row_weight must have shape"),
         (lambda: f.distill_loss(z, z, reduction="max"), "reduction must be one of 'none'"),
         (lambda: f.distill_loss(z, z, divergence="kl"), "divergence must be one of 'forward'"),
-        (lambda: f.distill_loss(z, z, teacher_indices=y), "logsumexp must be given together"),
+        (lambda: f.distill_loss(z, z, teacher_indices=y), "teacher_logsumexp must be given"),
         (lambda: f.distill_loss(z[:, :0], z[:, :0]), "at least one class"),
         (lambda: f.dkd_loss(z, z, torch.rand(4, 6)), "dkd_loss: target must be classes"),
         (lambda: f.dkd_loss(z, z, y, alpha=-1.0), "alpha and beta must not be negative"),

@@ -64,7 +64,7 @@ def test_ratios_under_a_target():
     pruner = Pruner(model, Schedule.one_shot(0.5), scope=by_size)
     weights = sum(t.value.numel() for t in pruner.targets)
     assert pruner.pruned() / weights == pytest.approx(0.5, abs=0.01)
-    with pytest.raises(ValueError, match=r"the ratios tried prune 0\.800 at most, not 0\.9"):
+    with pytest.raises(ValueError, match=r"those tried prune 0\.800 at most, not 0\.9"):
         scan.sparsities(sparsity=0.9)
     with pytest.raises(ValueError, match="give max_drop= or sparsity="):
         scan.sparsities()
@@ -129,7 +129,7 @@ def test_plot(tmp_path):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"ratios must be in \(0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"sparsities must be in \(0, 1\), got 1"):
         sensitivity(lenet(), counts, sparsities=(0.5, 1))
     with pytest.raises(ValueError, match="needs example_inputs="):
         sensitivity(lenet(), counts, pattern="channel")

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 
 from bitpare.deploy.integer import Body, IntegerProgram, holder_of
 from bitpare.deploy.items import Item, before_flattening
-from bitpare.deploy.lower import Lowering
+from bitpare.deploy.lower import lowered
+from bitpare.deploy.lowering import Lowering
 from bitpare.deploy.numbers import Codes
 from bitpare.deploy.traced import layer_graph
 from bitpare.errors import Unsupported
@@ -29,7 +30,7 @@ def integer_layer(layer: Any, shape: tuple[int, ...], known: Codes | None = None
     """A layer with a quantizer of its input, as a graph of one program. shape: of its input; known:
     the grid that its input is on already."""
     root, graph, value = layer_graph(layer, shape)
-    lowering = Lowering(root, graph, {} if known is None else {value: known})
+    lowering = lowered(root, graph, {} if known is None else {value: known})
     if lowering.floating:
         raise Unsupported(lowering.floating[0][1])
     return assemble(root, graph, lowering)

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from bitpare import graph as g
-from bitpare.deploy.lower import Lowering
+from bitpare.deploy.lower import lowered
 from bitpare.models import unwrapped
 from bitpare.nn import layers
 from bitpare.nn.hub import find_hub
@@ -40,7 +40,7 @@ class Traced:
                 results = {root.get_submodule(n): c[0].result for n, c in calls.items() if c}
                 opaque = {root.get_submodule(name) for name in islands}
                 self.graph = g.trace_flat(root, call, opaque, results).graph
-            self.lowering = Lowering(self.root, self.graph)
+            self.lowering = lowered(self.root, self.graph)
 
     def _as_one_call(self) -> None:
         """Return a graph that calls a module which cannot be traced."""

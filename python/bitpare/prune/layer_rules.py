@@ -39,7 +39,7 @@ def linear(table: AtomTable, node: fx.Node, op: Op) -> Any:
     x, found = table.given(node), _parameters(table, node, op, ("weight", "bias"))
     if not found or found[0] is None:
         return table.untracked(node)
-    weight, bias = found
+    weight, bias = found[0], found[1]
     table.link(*weight, 1, x[-1])
     out = table.produced(*weight, 0)
     if bias is not None:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from bitpare import functional as bpf
 from bitpare import graph as g
 from bitpare.distributed import world_size
-from bitpare.models import Globs, unwrapped
-from bitpare.prune.coupled import Coupled
+from bitpare.models import unwrapped
 from bitpare.prune.criteria import Criterion
 from bitpare.prune.hold import hold_mask, masked_weights, release_mask
 from bitpare.prune.options import check_options, schedule_of
 from bitpare.prune.regrowth import Regrowth
 from bitpare.prune.schedule import Schedule
 from bitpare.prune.scoring import Scoring, shared
-from bitpare.prune.targets import Target, find_targets, fits
+from bitpare.prune.targets import Target
+from bitpare.prune.units import ChannelUnits, ElementUnits, Units
 from bitpare.steps import StepCounter
 
 _held: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that a pruner works on
@@ -104,21 +104,16 @@ class Pruner:
         check_options(schedule, criterion, pattern, mode, regrow, example_inputs)
         if self.model in _held:
             raise ValueError("Pruner: the model has a pruner already; finalize or restore that one")
-        self.coupled: Coupled | None = None
-        self.dense: list[str] = []
+        self.units: Units
         if pattern == "channel":
             call = g.call_with("Pruner", example_inputs, None)
-            self.coupled = Coupled(self.model, call, ignore)
-            self.targets = self.coupled.targets()
+            self.units = ChannelUnits(self.model, call, ignore)
         else:
-            found = find_targets(self.model, ignore)
-            self.targets = [t for t in found if fits(t, pattern, "Pruner")]
-            self.dense = [t.name for t in found if not any(t is kept for kept in self.targets)]
-            if not self.targets:
-                raise ValueError(f"Pruner: pattern {pattern!r} fits no weight of the model")
-        self.scope, self._ratios = self._scope(scope)
+            self.units = ElementUnits(self.model, pattern, ignore)
+        self.scope, self._sparsities = self._scope(scope)
+        self.targets, self.dense = self.units.targets, self.units.dense
         self.masks = {t.name: _all_kept(t.value) for t in self.targets}
-        self.scoring = Scoring(criterion, seed, self.targets, self.coupled)
+        self.scoring = Scoring(criterion, seed)
         self._rewound: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._following: list[Any] = []
@@ -131,7 +126,7 @@ class Pruner:
             weights, masks = [t.value for t in self.targets], list(self.masks.values())
             self._weights: Any = masked_weights(weights, masks, self.mode)
             self._hooks.append(self._weights)
-            self._hooks += self.scoring.watch(self.model)
+            self._hooks += self.units.watch(self.scoring, self.model)
             if schedule is None:
                 self._set_masks([bpf.pack_mask(t.value.detach() != 0) for t in self.targets])
             elif schedule.sparsity_at(0) > 0 or schedule.rewind == 0:
@@ -146,26 +141,7 @@ class Pruner:
             if scope not in ("global", "local"):
                 raise ValueError(f"Pruner: scope must be global, local or a dict, got {scope!r}")
             return scope, None
-        if self.coupled is not None:
-            return "local", self.coupled.sparsities(scope)
-        ratios: list[float] = []
-        kept: list[Target] = []
-        globs = Globs(scope)
-        for target in self.targets:
-            layer = target.name.rpartition(".")[0]
-            found = globs.matching(target.name, layer)
-            if found:
-                kept.append(target)
-                ratios.append(scope[found[-1]])
-        if globs.unused:
-            names = ", ".join(t.name for t in self.targets[:5])
-            raise ValueError(
-                f"Pruner: scope {globs.unused[0]!r} matches no weight; there are {names}, ..."
-            )
-        if not all(0 <= r < 1 for r in ratios):
-            raise ValueError(f"Pruner: sparsities of scope must be in [0, 1), got {dict(scope)}")
-        self.targets = kept
-        return "local", ratios
+        return "local", self.units.sparsities(scope)
 
     def _events(self) -> list[int]:
         steps = {step for step, _ in self.schedule.events} if self.schedule else set()
@@ -233,25 +209,18 @@ class Pruner:
 
     def _prune(self, step: int, sparsity: float) -> None:
         shares: float | list[float] = sparsity
-        if self._ratios is not None:
+        if self._sparsities is not None:
             assert self.schedule is not None
-            shares = [r * sparsity / self.schedule.sparsity for r in self._ratios]
-        if self.coupled is not None:
-            scores = self.scoring.of_channels(step)
-            self.coupled.select(scores, shares, scope=self.scope, min_keep=self.min_keep)
-            found = self.coupled.element_masks()
-            self._set_masks([found[t.name] for t in self.targets])
-            self.scoring.sums.clear()
-            return
+            shares = [s * sparsity / self.schedule.sparsity for s in self._sparsities]
         # A mask only grows, but for weights that live on behind it.
         previous = [self._mask(t) for t in self.targets] if self.mode == "hard" else None
-        masks = bpf.select_mask(
-            self.scoring.of_weights(step),
+        masks = self.units.masks_for(
+            self.scoring,
+            step,
             shares,
-            scope=self.scope,
             previous=previous,
+            scope=self.scope,
             min_keep=self.min_keep,
-            pattern=self.pattern,
         )
         self._set_masks(masks)
         self.scoring.sums.clear()
@@ -326,7 +295,7 @@ class Pruner:
         self._optimizer = optimizer
         if self.scoring.from_gradients:
             self._following.append(
-                optimizer.register_step_pre_hook(lambda *_: self.scoring.sum_up())
+                optimizer.register_step_pre_hook(lambda *_: self.scoring.sum_up(self.targets))
             )
         self._following.append(optimizer.register_step_post_hook(self._after_step))
         self._remask_states()
@@ -347,7 +316,7 @@ class Pruner:
     def sum_gradients(self) -> None:
         """Before an optimizer step, for criteria from gradients; not needed after ``attach``."""
         if self.scoring.from_gradients:
-            self.scoring.sum_up()
+            self.scoring.sum_up(self.targets)
 
     def step(self) -> None:
         """Says that one optimizer step was applied; not needed after ``attach``."""
@@ -439,9 +408,7 @@ class Pruner:
             "sums": {name: value.clone() for name, value in self.scoring.sums.items()},
             "rewound": {name: value.clone() for name, value in self._rewound.items()},
         }
-        if self.coupled is not None:
-            state["channels"] = [mask.clone() for mask in self.coupled.masks]
-        return state
+        return state | self.units.state()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -457,8 +424,7 @@ class Pruner:
                     f"Pruner: the mask of {name} is for {64 * masks[name].numel()} elements or "
                     f"fewer, the weight has {target.value.numel()}"
                 )
-        if self.coupled is not None:
-            self.coupled.masks = [mask.clone() for mask in state["channels"]]
+        self.units.load(state)
         device = {t.name: t.value.device for t in self.targets}
         device |= dict.fromkeys(state["sums"].keys() - device.keys(), torch.device("cpu"))
         self.masks = {n: masks[n].to(device[n]).clone() for n in names}

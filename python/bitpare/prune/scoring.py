@@ -8,7 +8,6 @@ import torch.distributed
 from torch import Tensor, nn
 
 from bitpare.distributed import world_size
-from bitpare.prune.coupled import Coupled
 from bitpare.prune.criteria import (
     FROM_GRADIENTS,
     Criterion,
@@ -20,83 +19,61 @@ from bitpare.prune.targets import Target
 
 
 class Scoring:
-    """sums: of each weight (layer, for "apoz") what was added up since it was last cleared."""
+    """The scores of a criterion.
 
-    def __init__(
-        self, criterion: Criterion, seed: int, targets: list[Target], coupled: Coupled | None
-    ) -> None:
-        self.criterion, self.seed, self.targets, self.coupled = criterion, seed, targets, coupled
+    sums: of each weight (of each layer, for "apoz") what was added up since it was last cleared.
+    """
+
+    def __init__(self, criterion: Criterion, seed: int) -> None:
+        self.criterion, self.seed = criterion, seed
         self.from_gradients = criterion in FROM_GRADIENTS
         self.sums: dict[str, Tensor] = {}
 
-    def watch(self, model: nn.Module) -> list[Any]:
-        """Hooks on the layers whose results are looked at."""
-        if self.criterion != "apoz" or self.coupled is None:
-            return []
-        return [self._watch(name, model.get_submodule(name)) for name in self.coupled.activated]
-
-    def _watch(self, name: str, module: nn.Module) -> Any:
-        """Sums up how active each channel of a layer's result is, in training."""
+    def watch(self, name: str, module: nn.Module) -> Any:
+        """Sum up how active each channel of a layer's result is, in training; return the hook."""
 
         def after(layer: nn.Module, args: Any, result: Tensor) -> None:
             if layer.training:
                 share = active_share(result)
-                held = self.sums.get(name)
-                self.sums[name] = share if held is None else held.to(share.device).add_(share)
+                before = self.sums.get(name)
+                self.sums[name] = share if before is None else before.to(share.device).add_(share)
 
         return module.register_forward_hook(after)
 
-    def sum_up(self) -> None:
-        """Before a step, when gradients are those of all processes."""
-        for target in self.targets:
+    def sum_up(self, targets: list[Target]) -> None:
+        """Add the gradients of a step, when they are those of all processes."""
+        for target in targets:
             gradient = target.value.grad
             if gradient is None:
                 continue
             assert isinstance(self.criterion, str)
             added = added_by_step(self.criterion, target.value, gradient)
-            held = self.sums.get(target.name)
-            self.sums[target.name] = added if held is None else held.add_(added)
+            before = self.sums.get(target.name)
+            self.sums[target.name] = added if before is None else before.add_(added)
 
-    def _scored(self) -> list[Target]:
-        """The weights whose scores decide."""
-        if self.coupled is None:
-            return self.targets
-        if self.criterion == "bn_gamma":
-            norms = nn.modules.batchnorm._NormBase
-            return [
-                t for t in self.targets if isinstance(t.owner, norms) and t.attribute == "weight"
-            ]
-        return [t for t in self.targets if t.value.dim() > 1]
-
-    def of_channels(self, step: int) -> dict[str, Tensor]:
-        names = [t.name for t in self._scored()]
-        if self.criterion != "apoz":
-            return dict(zip(names, shared(self._found(step)), strict=True))
-        assert self.coupled is not None
-        layers = [name for name in self.coupled.activated if name in self.sums]
-        if not layers:
+    def seen(self, layers: list[str]) -> dict[str, Tensor]:
+        """Return what was summed up of these layers' results, on every process the same."""
+        names = [name for name in layers if name in self.sums]
+        if not names:
             raise RuntimeError("Pruner: criterion 'apoz' has seen no activations before a ReLU yet")
-        return dict(zip(layers, shared([self.sums[n] for n in layers]), strict=True))
+        return dict(zip(names, shared([self.sums[n] for n in names]), strict=True))
 
-    def of_weights(self, step: int) -> list[Tensor]:
-        """For each element of each weight, on every process the same."""
-        return shared(self._found(step))
+    def of(self, targets: list[Target], step: int) -> list[Tensor]:
+        """Return a score for each element of each weight, on every process the same."""
+        return shared(self._own(targets, step))
 
-    def _found(self, step: int) -> list[Tensor]:
+    def _own(self, targets: list[Target], step: int) -> list[Tensor]:
         if self.from_gradients:
-            missing = [t.name for t in self._scored() if t.name not in self.sums]
+            missing = [t.name for t in targets if t.name not in self.sums]
             if missing:
                 raise RuntimeError(
                     f"Pruner: {missing[0]} got no gradient yet, which criterion "
                     f"{self.criterion!r} needs; call attach(optimizer), or sum_gradients() before "
                     "each optimizer step"
                 )
-            return [self.sums[t.name] for t in self._scored()]
-        found = []
-        for target in self._scored():
-            seed = zlib.crc32(f"{self.seed} {step} {target.name}".encode())
-            found.append(scores_of(self.criterion, target, seed))
-        return found
+            return [self.sums[t.name] for t in targets]
+        seeds = [zlib.crc32(f"{self.seed} {step} {t.name}".encode()) for t in targets]
+        return [scores_of(self.criterion, t, s) for t, s in zip(targets, seeds, strict=True)]
 
 
 def shared(scores: list[Tensor]) -> list[Tensor]:

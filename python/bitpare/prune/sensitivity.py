@@ -16,9 +16,9 @@ from bitpare import graph as g
 from bitpare.batches import progress_over
 from bitpare.files import write_whole
 from bitpare.models import unwrapped
-from bitpare.prune.coupled import Coupled
 from bitpare.prune.criteria import scores_of
 from bitpare.prune.targets import Target, find_targets, fits
+from bitpare.prune.units import ChannelUnits
 from bitpare.spec.budget import least_that_fits
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -202,28 +202,28 @@ def _units(
         }
     if example_inputs is None:
         raise ValueError("sensitivity: pattern 'channel' needs example_inputs=")
-    coupled = Coupled(model, g.call_with("sensitivity", example_inputs, None), ignore)
-    scores = {t.name: scores_of(criterion, t, 0) for t in coupled.targets() if t.value.dim() > 1}
+    units = ChannelUnits(model, g.call_with("sensitivity", example_inputs, None), ignore)
+    scores = {t.name: scores_of(criterion, t, 0) for t in units.targets if t.value.dim() > 1}
     parameters = dict(model.named_parameters())
-    none = coupled.masks
+    none = units.masks
 
     def of_family(index: int) -> Masks:
         def masks(sparsity: float) -> list[tuple[Tensor, Tensor]]:
-            coupled.masks = none
+            units.masks = none
             shares = [sparsity if i == index else 0.0 for i in range(len(none))]
-            coupled.select(scores, shares, scope="local", min_keep=1)
-            return [(parameters[n], m) for n, m in coupled.element_masks().items()]
+            units.select(scores, shares, scope="local", min_keep=1)
+            return [(parameters[n], m) for n, m in units.element_masks().items()]
 
         return masks
 
     found = {}
-    for index, family in enumerate(coupled.families.members):
+    for index, family in enumerate(units.families.members):
         size = sum(
-            scores[name].numel() // len(at) * int((at < coupled.total).sum())
-            for (name, dim), at in coupled.links.items()
-            if name in scores and coupled.holds(index, at)
+            scores[name].numel() // len(at) * int((at < units.total).sum())
+            for (name, dim), at in units.links.items()
+            if name in scores and units.holds(index, at)
         )
-        found[coupled.families.layers[family][0]] = (size, of_family(index))
+        found[units.families.layers[family][0]] = (size, of_family(index))
     return found
 
 

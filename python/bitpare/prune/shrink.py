@@ -13,10 +13,10 @@ from bitpare.errors import Unsupported
 from bitpare.models import unwrapped
 from bitpare.nn.quantizer import Quantizer, quantizers_off
 from bitpare.prune.atoms import AtomTable
-from bitpare.prune.coupled import Coupled
 from bitpare.prune.families import Families, analysed
 from bitpare.prune.pruner import Pruner
 from bitpare.prune.removal import Plan
+from bitpare.prune.units import ChannelUnits
 from bitpare.spec.budget import Budget, least_that_fits
 
 # The costs of a budget, as a plan names them.
@@ -117,13 +117,13 @@ def plan_shrink(
     _check_options(sparsity, keep, pruner, scope, round_to, min_channels, not_understood, order)
     call = g.call_with("shrink", example_inputs, example_kwargs)
     if pruner is not None:
-        coupled = _coupled_of(pruner, source)
+        units = _units_of(pruner, source)
         if ignore:
             raise ValueError("shrink: with pruner= its masks say what goes; leave out ignore=")
         made = _plan(
-            coupled.channels,
-            coupled.families,
-            coupled.families.limited(coupled.removed(), round_to, min_channels),
+            units.atoms,
+            units.families,
+            units.families.limited(units.removed(), round_to, min_channels),
             g.Cost(source, call),
         )
         _verify(source, call, made)
@@ -196,12 +196,12 @@ def _check_options(
         raise ValueError(f"shrink: not_understood must be refuse or leave, got {not_understood!r}")
 
 
-def _coupled_of(pruner: Pruner, model: nn.Module) -> Coupled:
-    if pruner.coupled is None:
+def _units_of(pruner: Pruner, model: nn.Module) -> ChannelUnits:
+    if not isinstance(pruner.units, ChannelUnits):
         raise ValueError("shrink: the pruner has no channel masks; its pattern must be 'channel'")
     if pruner.model is not model:
         raise ValueError("shrink: the pruner works on another model")
-    return pruner.coupled
+    return pruner.units
 
 
 def _plan(channels: AtomTable, families: Families, removed: set[int], cost: g.Cost) -> Plan:

@@ -285,12 +285,12 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"report: {error}", file=sys.stderr)
         return 2
     for path, text in (
-        (arguments.html, lambda: html_of(page)),
-        (arguments.json, lambda: json.dumps(page.data(), indent=1) + "\n"),
+        (arguments.html, html_of(page) if arguments.html else ""),
+        (arguments.json, json.dumps(page.data(), indent=1) + "\n"),
     ):
         if path is not None:
             try:
-                write_whole(path, text().encode())
+                write_whole(path, text.encode())
             except OSError as error:
                 print(f"report: {path}: {error.strerror}", file=sys.stderr)
                 return 2

@@ -1,4 +1,4 @@
-"""Facts about the values of a traced model: how they lie, which grids they are on."""
+"""The lowering of a traced model: its values, and what becomes of its nodes."""
 
 from torch import fx, nn
 
@@ -7,6 +7,7 @@ from bitpare.deploy.meaning import CONV, FLATTEN, FLOAT, MAX_POOL, NORM, VALUE, 
 from bitpare.deploy.numbers import Codes, codes_of
 from bitpare.errors import Unsupported
 from bitpare.graph.ops import first_input
+from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.kinds import SAME, kind_of
 
@@ -21,9 +22,13 @@ def rank_of(node: fx.Node) -> int:
     return len(node.meta.get("shape") or ())
 
 
-class Values:
-    """items: what is computed in integers. inside: nodes that are part of such. reasons: why nodes
-    stay in float."""
+class Lowering:
+    """A graph on its way to integers: how its values lie, which grids they are on, and what becomes
+    of its nodes.
+
+    items: what is computed in integers. inside: nodes that are part of such. reasons: why nodes
+    stay in float. The rules in `lower` and `products` fill them in.
+    """
 
     def __init__(
         self, root: nn.Module, graph: fx.Graph, known: dict[fx.Node, Codes] | None = None
@@ -54,6 +59,18 @@ class Values:
         if item is None or item.raw:
             return list(node.all_input_nodes)
         return [item.source] if item.source is not None else item.inputs
+
+    @property
+    def floating(self) -> list[tuple[str, str]]:
+        """The layers with quantized weights that stay in float, with the reason."""
+        found = []
+        for node, meaning in self.meanings.items():
+            weighted = isinstance(meaning.module, layers.QuantizedLayer)
+            item = self.items.get(node)
+            in_float = item is None or item.raw
+            if weighted and in_float and node not in self.inside:
+                found.append((str(node.target), self.reasons.get(node, "it has no integer form")))
+        return found
 
     # -- how values lie
 
