@@ -21,8 +21,12 @@ import torch
 from timing import Times, interleave, keep_freed_memory, machine
 from torch import Tensor
 
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "python"))
+from ops import TABLE  # noqa: E402
+
 F = bp.functional
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 GRID = {"quant_min": -128, "quant_max": 127}
 
 
@@ -326,43 +330,14 @@ def batch_norms(device: str) -> Iterator[Row]:
             )  # fmt: skip
 
 
-def others(device: str) -> Iterator[Row]:
-    n = 2**20
-    x = torch.randn(n, device=device)
-    scale, zero = torch.tensor(0.05, device=device), torch.tensor(0, dtype=torch.int32)
-    f32, i8 = torch.float32.itemsize, 1
-    codes = F.quantize(x, scale, **GRID)
-    quantized = None
-    if device == "cpu":
-        quantized = torch.quantize_per_tensor(x, 0.05, 0, torch.qint8)
-    low, high = torch.tensor(-4.0, device=device), torch.tensor(4.0, device=device)
-    four = codes.clamp(-8, 7)
-
-    def eager_float8() -> Tensor:
-        return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(torch.float32)
-
-    def eager_sign() -> Tensor:
-        return torch.where(x < 0, -scale, scale)
-
-    table: list[tuple[str, int, Callable[[], Any], Callable[[], Any] | None]] = [
-        ("quantize", n * (f32 + i8), lambda: F.quantize(x, scale, zero.to(device), **GRID),
-         (lambda: torch.quantize_per_tensor(x, 0.05, 0, torch.qint8)) if quantized is not None
-         else None),
-        ("dequantize", n * (f32 + i8), lambda: F.dequantize(codes, scale),
-         quantized.dequantize if quantized is not None else None),
-        ("minmax", n * f32, lambda: F.minmax(x), x.aminmax),
-        ("minmax_histogram", n * f32, lambda: F.minmax_histogram(x, low, high),
-         (lambda: (x.aminmax(), torch.histc(x, 2048, -4, 4)))),
-        ("mean_magnitude", n * f32, lambda: F.mean_magnitude(x), lambda: x.abs().mean()),
-        ("binarize", 2 * n * f32, lambda: F.binarize(x, scale), eager_sign),
-        ("ternarize", 2 * n * f32, lambda: F.ternarize(x, scale), None),
-        ("fake_float e4m3", 2 * n * f32,
-         lambda: F.fake_float(x, exponent_bits=4, mantissa_bits=3), eager_float8),
-        ("pack_bits 4", n + n // 2, lambda: F.pack_bits(four, bits=4), None),
-    ]  # fmt: skip
-    for name, size, mine, theirs in table:
-        functions = {"bitpare": mine} | ({"torch": theirs} if theirs else {})
-        yield Row(name, "forward", "2^20", torch.float32, size, functions, x)
+def of_the_table(device: str) -> Iterator[Row]:
+    """The ops whose entries in the table of tests/python/ops say how they are called."""
+    x = torch.randn(2**20, device=device)
+    for op, entry in TABLE.items():
+        if entry.speed:
+            name = f"{op} {entry.speed.label}".strip()
+            size, functions = int(x.numel() * entry.speed.bytes), entry.speed.functions(x)
+            yield Row(name, "forward", "2^20", torch.float32, size, functions, x)
 
 
 def measure(row: Row) -> dict[str, Any]:
@@ -412,7 +387,7 @@ def main() -> None:
         observed,
         ranges_of_a_model,
         weights_of_a_model,
-        others,
+        of_the_table,
     ):
         for row in group(options.device):
             if options.only not in row.op:

@@ -145,14 +145,24 @@ Elementwise<T> run_fake_float(const Case& c, const std::vector<float>& x, FloatF
   return {out.values(c.n()), bits, out.intact(c.n())};
 }
 
+constexpr Levels kLevels[] = {Levels::sign, Levels::zero_one, Levels::minus_one_zero,
+                              Levels::ternary};
+
+// Returns a quantizer to levels; three levels have the scales as their thresholds.
+inline Quantizer levels_quantizer(const Numbers& numbers, Levels levels) {
+  Quantizer q = numbers.quantizer;
+  q.zero_point = nullptr;
+  if (levels == Levels::ternary) q.threshold = numbers.scale.data();
+  return q;
+}
+
 template <class T, class Where>
 Elementwise<T> run_binarize(const Case& c, const std::vector<float>& x, Levels levels,
                             const Where& where) {
   Numbers numbers(c);
-  numbers.quantizer.zero_point = nullptr;
-  if (levels == Levels::ternary) numbers.quantizer.threshold = numbers.scale.data();
+  Quantizer q = levels_quantizer(numbers, levels);
   Unaligned<T> in(narrowed<T>(x)), out(c.n());
-  binarize(Binarize{in.data(), out.data(), c.n(), kDType<T>, numbers.quantizer, levels}, where);
+  binarize(Binarize{in.data(), out.data(), c.n(), kDType<T>, q, levels}, where);
   return {out.values(c.n()), {}, out.intact(c.n())};
 }
 
@@ -210,15 +220,13 @@ template <class T, class Where>
 Reduced<T> run_binarize_gradient(const Case& c, const std::vector<float>& dy,
                                  const std::vector<float>& x, Levels levels, const Where& where) {
   Numbers numbers(c);
-  numbers.quantizer.zero_point = nullptr;
-  if (levels == Levels::ternary) numbers.quantizer.threshold = numbers.scale.data();
+  Quantizer q = levels_quantizer(numbers, levels);
   Unaligned<T> in(narrowed<T>(x)), gradient(narrowed<T>(dy)), out(c.n());
   auto partial = new_partial(c, 1);
   std::vector<float> ds(static_cast<size_t>(c.layout.channels));
-  binarize_gradient(
-      BinarizeGradient{gradient.data(), in.data(), out.data(), kDType<T>, numbers.quantizer, levels,
-                       true, c.layout, partial.data(), ds.data()},
-      where);
+  binarize_gradient(BinarizeGradient{gradient.data(), in.data(), out.data(), kDType<T>, q, levels,
+                                     true, c.layout, partial.data(), ds.data()},
+                    where);
   EXPECT_TRUE(out.intact(c.n()));
   return {out.values(c.n()), ds, {}, {}};
 }

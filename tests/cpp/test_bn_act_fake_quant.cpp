@@ -1,6 +1,7 @@
-// bn_act_fake_quant on every instruction set against math/ and the order of sums that
+// bn_act_fake_quant on every instruction set, and on CUDA, against math/ and the order of sums that
 // math/bn_act_fake_quant.h describes, bit for bit.
 #include "bn_family.h"
+#include "on_cuda.h"
 
 namespace bitpare {
 namespace {
@@ -147,15 +148,16 @@ BnResult<T> expected_of(const BnCase& c, const std::vector<T>& x, const std::vec
 
 TEST(BnActFakeQuant, IsTheFormulaInTheFixedOrder) {
   for_each_type([]<class T>(T) {
-    for (const auto& cases : {bn_layouts(), bn_modes()}) {
-      for (const BnCase& c : cases) {
-        auto x = bn_values(c), dy = finite_values(c.n(), 26);
-        auto expected = expected_of(c, narrowed<T>(x), narrowed<T>(dy));
-        on_every_cpu([&](const auto& cpu, const std::string& name) {
-          expect_same(run_bn<T>(c, x, dy, cpu), expected, name + " " + c.name());
-        });
-      }
-    }
+    auto check_case = [](const BnCase& c, bool and_cuda) {
+      auto x = bn_values(c), dy = finite_values(c.n(), 26);
+      auto expected = expected_of(c, narrowed<T>(x), narrowed<T>(dy));
+      auto check = [&](const auto& where, const std::string& name) {
+        expect_same(run_bn<T>(c, x, dy, where), expected, name + " " + c.name());
+      };
+      everywhere(and_cuda, check);
+    };
+    for (const BnCase& c : bn_layouts()) check_case(c, true);
+    for (const BnCase& c : bn_modes()) check_case(c, std::is_same_v<T, float>);
   });
 }
 
@@ -167,6 +169,18 @@ TEST(BnActFakeQuant, ManyPiecesToATile) {
     auto expected = expected_of(c, x, dy);
     on_every_cpu([&](const auto& cpu, const std::string& name) {
       expect_same(run_bn<float>(c, x, dy, cpu), expected, name + " " + c.name());
+    });
+  }
+}
+
+// More sums than a CUDA block has threads, so that its runs are longer than one.
+TEST(BnActFakeQuant, MoreSumsThanThreads) {
+  for (ReduceLayout l : {ReduceLayout{17000, 2, 1}, {300, 2, 3}}) {
+    BnCase c = {l};
+    auto x = bn_values(c), dy = finite_values(c.n(), 26);
+    auto expected = expected_of(c, x, dy);
+    everywhere([&](const auto& where, const std::string& name) {
+      expect_same(run_bn<float>(c, x, dy, where), expected, name + " " + c.name());
     });
   }
 }

@@ -1,6 +1,6 @@
 // Histograms over batches and the ranges chosen from them: every CPU kernel, and the CUDA ones on
 // the host, against math/ applied one by one, bit for bit.
-#include "fixed_order.h"
+#include "by_formula.h"
 #include "kernels/histogram_range.h"
 #include "kernels/mse_range.h"
 #include "kernels/observe_histogram.h"
@@ -8,14 +8,6 @@
 
 namespace bitpare {
 namespace {
-
-// Calls f(where, name) on every instruction set and on CUDA, unless that would take too many
-// fibers.
-template <class F>
-void everywhere(bool and_cuda, F f) {
-  on_every_cpu(f);
-  if (and_cuda) on_cuda(f);
-}
 
 template <class T>
 bool small_enough(const Case& c) {

@@ -1,9 +1,9 @@
-// Elementwise CPU kernels, on every instruction set, element type and layout, against math/ applied
-// element by element, bit for bit.
-#include "families.h"
-#include "fixed_order.h"
+// Elementwise kernels, on every instruction set and on CUDA, for each element type and layout,
+// against math/ applied element by element, bit for bit.
+#include "by_formula.h"
 #include "kernels/dispatch.h"
 #include "math/philox.h"
+#include "on_cuda.h"
 
 namespace bitpare {
 namespace {
@@ -27,14 +27,6 @@ math::Code<float> code_of(const Case& c, const Quantizer& q, const int64_t* rng,
   }
 }
 
-template <class T>
-void expect_same(const Elementwise<T>& got, const Elementwise<T>& expected,
-                 const std::string& what) {
-  EXPECT_TRUE(got.intact) << what << " wrote outside its range";
-  expect_same_bits(got.y, expected.y, what);
-  if (!got.bits.empty()) expect_same_bits(got.bits, expected.bits, what + " bits");
-}
-
 TEST(FakeQuant, IsTheFormula) {
   for_each_type([]<class T>(T) {
     for (const Case& c : all_cases()) {
@@ -46,8 +38,8 @@ TEST(FakeQuant, IsTheFormula) {
         *inside = code.rounded == code.code;
         return math::dequantize(code.code, a);
       });
-      on_every_cpu([&](const auto& cpu, const std::string& name) {
-        expect_same(run_fake_quant<T>(c, x, cpu), expected, name + " " + c.name());
+      everywhere([&](const auto& where, const std::string& name) {
+        expect_same(run_fake_quant<T>(c, x, where), expected, name + " " + c.name());
       });
     }
   });
@@ -67,8 +59,9 @@ TEST(FakeQuant, EstimatorsAreTheFormula) {
                                               : math::ewgs_gradient(g, v, a, code, 2.0f);
         });
         expected.bits.clear();
-        on_every_cpu([&](const auto& cpu, const std::string& name) {
-          expect_same(run_estimator<T>(c, dy, x, estimator, cpu), expected, name + " " + c.name());
+        everywhere([&](const auto& where, const std::string& name) {
+          expect_same(run_estimator<T>(c, dy, x, estimator, where), expected,
+                      name + " " + c.name());
         });
       }
     }
@@ -119,11 +112,12 @@ TEST(ActFakeQuant, IsTheFormula) {
           return y;
         });
         auto pending = folded(a.observe ? seen : std::vector<float>());
-        on_every_cpu([&](const auto& cpu, const std::string& name) {
-          auto got = run_act_fake_quant<T>(c, a, x, other, cpu);
+        auto check = [&](const auto& where, const std::string& name) {
+          auto got = run_act_fake_quant<T>(c, a, x, other, where);
           expect_same(got.elements, expected, name + " " + c.name() + a.name());
           expect_same_bits(got.pending, pending, name + " pending " + c.name() + a.name());
-        });
+        };
+        everywhere(c.n() <= 5000 || (a.activation == Activation::relu && !a.has_other), check);
       }
     }
   });
@@ -143,8 +137,8 @@ TEST(ActFakeQuant, GradientIsTheFormula) {
         });
         expected.bits.clear();
         auto activation = swish ? Activation::hardswish : Activation::hardsigmoid;
-        on_every_cpu([&](const auto& cpu, const std::string& name) {
-          auto got = run_act_gradient<T>(dy, x, bits, activation, cpu);
+        everywhere([&](const auto& where, const std::string& name) {
+          auto got = run_act_gradient<T>(dy, x, bits, activation, where);
           expect_same(got, expected, name + " " + c.name());
         });
       }
@@ -163,8 +157,8 @@ TEST(StraightThrough, KeepsWhatTheBitsSay) {
       for (size_t i = 0; i < expected.size(); ++i) {
         if (!(bits[i / 64] >> (i % 64) & 1)) expected[i] = T{};
       }
-      on_every_cpu([&](const auto& cpu, const std::string& name) {
-        auto got = run_straight_through<T>(dy, bits, cpu);
+      everywhere([&](const auto& where, const std::string& name) {
+        auto got = run_straight_through<T>(dy, bits, where);
         EXPECT_TRUE(got.intact);
         expect_same_bits(got.y, expected, name + " n " + std::to_string(n));
       });
@@ -176,18 +170,22 @@ TEST(FakeFloat, IsTheFormula) {
   FloatFormat formats[] = {{3, -6, 448.0f}, {1, 0, 6.0f}, {7, -126, 0x1.fep127f}};
   for_each_type([&]<class T>(T) {
     for (const FloatFormat& format : formats) {
-      for (const Case& c : layouts()) {
+      for (const Case& c : all_cases()) {
         auto x = test_values(c.n(), 5, 100.0f);
         Numbers numbers(c);
         numbers.quantizer.zero_point = nullptr;
         auto expected = elementwise<T>(
-            c, x, numbers.quantizer, [&](int64_t, float v, const auto& a, bool* inside) {
-              auto r = math::round_to_float<Rounding::nearest>(v * a.inverse, format, 0.0f);
+            c, x, numbers.quantizer, [&](int64_t i, float v, const auto& a, bool* inside) {
+              math::Code<float> r = {};
+              float u = math::uniform_at(i, math::philox_key(numbers.rng));
+              with_rounding(c.rounding, [&]<Rounding kRounding>() {
+                r = math::round_to_float<kRounding>(v * a.inverse, format, u);
+              });
               *inside = r.rounded == r.code;
               return r.code * a.scale;
             });
-        on_every_cpu([&](const auto& cpu, const std::string& name) {
-          expect_same(run_fake_float<T>(c, x, format, cpu), expected, name + " " + c.name());
+        everywhere([&](const auto& where, const std::string& name) {
+          expect_same(run_fake_float<T>(c, x, format, where), expected, name + " " + c.name());
         });
       }
     }
@@ -197,24 +195,22 @@ TEST(FakeFloat, IsTheFormula) {
 TEST(Binarize, IsTheFormula) {
   for_each_type([]<class T>(T) {
     for (Case c : layouts()) {
-      c.floored = true;
-      auto x = test_values(c.n(), 6);
-      Numbers numbers(c);
-      Quantizer q = numbers.quantizer;
-      q.zero_point = nullptr;
-      auto sign = elementwise<T>(c, x, q, [](int64_t, float v, const auto& a, bool*) {
-        return math::level_of<Levels::sign>(v, 0.0f) * a.scale;
-      });
-      q.threshold = numbers.scale.data();
-      auto ternary = elementwise<T>(c, x, q, [](int64_t, float v, const auto& a, bool*) {
-        return math::level_of<Levels::ternary>(v, a.threshold) * a.scale;
-      });
-      sign.bits.clear();
-      ternary.bits.clear();
-      on_every_cpu([&](const auto& cpu, const std::string& name) {
-        expect_same(run_binarize<T>(c, x, Levels::sign, cpu), sign, name + " " + c.name());
-        expect_same(run_binarize<T>(c, x, Levels::ternary, cpu), ternary, name + " " + c.name());
-      });
+      for (Levels levels : kLevels) {
+        c.floored = true;
+        auto x = test_values(c.n(), 6);
+        Numbers numbers(c);
+        Quantizer q = levels_quantizer(numbers, levels);
+        auto expected = elementwise<T>(c, x, q, [&](int64_t, float v, const auto& a, bool*) {
+          float level = 0;
+          with_levels(levels,
+                      [&]<Levels kLevel>() { level = math::level_of<kLevel>(v, a.threshold); });
+          return level * a.scale;
+        });
+        expected.bits.clear();
+        everywhere([&](const auto& where, const std::string& name) {
+          expect_same(run_binarize<T>(c, x, levels, where), expected, name + " " + c.name());
+        });
+      }
     }
   });
 }
@@ -238,12 +234,13 @@ void check_quantize(const Case& c, IntType type) {
     return math::dequantize(static_cast<float>(codes[static_cast<size_t>(i)]), a);
   });
   back.bits.clear();
-  on_every_cpu([&](const auto& cpu, const std::string& name) {
-    auto got = run_quantize<T, Q>(c, x, type, cpu);
+  everywhere([&](const auto& where, const std::string& name) {
+    auto got = run_quantize<T, Q>(c, x, type, where);
     EXPECT_TRUE(got.intact);
     expect_same_bits(got.y, codes, name + " codes " + c.name());
-    EXPECT_EQ(got.bits[0], nan ? 1u : 0u);
-    expect_same(run_dequantize<T, Q>(c, codes, type, cpu), back, name + " back " + c.name());
+    bool on_cuda = std::is_same_v<decltype(where), const OnCuda&>;  // which looks for no NaN
+    EXPECT_EQ(got.bits[0], nan && !on_cuda ? 1u : 0u);
+    expect_same(run_dequantize<T, Q>(c, codes, type, where), back, name + " back " + c.name());
   });
 }
 
@@ -272,12 +269,13 @@ TEST(PackBits, ThereAndBack) {
           code = static_cast<uint8_t>(low + static_cast<int>(random() % (1u << bits)));
         }
         int64_t row_bytes = (columns * bits + 7) / 8;
-        on_every_cpu([&](const auto& cpu, const std::string& name) {
+        everywhere([&](const auto& where, const std::string& name) {
           std::vector<uint8_t> packed(static_cast<size_t>(3 * row_bytes), 0xA5), back(codes.size());
           int32_t odd = 0;
-          pack_bits(PackBits{codes.data(), packed.data(), 3, columns, bits, is_signed, &odd}, cpu);
+          pack_bits(PackBits{codes.data(), packed.data(), 3, columns, bits, is_signed, &odd},
+                    where);
           EXPECT_EQ(odd, 0);
-          unpack_bits(UnpackBits{packed.data(), back.data(), 3, columns, bits, is_signed}, cpu);
+          unpack_bits(UnpackBits{packed.data(), back.data(), 3, columns, bits, is_signed}, where);
           EXPECT_EQ(back, codes) << name << " bits " << bits << " columns " << columns;
         });
       }
@@ -299,11 +297,11 @@ TEST(Qparams, IsTheFormula) {
   }
   RangeRule rules[] = {{-127, 127, true, false}, {0, 255, false, false}, {-8, 7, false, true}};
   for (const RangeRule& rule : rules) {
-    on_every_cpu([&](const auto& cpu, const std::string& name) {
+    everywhere([&](const auto& where, const std::string& name) {
       std::vector<float> scale(100);
       std::vector<int32_t> zero_point(100);
       qparams(QparamsFromRange{low.data(), high.data(), scale.data(), zero_point.data(), 100, rule},
-              cpu);
+              where);
       for (size_t i = 0; i < 100; ++i) {
         auto expected = math::qparams(low[i], high[i], rule);
         EXPECT_EQ(scale[i], expected.scale) << name;

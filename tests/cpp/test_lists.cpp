@@ -1,7 +1,8 @@
-// CPU kernels that take lists, on every instruction set, against the formulas in math/, bit for
-// bit.
-#include "fixed_order.h"
+// Kernels that take lists, on every instruction set and on CUDA, against the formulas in math/, bit
+// for bit.
+#include "by_formula.h"
 #include "list_families.h"
+#include "on_cuda.h"
 
 namespace bitpare {
 namespace {
@@ -44,8 +45,8 @@ TEST(UpdateRanges, IsTheFormula) {
   for (const UpdateRule& rule : update_rules()) {
     States expected(150);
     for (size_t i = 0; i < expected.pending.size(); ++i) update_by_hand(expected, i, rule);
-    on_every_cpu([&](const auto& cpu, const std::string& name) {
-      expect_same(run_update_ranges(rule, cpu), expected, name);
+    everywhere([&](const auto& where, const std::string& name) {
+      expect_same(run_update_ranges(rule, where), expected, name);
     });
   }
 }
@@ -83,11 +84,12 @@ TEST(FakeQuantWeights, IsTheFormula) {
     for (bool power_of_two : {false, true}) {
       std::vector<QuantizedWeight<T>> expected;
       for (const auto& c : weight_cases()) expected.push_back(weight_by_hand<T>(c, power_of_two));
-      on_every_cpu([&](const auto& cpu, const std::string& name) {
-        for (bool at_once : {false, true}) {
-          expect_same(run_weights<T>(power_of_two, at_once, cpu), expected, name);
-        }
-      });
+      for (bool at_once : {false, true}) {
+        auto check = [&](const auto& where, const std::string& name) {
+          expect_same(run_weights<T>(power_of_two, at_once, where), expected, name);
+        };
+        everywhere(at_once && !power_of_two, check);
+      }
     }
   });
 }

@@ -16,13 +16,6 @@ std::vector<uint8_t> some_kept(int64_t n) {
   return kept;
 }
 
-// Calls f(where, name) on every instruction set, and on CUDA.
-template <class F>
-void everywhere(F f) {
-  on_every_cpu(f);
-  on_cuda(f);
-}
-
 TEST(Masks, PackAndUnpack) {
   for (int64_t n : {0, 1, 7, 8, 9, 63, 64, 65, 200, 1000, 40000}) {
     auto kept = some_kept(n);

@@ -1,15 +1,19 @@
-// Reductions on the CPU, on every instruction set, element type and layout, against the formulas in
-// math/ and the order that math/reduce.h fixes, bit for bit.
-#include "families.h"
-#include "fixed_order.h"
+// Reductions, on every instruction set and on CUDA, for each element type and layout, against the
+// formulas in math/ and the order that math/reduce.h fixes, bit for bit.
+#include "by_formula.h"
+#include "kernels/dispatch.h"
 #include "math/fake_quant_lsq.h"
+#include "on_cuda.h"
 
 namespace bitpare {
 namespace {
 
 TEST(FakeQuantLsq, IsTheFormulaInTheFixedOrder) {
   for_each_type([]<class T>(T) {
-    for (const Case& c : all_cases()) {
+    auto cases = all_cases();
+    // More pieces than a CUDA block has threads, so that its runs are longer than one.
+    cases.insert(cases.end(), {{{1, 1, 400 * kSumChunk + 5}}, {{17000, 2, 1}}, {{700, 2, 3}}});
+    for (const Case& c : cases) {
       if (c.rounding != Rounding::nearest) continue;
       auto x = finite_values(c.n(), 8), dy = finite_values(c.n(), 9);
       Numbers numbers(c);
@@ -28,8 +32,8 @@ TEST(FakeQuantLsq, IsTheFormulaInTheFixedOrder) {
         ds[i] = math::lsq_scale_gradient(ds[i], numbers.scale[i], 0.25f);
         dz[i] = math::lsq_zero_point_gradient(dz[i], numbers.scale[i], 0.25f);
       }
-      on_every_cpu([&](const auto& cpu, const std::string& name) {
-        auto got = run_lsq<T>(c, dy, x, cpu);
+      everywhere([&](const auto& where, const std::string& name) {
+        auto got = run_lsq<T>(c, dy, x, where);
         expect_same_bits(got.dx, expected.y, name + " dx " + c.name());
         expect_same_bits(got.first, ds, name + " ds " + c.name());
         expect_same_bits(got.second, dz, name + " dz " + c.name());
@@ -41,26 +45,30 @@ TEST(FakeQuantLsq, IsTheFormulaInTheFixedOrder) {
 TEST(Binarize, GradientIsTheFormulaInTheFixedOrder) {
   for_each_type([]<class T>(T) {
     for (Case c : layouts()) {
-      c.floored = true;
-      auto x = finite_values(c.n(), 10), dy = finite_values(c.n(), 11);
-      Numbers numbers(c);
-      Quantizer q = numbers.quantizer;
-      q.zero_point = nullptr;
-      q.threshold = numbers.scale.data();
-      auto terms = [&](int64_t i) {
-        auto k = static_cast<size_t>(i);
-        auto a = math::affine_of_channel(q, channel_of(c, i));
-        return math::level_terms<Levels::ternary>(widened_once<T>(dy[k]), widened_once<T>(x[k]),
-                                                  a.scale, a.threshold, true);
-      };
-      auto expected = elementwise<T>(
-          c, x, q, [&](int64_t i, float, const auto&, bool*) { return terms(i).dx; });
-      auto ds = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).scale; });
-      on_every_cpu([&](const auto& cpu, const std::string& name) {
-        auto got = run_binarize_gradient<T>(c, dy, x, Levels::ternary, cpu);
-        expect_same_bits(got.dx, expected.y, name + " dx " + c.name());
-        expect_same_bits(got.first, ds, name + " ds " + c.name());
-      });
+      for (Levels levels : kLevels) {
+        c.floored = true;
+        auto x = finite_values(c.n(), 10), dy = finite_values(c.n(), 11);
+        Numbers numbers(c);
+        Quantizer q = levels_quantizer(numbers, levels);
+        auto terms = [&](int64_t i) {
+          auto k = static_cast<size_t>(i);
+          auto a = math::affine_of_channel(q, channel_of(c, i));
+          math::LevelTerms<float> all = {};
+          with_levels(levels, [&]<Levels kLevel>() {
+            all = math::level_terms<kLevel>(widened_once<T>(dy[k]), widened_once<T>(x[k]), a.scale,
+                                            a.threshold, true);
+          });
+          return all;
+        };
+        auto expected = elementwise<T>(
+            c, x, q, [&](int64_t i, float, const auto&, bool*) { return terms(i).dx; });
+        auto ds = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).scale; });
+        everywhere([&](const auto& where, const std::string& name) {
+          auto got = run_binarize_gradient<T>(c, dy, x, levels, where);
+          expect_same_bits(got.dx, expected.y, name + " dx " + c.name());
+          expect_same_bits(got.first, ds, name + " ds " + c.name());
+        });
+      }
     }
   });
 }
@@ -79,8 +87,8 @@ TEST(MeanMagnitude, IsTheFormulaInTheFixedOrder) {
         auto sum = reduced<math::Sum>(c, 0, [&](int64_t i) { return terms(i).sum; });
         auto count = reduced<math::Sum>(c, 1, [&](int64_t i) { return terms(i).count; });
         for (size_t i = 0; i < sum.size(); ++i) sum[i] = math::mean_of(sum[i], count[i]);
-        on_every_cpu([&](const auto& cpu, const std::string& name) {
-          auto got = run_mean_magnitude<T>(c, x, thresholds, cpu);
+        everywhere([&](const auto& where, const std::string& name) {
+          auto got = run_mean_magnitude<T>(c, x, thresholds, where);
           expect_same_bits(got.first, sum, name + " " + c.name());
         });
       }
@@ -108,14 +116,15 @@ TEST(MinMax, WithAndWithoutHistogram) {
         for (auto* limits : {&low, &high}) {
           for (float& limit : *limits) limit += 0.0f;  // a zero is reported as +0
         }
-        on_every_cpu([&](const auto& cpu, const std::string& name) {
-          auto plain = run_minmax<T>(c, x, 0, 0, cpu);
+        auto check = [&](const auto& where, const std::string& name) {
+          auto plain = run_minmax<T>(c, x, 0, 0, where);
           expect_same_bits(plain.first, low, name + " min " + c.name());
           expect_same_bits(plain.second, high, name + " max " + c.name());
-          auto binned = run_minmax<T>(c, x, 10, 3, cpu);
+          auto binned = run_minmax<T>(c, x, 10, 3, where);
           expect_same_bits(binned.first, low, name + " min " + c.name());
           expect_same_bits(binned.counts, counts, name + " counts " + c.name());
-        });
+        };
+        everywhere(odd, check);
       }
     }
   });

@@ -81,12 +81,6 @@ int64_t select(std::vector<Tensor>& tensors, const std::vector<int64_t>& groups,
   return nan;
 }
 
-template <class F>
-void everywhere(F f) {
-  on_every_cpu(f);
-  on_cuda(f);
-}
-
 // levels: of the scores; few make ties.
 Tensor some_scores(int64_t n, int levels, bool has_before, int64_t least, uint32_t seed) {
   Tensor t;

@@ -26,8 +26,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import every_op
 import torch
+from ops import call, programs, sample, schemas
 from torch import Tensor
 
 EXPECTED = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, MemoryError)
@@ -163,10 +163,9 @@ def shown(value: Any) -> str:
 def op_call(draw: random.Random) -> tuple[str, dict[str, Any]]:
     """Return an op and arguments: right ones with a few of them changed, or random ones."""
     values = Values(draw)
-    schemas = every_op.schemas()
-    op = draw.choice([n for n in schemas if n not in ("_new_program", "_release_program")])
-    kinds = {a.name: str(a.type) for a in schemas[op].arguments}
-    given = every_op.SAMPLES[op]()
+    op = draw.choice([n for n in schemas() if n not in ("_new_program", "_release_program")])
+    kinds = {a.name: str(a.type) for a in schemas()[op].arguments}
+    given = sample(op)
     if draw.random() < 0.15:
         for name, kind in kinds.items():
             if name not in ("memory_format", "program", "dtype"):
@@ -193,7 +192,7 @@ def op_call(draw: random.Random) -> tuple[str, dict[str, Any]]:
 def run_op(draw: random.Random, describe: Any) -> None:
     op, given = op_call(draw)
     describe(f"{op}({', '.join(f'{k}={shown(v)}' for k, v in given.items())})")
-    result = every_op.call(op, given)
+    result = call(op, given)
     for leaf in result if isinstance(result, list | tuple) else [result]:
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point():
             leaf.sum().backward()
@@ -343,7 +342,7 @@ def work(kind: str, seed: int, cases: int, note: str) -> None:
 
 def write_corpus(folder: pathlib.Path) -> None:
     """Write what tests/fuzz/fuzz_reader.cpp begins with: files, and their parts."""
-    spec, tensors = every_op.program_parts()
+    spec, tensors = programs.parts()
     small = ({"arguments": ["x"], "single": True, **spec}, tensors)
     for index, (spec, tensors) in enumerate([small, *models()]):
         text = json.dumps(spec)

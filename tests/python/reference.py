@@ -196,14 +196,18 @@ def float_values(exponent_bits: int, mantissa_bits: int) -> list[float]:
     return values
 
 
-def fake_float(x: Tensor, exponent_bits: int, mantissa_bits: int) -> Tensor:
-    """The nearest value of the format; a tie goes to the one whose mantissa is even."""
+def fake_float(
+    x: Tensor, exponent_bits: int, mantissa_bits: int, rounding: str = "nearest"
+) -> Tensor:
+    """Return the nearest value of the format, in a tie the one whose mantissa is even; or the next
+    one toward zero."""
     table = torch.tensor(float_values(exponent_bits, mantissa_bits), dtype=torch.float64)
     magnitude = x.double().abs().clamp(max=table[-1].item())
     above = torch.searchsorted(table, magnitude.contiguous()).clamp(max=len(table) - 1)
     below = (above - 1).clamp(min=0)
     up, down = table[above] - magnitude, magnitude - table[below]
-    take_above = (up < down) | ((up == down) & (above % 2 == 0))
+    nearer = (up < down) | ((up == down) & (above % 2 == 0))
+    take_above = nearer if rounding == "nearest" else up == 0
     return torch.where(take_above, table[above], table[below]).copysign(x.double())
 
 
@@ -224,6 +228,32 @@ def merged_range(rule, momentum, merges, range_, seen):
         return min(range_[0], seen[0]), max(range_[1], seen[1])
     step = max(momentum, 1 / (merges + 1))
     return tuple(r + step * (s - r) for r, s in zip(range_, seen, strict=True))
+
+
+def track_oscillations(weight, scale, state, low, high, momentum, threshold, first):
+    """Run one look at a weight, in torch's own ops and in float32 as the op computes it; return the
+    weight. state: code, turn, frequency and mean, each replaced."""
+    rows = weight.float().reshape(scale.numel(), -1)
+    now = torch.round(rows * (1 / scale)[:, None]).clamp(low, high).flatten()
+    if first:
+        state["code"], state["mean"] = now, now.clone()
+        state["turn"], state["frequency"] = torch.zeros_like(now), torch.zeros_like(now)
+        return weight
+    frozen = state["turn"] == 2
+    direction = torch.sign(now - state["code"])
+    returned = (direction * state["turn"] < 0).float()
+    frequency = momentum * returned + (1 - momentum) * state["frequency"]
+    mean = momentum * now + (1 - momentum) * state["mean"]
+    freezes = (frequency > threshold) & ~frozen
+    held = torch.where(frozen, state["code"], torch.round(mean).clamp(low, high))
+    stays = frozen | freezes
+    state["turn"] = torch.where(direction == 0, state["turn"], direction)
+    state["turn"] = torch.where(stays, 2.0, state["turn"])
+    state["code"] = torch.where(stays, held, now)
+    state["frequency"] = torch.where(frozen, state["frequency"], frequency)
+    state["mean"] = torch.where(stays, held, mean)
+    value = (held.reshape(rows.shape) * scale[:, None]).flatten()
+    return torch.where(stays, value, weight.float().flatten()).reshape(weight.shape)
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

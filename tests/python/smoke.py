@@ -6,7 +6,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import torch
-from cases import CASES, WITH_GRADIENT
+from ops import CASES, WITH_GRADIENT
 from test_ops import gradients
 
 for case in CASES:

@@ -16,10 +16,10 @@ import sys
 import threading
 
 import bitpare as bp
-import every_op
 import pytest
 import torch
 from bitpare import _build_info, files
+from ops import call, programs
 from test_errors import run_python
 from test_integer import LeNet, images, prepared
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ def test_any_value_anywhere_in_a_spec_is_refused_or_runs(tmp_path):
     """Each value of two specs replaced by each strange one: an error that names the file, or a
     model that can be called."""
     refused = ran = 0
-    for spec, tensors in (pooled(), every_op.program_parts()):
+    for spec, tensors in (pooled(), programs.parts()):
         full = {"arguments": ["x"], "single": True, **spec}
         for path, value in itertools.product(list(places(full))[1:], STRANGE):
             file = spec_file(replaced(full, path, value), tensors, tmp_path / "m.bp")
@@ -199,7 +199,7 @@ def test_an_output_is_memory_of_its_own():
 
 
 def test_what_is_added_has_the_channels_of_the_result():
-    spec, tensors = every_op.program_parts()
+    spec, tensors = programs.parts()
     add = {"zeros": [20, 10], "scales": [0.1, 0.1, 10.0], "range": [-20, 200, 20]}
     spec["nodes"][0] |= {"inputs": [0, 0], "add": add}  # 3 channels to 5
     with pytest.raises(RuntimeError, match=r"first: 5 channels, but what is added has 3"):
@@ -237,7 +237,7 @@ def test_what_python_reads_of_a_file(fields, more, message, tmp_path):
 
 def test_tensors_do_not_share_bytes(tmp_path):
     """Else a few bytes could be many tensors."""
-    path = spec_file(*every_op.program_parts(), tmp_path / "m.bp")
+    path = spec_file(*programs.parts(), tmp_path / "m.bp")
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + length])
@@ -261,13 +261,13 @@ class Wrapped(torch.Tensor):
 
 
 def test_tensors_without_memory_are_not_saved():
-    given = every_op.SAMPLES["_encode_integer"]()
+    given = programs.program()
     for index in range(len(given["tensors"])):
         spoilt = {**given, "tensors": list(given["tensors"])}
         spoilt["tensors"][index] = Wrapped(given["tensors"][index])
         for op in ("_encode_integer", "_new_program"):
             with pytest.raises(RuntimeError, match="must be a plain tensor that holds values"):
-                every_op.call(op, spoilt)
+                call(op, spoilt)
 
 
 # -- images that are too small, or empty

@@ -1,37 +1,101 @@
-"""The properties that every op has, whatever it computes: any strides are read right, one device,
-lazy tensors, arguments of other types. The table of arguments is every_op.py."""
+"""The properties that every op has, whatever it computes: an entry in the table that is whole, any
+strides are read right, one device, lazy tensors, arguments of other types."""
 
+import ast
 import copy
+import inspect
+import pathlib
 import re
 
-import every_op
+import bitpare as bp
 import pytest
 import torch
-from every_op import SAMPLES, call
+from ops import TABLE, call, sample, schemas, tensors_in, written
+from ops.entry import by_name
 from torch import Tensor
 
-SCHEMAS = every_op.schemas()
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+FUNCTIONS = [n for n, f in inspect.getmembers(bp.functional, inspect.isfunction) if n[0] != "_"]
 
 
 def test_every_op_is_in_the_table():
-    assert set(SCHEMAS) == set(SAMPLES)
+    assert set(schemas()) == set(TABLE)
 
 
-def written(op: str) -> set[str]:
-    """Return the names of the arguments that an op writes to."""
-    return {a.name for a in SCHEMAS[op].arguments if a.alias_info and a.alias_info.is_write}
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_the_entry_of_a_function_is_whole(op):
+    """Cases with their right results, and a row of the benchmark: in the entry, or in the file of
+    benchmarks/ that it names."""
+    entry = TABLE[op]
+    assert entry.cases and all(case.op == op for case in entry.cases)
+    assert bool(entry.reference) != bool(entry.check)
+    assert bool(entry.speed) != bool(entry.measured)
+    if entry.measured:
+        names = {
+            getattr(n, "attr", None) or getattr(n, "value", None)
+            for n in ast.walk(ast.parse((BENCHMARKS / entry.measured).read_text()))
+        }
+        assert op in names
+
+
+def float_names(op: str, given: dict) -> list[str]:
+    """Return the arguments that hold floats and are only read."""
+    held = {k: tensors_in(v) for k, v in given.items() if k not in written(op)}
+    return [k for k, v in held.items() if v and all(t.is_floating_point() for t in v)]
+
+
+def has_derivative(t: Tensor) -> bool:
+    return t.requires_grad and not t.grad_fn.name().endswith("NotImplemented")
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_gradients_go_where_the_entry_says(op):
+    """They go to each argument that the entry names, and to no other that requires one."""
+    learned, reached = set(TABLE[op].gets_gradient), set()
+    for case in TABLE[op].cases:
+        for name in float_names(op, by_name(op, case.arguments())):
+            given = by_name(op, case.arguments())
+            for leaf in {name, *learned & set(float_names(op, given))}:
+                given[leaf] = applied(lambda t: t.clone().requires_grad_(), given[leaf])
+            results = [t for t in tensors_in(call(op, given)) if has_derivative(t)]
+            assert bool(results) == bool(learned)
+            leaves = tensors_in(given[name])
+            slopes = [torch.autograd.grad(t.sum(), leaves, allow_unused=True) for t in results]
+            if tensors_in(slopes):
+                reached.add(name)
+    assert reached == learned
+
+
+@pytest.mark.parametrize("op", [op for op in FUNCTIONS if not TABLE[op].halves])
+def test_halves_are_refused_where_the_entry_says(op):
+    given = by_name(op, TABLE[op].cases[0].arguments())
+    for name in float_names(op, given):
+        with pytest.raises(RuntimeError, match=op):
+            call(op, {**given, name: applied(Tensor.half, given[name])})
+
+
+@pytest.mark.parametrize(
+    "op, change, message", [(op, *wrong) for op, entry in TABLE.items() for wrong in entry.wrong]
+)
+def test_wrong_arguments_are_refused(op, change, message):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        call(op, {**sample(op), **change})
+
+
+@pytest.mark.parametrize("op", [op for op in TABLE if TABLE[op].host])
+def test_ops_of_the_host_need_values(op):
+    given = sample(op)
+    if tensors_in(given):  # the others take no tensors
+        with pytest.raises((RuntimeError, ValueError)):
+            call(op, {k: applied(lambda t: t.to("meta"), v) if tensors_in(v) else v
+                      for k, v in given.items()})  # fmt: skip
 
 
 def tensor_names(op: str) -> list[str]:
-    given = SAMPLES[op]()
-    return [k for k, v in given.items() if isinstance(v, Tensor) or holds_tensors(v)]
+    return [k for k, v in sample(op).items() if tensors_in(v)]
 
 
-def holds_tensors(value) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Tensor)
-
-
-PAIRS = [(op, name) for op in SAMPLES for name in tensor_names(op)]
+PAIRS = [(op, name) for op in TABLE for name in tensor_names(op)]
 
 
 def outcome(op: str, given: dict):
@@ -93,7 +157,7 @@ def dense(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", [strided, offset, expanded, flipped, channels_last])
 @pytest.mark.parametrize("op, name", PAIRS, ids=[f"{op}-{name}" for op, name in PAIRS])
 def test_any_strides_are_read_right_or_refused(op, name, layout):
-    given = SAMPLES[op]()
+    given = sample(op)
     if "rounding" in given and name != "rng":  # stochastic: a number for each place in memory
         given["rounding"] = "nearest" if isinstance(given["rounding"], str) else 0
     changed = {**copy.deepcopy(given), name: applied(layout, given[name])}
@@ -118,13 +182,13 @@ def close(got, expected) -> bool:
     return False
 
 
-DISPATCHED = [(op, name) for op, name in PAIRS if not op.startswith(("_new", "_encode", "_decode"))]
+DISPATCHED = [(op, name) for op, name in PAIRS if not TABLE[op].host]
 
 
 @pytest.mark.parametrize("op, name", DISPATCHED, ids=[f"{op}-{name}" for op, name in DISPATCHED])
 def test_another_device_is_refused(op, name):
     """Also where the op does not read the argument: a rng that is not for this rounding."""
-    given = SAMPLES[op]()
+    given = sample(op)
     tensors = [n for n in tensor_names(op) if n != name]
     moved = [v.to("meta") for v in given[name]] if isinstance(given[name], list) else None
     given[name] = given[name].to("meta") if moved is None else moved
@@ -148,7 +212,7 @@ def test_lazy_tensors_are_resolved_or_refused(op, name, kind, inference):
     def real(x: Tensor) -> Tensor:
         return torch.zeros_like(x) if kind == "zero" else x.resolve_neg().clone()
 
-    given = SAMPLES[op]()
+    given = sample(op)
     if kind == "negative" and any(
         v.dtype is torch.bool
         for v in (given[name] if isinstance(given[name], list) else [given[name]])
@@ -173,7 +237,7 @@ def test_other_types_and_sizes_are_refused_or_taken_as_they_are(op, name):
     the tensor in memory."""
     for dtype in OTHER_TYPES:
         for cut in (0, 1):
-            given = SAMPLES[op]()
+            given = sample(op)
 
             def changed(x: Tensor, garbage: int, dtype=dtype, cut=cut) -> Tensor:
                 made = x.to(dtype).flatten()[cut:] if cut else x.to(dtype)

@@ -13,7 +13,7 @@ import bitpare as bp
 import pytest
 import torch
 from bitpare import _build_info, functional
-from cases import CASES
+from ops import TABLE
 from test_errors import run_python
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,20 +42,8 @@ def public_functions():
 @pytest.mark.parametrize("function", public_functions(), ids=lambda f: f.__name__)
 def test_every_function_is_documented_and_has_cases(function):
     assert ">>> " in inspect.getdoc(function)
-    own_tests = {
-        "update_ranges_",
-        "track_oscillations_",
-        "fake_quant_weights",
-        "use_weight",
-        "pack_mask",
-        "unpack_mask",
-        "apply_mask",
-        "masked_fake_quant",
-        "remask_",
-        "select_mask",
-        *bp.functional.distillation.__all__,
-    }  # lists in, or no result, or two tensors
-    assert function.__name__ in own_tests or any(c.op == function.__name__ for c in CASES)
+    assert f"`{function.__name__}`" in (ROOT / "README.md").read_text()
+    assert TABLE[function.__name__].cases
 
 
 def test_every_op_has_its_files():
@@ -70,6 +58,8 @@ def test_every_op_has_its_files():
     on_bytes = {s for s in cpu if s.startswith("int_")}  # run by integer models, not as ops
     assert cpu - on_bytes == stems("ops", ".cpp") - no_op
     assert cpu <= stems("kernels", ".h")
+    tests = "".join(p.read_text() for p in (ROOT / "tests" / "cpp").iterdir() if p.suffix != ".txt")
+    assert cpu <= set(re.findall(r'#include "kernels/(\w+).h"', tests))
 
 
 def test_doctor():
@@ -113,11 +103,11 @@ def test_version_is_everywhere_the_same():
 HASH = """
 import hashlib, sys, torch
 sys.path.insert(0, {path!r})
-from cases import CASES
-from test_ops import as_tuple, gradients, WITH_GRADIENT
+from ops import CASES, WITH_GRADIENT
+from test_ops import gradients
 digest = hashlib.sha256()
 for case in CASES:
-    for value in as_tuple(case.run()):
+    for value in case.run():
         digest.update(value.nan_to_num(7.0).contiguous().flatten().view(torch.uint8).numpy().tobytes())
 for case in WITH_GRADIENT:
     for value in gradients(case)[2]:

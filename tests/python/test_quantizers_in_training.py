@@ -218,26 +218,6 @@ def test_update_ranges_bumps_versions():
     version_after(mutated, lambda: F.update_ranges_(*s, rule="last", symmetric=False))
 
 
-UPDATE = {"rule": "ema", "momentum": 0.1, "symmetric": False, "power_of_two": False}
-
-
-def test_update_ranges_opcheck():
-    s = states([[(-1.0, 2.0)], [(0.0, 3.0), (-4.0, -2.0)]])
-    torch.library.opcheck(torch.ops.bitpare.update_ranges_.default, s, {**UPDATE, "limit": []})
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_update_ranges_compiles(backend):
-    torch._dynamo.reset()
-    compiled = torch.compile(F.update_ranges_, fullgraph=True, backend=backend)
-    results = []
-    for f in (F.update_ranges_, compiled):
-        s = states([[(-1.0, 2.0)], [(0.0, 3.0), (-4.0, -2.0)]])
-        f(*s, **UPDATE)
-        results.append([t for tensors in s for t in tensors])
-    assert all(map(torch.equal, *results))
-
-
 # Weights --------------------------------------------------------------------------------------
 
 WEIGHTS = [(7, 3, 5, 5), (40, 1, 3, 3), (33, 70), (1, 9), (5,), (), (0, 4), (300, 130)]
@@ -396,14 +376,6 @@ def test_weights_bump_the_version_of_scales():
     version_after(scale, lambda: F.fake_quant_weights(w, scale, [control()] * len(w)))
 
 
-def test_weights_opcheck():
-    w = [v.requires_grad_() for v in weights()[:3]]
-    args = (w, scales_of(w, True), [control()] * 3)
-    torch.library.opcheck(torch.ops.bitpare.fake_quant_weights.default, args)
-    value, inside = F.fake_quant_weights(*args)
-    torch.library.opcheck(torch.ops.bitpare.use_weight.default, (w[0], value[0], inside[0]))
-
-
 @pytest.mark.parametrize("observe", [0, 1])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_weights_compile(backend, observe):
@@ -452,6 +424,9 @@ def all_of(*values):
 def act_step(x, scale, grid, pending):
     y = F.act_fake_quant(x, None, scale, None, grid, pending, activation="relu6")
     return [y, pending, torch.autograd.grad(y, x, x.detach())[0]]
+
+
+UPDATE = {"rule": "ema", "momentum": 0.1, "symmetric": False, "power_of_two": False}
 
 
 def range_step(*s):

@@ -217,17 +217,6 @@ def test_compiles(pattern, scope):
     assert [m.shape for m in meta] == [m.shape for m in run(*scores)]
 
 
-def test_opcheck():
-    scores = [torch.rand(8, 8), torch.rand(16, 4)]
-    masks = F.select_mask(scores, 0.3)
-    ops = torch.ops.bitpare
-    torch.library.opcheck(ops.select_mask.default, (scores, [0.5]), {"previous": masks})
-    torch.library.opcheck(ops._select_mask.default, (scores, [0.3], True, [1], masks))
-    torch.library.opcheck(ops._select_n_of_m.default, (scores[0], 2, 4, masks[0]))
-    weights = [s.requires_grad_() for s in scores]
-    assert not any(m.requires_grad for m in F.select_mask(weights, 0.5))
-
-
 X = torch.rand(4, 6)
 ERRORS = [
     (([X], 1.0), {}, r"sparsity must be in \[0, 1\), got 1"),

@@ -40,6 +40,7 @@ from bitpare.functional.masks import (
     pack_mask,
     remask_,
     select_mask,
+    soft_threshold,
     unpack_mask,
 )
 from bitpare.functional.ranges import (
@@ -88,6 +89,7 @@ __all__ = [
     "relation_loss",
     "remask_",
     "select_mask",
+    "soft_threshold",
     "ternarize",
     "track_oscillations_",
     "unpack_bits",

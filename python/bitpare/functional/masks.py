@@ -1,4 +1,4 @@
-"""Masks of weights: one bit an element."""
+"""Sparse weights: masks of one bit an element, and soft thresholding."""
 
 from collections.abc import Sequence
 
@@ -136,3 +136,26 @@ def remask_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """
     if len(tensors) or len(masks):  # the dispatcher needs a tensor to go by
         _ops.remask_(tensors, masks)
+
+
+def soft_threshold(x: Tensor, threshold: float) -> Tensor:
+    """Shrinks values toward 0 and sets the small ones to it: the proximal operator of the L1 norm.
+
+    ``y = sign(x) * max(|x| - threshold, 0)``
+
+    The gradient is 0 where ``|x| <= threshold`` and passes elsewhere, as in torch's softshrink; one
+    bit an element is saved for it. NaN stays NaN.
+
+    Args:
+        x: Weights, or other values of any shape.
+        threshold: A finite number, 0 or more; in a proximal step, the learning rate times the
+            weight of the L1 penalty.
+
+    >>> x = torch.tensor([-2.0, -0.5, 0.25, torch.nan, 3.0], requires_grad=True)
+    >>> y = soft_threshold(x, 0.5)
+    >>> y
+    tensor([-1.5000,  0.0000,  0.0000,     nan,  2.5000], grad_fn=<...>)
+    >>> torch.autograd.grad(y.nan_to_num().sum(), x)[0]
+    tensor([1., 0., 0., 0., 1.])
+    """
+    return _ops.soft_threshold(x, threshold)

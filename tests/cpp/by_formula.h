@@ -1,4 +1,5 @@
-// A second implementation of the order of reductions, which the kernels' results must equal.
+// A second implementation of what kernels compute, which their results must equal: the formulas
+// applied element by element, and the order of reductions.
 #pragma once
 #include "families.h"
 
@@ -29,6 +30,14 @@ Elementwise<T> elementwise(const Case& c, const std::vector<float>& x, const Qua
     result.bits[k / 64] |= static_cast<uint64_t>(inside) << (k % 64);
   }
   return result;
+}
+
+template <class T>
+void expect_same(const Elementwise<T>& got, const Elementwise<T>& expected,
+                 const std::string& what) {
+  EXPECT_TRUE(got.intact) << what << " wrote outside its range";
+  expect_same_bits(got.y, expected.y, what);
+  if (!got.bits.empty()) expect_same_bits(got.bits, expected.bits, what + " bits");
 }
 
 // A reduction written from the description in math/reduce.h: term(t, i) is element i's term t.
