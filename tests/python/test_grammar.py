@@ -143,10 +143,10 @@ LINEAR = nn.Linear(4, 2)
         (lambda: bp.QatSchedule(prepared(), steps=9, delay=2.0), "delay must be a fraction"),
         (lambda: bp.distill.Ramp(0, 1, steps=9, when=(0.5, 0.5)), "begin < end"),
         (lambda: bp.prune.Regrowth("set", [0.5]), "is a fraction of the run"),
-        (lambda: bp.prune.Pruner(LINEAR, steps=9), "steps= goes with sparsity="),
-        (lambda: bp.prune.Pruner(LINEAR, "cubic"), "schedule= goes with sparsity="),
+        (lambda: bp.prune.Pruner(LINEAR, steps=9), "steps= needs sparsity="),
+        (lambda: bp.prune.Pruner(LINEAR, "cubic"), "schedule= needs sparsity="),
         (lambda: bp.prune.Pruner(LINEAR, "square", sparsity=0.5), "schedule must be one of cubic"),
-        (lambda: bp.prune.Pruner(LINEAR, "cubic", sparsity=0.5), "schedule= goes with steps="),
+        (lambda: bp.prune.Pruner(LINEAR, "cubic", sparsity=0.5), "schedule= needs steps="),
         (
             lambda: bp.prune.Pruner(LINEAR, sparsity=0.5, when=(0.0, 0.5)),
             "is a fraction of the run",

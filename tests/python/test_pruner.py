@@ -273,7 +273,7 @@ def test_finalize_bakes_and_lets_go():
         train(model, optimizer, [0])  # free again
         assert any((t.value[zeros[t.name]] != 0).any() for t in pruner.targets)
         Pruner(model, Schedule.one_shot(0.1))
-    with pytest.raises(ValueError, match="they live on with mode='ste' only"):
+    with pytest.raises(ValueError, match="only mode='ste' keeps them"):
         Pruner(lenet(), Schedule.one_shot(0.5)).restore()
 
 

@@ -580,7 +580,7 @@ def test_errors():
         (dict(sparsity=None), "give one of sparsity=, keep= and pruner=, got none of them"),
         (dict(keep=bp.Budget(macs=0.5)), "got sparsity and keep"),
         (dict(sparsity=None, keep=bp.Budget(macs=1)), "cannot be met"),
-        (dict(sparsity=None, keep=bp.Budget(latency_ms=1)), "a latency cannot be foretold"),
+        (dict(sparsity=None, keep=bp.Budget(latency_ms=1)), "a latency cannot be predicted"),
         (dict(not_understood="guess"), "not_understood must be refuse or leave"),
         (dict(ignore=["zz*"]), r"ignore 'zz\*' matches no layer"),
     ):
@@ -589,7 +589,7 @@ def test_errors():
     with pytest.raises(TypeError, match="example_inputs must be a tuple"):
         shrink(model, example_inputs=3, sparsity=0.5)
     plan = plan_shrink(model, example_inputs=X, sparsity=0.5)
-    with pytest.raises(ValueError, match="quantized, with a scale for each channel, in this model"):
+    with pytest.raises(ValueError, match="quantized with a scale for each channel in this model"):
         plan.apply(bp.prepare(model, example_inputs=(X,)))
     with pytest.raises(bp.Unsupported, match="no channels of the model can be removed"):
         shrink(nn.Linear(4, 2), example_inputs=torch.randn(1, 4), sparsity=0.5)

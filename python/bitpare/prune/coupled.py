@@ -1,5 +1,5 @@
-"""Channels that go together, as a pruner's units: with the columns that read them, biases and
-norms."""
+"""Groups of channels that a pruner removes as one unit, with the columns that read them, their
+biases and norms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,17 +16,17 @@ from bitpare.prune.targets import Target
 
 
 class Coupled:
-    """The channels of a model that may go, and those that are gone.
+    """The channels of a model that may be pruned, and those that are pruned.
 
-    units: [family] -> its channels; masks: packed, one bit a channel, as `select_mask` gives them.
-    """
+    units: [family] -> its channels. masks: [family] -> a packed mask with one bit per channel,
+    as `select_mask` returns it."""
 
     def __init__(self, model: nn.Module, call: g.Call, ignore: Sequence[str]) -> None:
         self.model, self.call = model, call
         self.channels = analysed(model, call, "leave", "Pruner")
         self.families = Families(self.channels, ignore, "Pruner")
         self.units = list(self.families.members.values())
-        # Channels one after the other, and behind them one that stands for all that stays.
+        # Number all channels; the last index stands for everything that is never pruned.
         place = {root: i for i, root in enumerate(r for units in self.units for r in units)}
         self.total = len(place)
         parameters = dict(model.named_parameters())
@@ -35,7 +35,7 @@ class Coupled:
             at = torch.tensor([place.get(self.channels.root(a), self.total) for a in atoms])
             if name in parameters and bool((at < self.total).any()):
                 self.links[name, dim] = at
-        # Layers whose result a ReLU reads -> the channels of that result.
+        # Layers that feed a ReLU -> the channels of their result.
         self.activated: dict[str, Tensor] = {}
         for node in before_relu(self.channels):
             atoms = self.channels.values[node][1]
@@ -65,8 +65,9 @@ class Coupled:
     def select(
         self, scores: Mapping[str, Tensor], shares: float | list[float], **options: Any
     ) -> None:
-        """Takes more channels out, by the mean of what their elements score, relative to the mean
-        of each parameter's, so that layers compare."""
+        """Prune more channels, those with the lowest scores. A channel's score is the mean score of
+        its elements, after each parameter's scores are divided by their mean, so that layers
+        compare."""
         sums = torch.zeros(self.total + 1, dtype=torch.float64)
         counts = torch.zeros_like(sums)
 
@@ -82,7 +83,7 @@ class Coupled:
         for name, at in self.activated.items():
             if name in scores:
                 add(at, scores[name].double().cpu())
-        # Channels without a score stay.
+        # Channels without a score are kept.
         means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.inf).float()[:-1]
         found = list(means.split([len(units) for units in self.units]))
         if options.get("scope") == "local":
@@ -91,7 +92,7 @@ class Coupled:
         self.masks = bpf.select_mask(found, shares, previous=self.masks, **options)
 
     def _kept(self) -> Tensor:
-        """Return for each channel whether it stays, and True at the end."""
+        """Return for each channel whether it is kept, followed by True for everything else."""
         parts = zip(self.masks, self.units, strict=True)
         return torch.cat([*(bpf.unpack_mask(m, [len(u)]) for m, u in parts), torch.ones(1).bool()])
 
@@ -107,6 +108,6 @@ class Coupled:
         return {n: bpf.pack_mask(m.expand(parameters[n].shape)) for n, m in masks.items()}
 
     def removed(self) -> set[int]:
-        """The roots of the atoms that are gone."""
+        """Return the roots of the atoms that are pruned."""
         roots = [root for units in self.units for root in units]
         return {roots[i] for i in (~self._kept()).nonzero().flatten().tolist()}

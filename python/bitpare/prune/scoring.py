@@ -1,4 +1,4 @@
-"""The scores by which a Pruner compares weights, and what they are summed up from."""
+"""Compute the scores by which a Pruner compares weights."""
 
 import zlib
 from typing import Any
@@ -20,7 +20,8 @@ from bitpare.prune.targets import Target
 
 
 class Scoring:
-    """sums: of each weight (layer, for "apoz") what was added up since it was last cleared."""
+    """The scores of a criterion. ``sums`` holds, for each weight (for "apoz": each layer), what was
+    summed up since the last reset."""
 
     def __init__(
         self, criterion: Criterion, seed: int, targets: list[Target], coupled: Coupled | None
@@ -30,13 +31,13 @@ class Scoring:
         self.sums: dict[str, Tensor] = {}
 
     def watch(self, model: nn.Module) -> list[Any]:
-        """Hooks on the layers whose results are looked at."""
+        """Add hooks to the layers whose activations the criterion needs, and return the hooks."""
         if self.criterion != "apoz" or self.coupled is None:
             return []
         return [self._watch(name, model.get_submodule(name)) for name in self.coupled.activated]
 
     def _watch(self, name: str, module: nn.Module) -> Any:
-        """Sums up how active each channel of a layer's result is, in training."""
+        """Sum up how active each channel of a layer's result is during training."""
 
         def after(layer: nn.Module, args: Any, result: Tensor) -> None:
             if layer.training:
@@ -47,7 +48,7 @@ class Scoring:
         return module.register_forward_hook(after)
 
     def sum_up(self) -> None:
-        """Before a step, when gradients are those of all processes."""
+        """Add the gradients of a step to the sums, once they are reduced over all processes."""
         for target in self.targets:
             gradient = target.value.grad
             if gradient is None:
@@ -58,7 +59,7 @@ class Scoring:
             self.sums[target.name] = added if held is None else held.add_(added)
 
     def _scored(self) -> list[Target]:
-        """The weights whose scores decide."""
+        """Return the weights whose scores are compared."""
         if self.coupled is None:
             return self.targets
         if self.criterion == "bn_gamma":
@@ -71,7 +72,7 @@ class Scoring:
     def of_channels(self, step: int) -> dict[str, Tensor]:
         names = [t.name for t in self._scored()]
         if self.criterion != "apoz":
-            return dict(zip(names, shared(self._found(step)), strict=True))
+            return dict(zip(names, shared(self._scores(step)), strict=True))
         assert self.coupled is not None
         layers = [name for name in self.coupled.activated if name in self.sums]
         if not layers:
@@ -79,10 +80,10 @@ class Scoring:
         return dict(zip(layers, shared([self.sums[n] for n in layers]), strict=True))
 
     def of_weights(self, step: int) -> list[Tensor]:
-        """For each element of each weight, on every process the same."""
-        return shared(self._found(step))
+        """Return a score for each element of each weight, the same on every process."""
+        return shared(self._scores(step))
 
-    def _found(self, step: int) -> list[Tensor]:
+    def _scores(self, step: int) -> list[Tensor]:
         if self.from_gradients:
             missing = [t.name for t in self._scored() if t.name not in self.sums]
             if missing:
@@ -100,7 +101,7 @@ class Scoring:
 
 
 def shared(scores: list[Tensor]) -> list[Tensor]:
-    """The same scores on every process: their sum."""
+    """Return the sum of the scores over all processes."""
     if world_size() == 1:
         return scores
     found = [s.contiguous().clone() for s in scores]
