@@ -216,8 +216,8 @@ def test_rows_that_are_given_out_as_an_image():
 
 
 WRONG_FILES = [
-    ({"arguments": ["self"]}, {}, "arguments must be names of Python"),
-    ({"arguments": ["a b"]}, {}, "arguments must be names of Python"),
+    ({"arguments": ["self"]}, {}, "arguments must be Python identifiers"),
+    ({"arguments": ["a b"]}, {}, "arguments must be Python identifiers"),
     ({"arguments": ["x", "x"]}, {}, "arguments must be 1 names"),
     ({"arguments": "x"}, {}, "arguments must be 1 names"),
     ({"single": 1}, {}, "single must be true"),

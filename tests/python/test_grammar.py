@@ -169,7 +169,7 @@ LINEAR = nn.Linear(4, 2)
         (lambda: bp.Budget(latency_ms=-1.0), "latency_ms must be milliseconds above 0"),
         (lambda: bp.calibrate(prepared(), data=[]), "data gave no batch"),
         (lambda: bp.calibrate(prepared(), data=[{"x": torch.ones(1, 4)}]), 'must hold "input"'),
-        (lambda: bp.report.layers(prepared(), batches=3), "go with data="),
+        (lambda: bp.report.layers(prepared(), batches=3), "need data="),
     ],
 )
 def test_wrong_mixtures(call, message):
@@ -182,7 +182,7 @@ def test_wrong_mixtures(call, message):
     [
         (lambda: bp.calibrate(prepared(), data=torch.ones(2, 4)), r"got a tensor; give \[tensor\]"),
         (lambda: bp.calibrate(prepared(), data=3), "data must be an iterable of batches, got int"),
-        (lambda: bp.calibrate(prepared(), data=[1], batches=[2]), "batches is their number"),
+        (lambda: bp.calibrate(prepared(), data=[1], batches=[2]), "batches must be an int"),
         (lambda: bp.calibrate(prepared(), data=[1], forward=3), "forward must be a function"),
         (lambda: bp.prune.shrink(LINEAR, keep=0.5, example_inputs=(torch.ones(1, 4),)), "Budget"),
         (lambda: bp.prune.Pruner(LINEAR, 0.5), "schedule must be a bp.prune.Schedule or one of"),

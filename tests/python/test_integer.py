@@ -258,7 +258,7 @@ def test_what_has_no_integer_form_stays_in_float():
     assert "its input is not quantized" in dict(alone.floating)["stem.0"]
     wide = QConfig(weight=QSpec(bits=12), activation=QSpec())
     reasons = dict(bp.convert(prepared("residual", wide)).floating)
-    assert "leave 8 bits" in reasons["head"]
+    assert "do not fit in 8 bits" in reasons["head"]
 
 
 def test_pruned_weights_are_the_same_zeros():
@@ -278,7 +278,7 @@ def test_pruned_weights_are_the_same_zeros():
     with torch.no_grad():
         codes[(codes == 0).nonzero()[0].tolist()[0]] = 3
     changed = copy.deepcopy(integer)
-    with pytest.raises(bp.Differs, match="weights are 0 in one of the models only"):
+    with pytest.raises(bp.Differs, match="weights are 0 in only one of the models"):
         bp.verify(model, changed, data=[images(8)], max_lsb=math.inf, max_differing=math.inf,
                   min_agreement=0.0)  # fmt: skip
 

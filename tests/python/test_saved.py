@@ -215,7 +215,7 @@ def test_errors(tmp_path):
         bp.load(path, model=lambda: Block(3))
     with pytest.raises(ValueError, match="model must be the float model"):
         bp.load(path, model=model)
-    with pytest.raises(TypeError, match=r"model must make a torch\.nn\.Module, got int"):
+    with pytest.raises(TypeError, match=r"model must return a torch\.nn\.Module, got int"):
         bp.load(path, model=lambda: 3)
     with pytest.raises(FileNotFoundError, match="absent"):
         bp.load(tmp_path / "absent", model=Net)

@@ -1,4 +1,4 @@
-"""Attention: its projections in integers, the products between and the softmax in float."""
+"""Run the projections of an attention in integers, and its products and softmax in float."""
 
 import copy
 from typing import Any
@@ -14,10 +14,9 @@ from bitpare.nn.quantizer import Quantizer
 
 
 class IntegerAttention(QMultiheadAttention):
-    """Projections in integers; the products between, and the softmax, in float.
+    """An attention with integer projections. Its products and softmax are computed in float.
 
-    bp_projections: of query, key and value. bp_last: of the output.
-    """
+    bp_projections: the projections of query, key and value. bp_last: the output projection."""
 
     bp_projections: nn.ModuleList
     bp_last: nn.Module
@@ -45,7 +44,8 @@ def _held(modules: nn.ModuleDict, name: str) -> Any:
 
 
 def integer_attention(attention: Any, grids: list[Codes | None]) -> nn.Module:
-    """grids: of query, key and value, as far as they are known."""
+    """Return the integer form of an attention. ``grids``: the grids of query, key and value, None
+    where unknown."""
     grids = [*grids, None, None, None][:3]
     shape = (1, 1, attention.embed_dim)
     made = copy.copy(attention)
@@ -80,7 +80,7 @@ def integer_attention(attention: Any, grids: list[Codes | None]) -> nn.Module:
 
 
 def _third(body: fx.GraphModule, index: int) -> fx.GraphModule:
-    """A third of a layer's outputs."""
+    """Return a layer's program with only one third of the outputs."""
     made = copy.deepcopy(body)
     program: Any = made.program0
     held = {name: tensor.chunk(3)[index].clone() for name, tensor in program.named_buffers()}

@@ -1,4 +1,4 @@
-"""Which nodes of a traced model are computed in integers, and as what."""
+"""Decide which nodes of a traced model are computed in integers, and how."""
 
 from typing import Any
 
@@ -42,7 +42,8 @@ from bitpare.nn.quantizer import Quantizer
 
 
 class Lowering(Products):
-    """floating: layers with quantized weights that stay in float, with the reason."""
+    """Finds the integer form of each node of a graph. floating: layers with quantized weights that
+    stay in float, with the reason."""
 
     def __init__(
         self, root: nn.Module, graph: fx.Graph, known: dict[fx.Node, Codes] | None = None
@@ -88,7 +89,7 @@ class Lowering(Products):
             self.reasons[node] = str(refused)
 
     def _moved(self, node: fx.Node, meaning: Meaning) -> None:
-        """Values that keep their grid, of one that is in integers."""
+        """Lower operations that only move values and keep their grid."""
         if meaning.core not in (VALUE, FLATTEN, MAX_POOL) or meaning.activation is not None:
             return
         before = meaning.inputs[0]
@@ -116,8 +117,8 @@ class Lowering(Products):
         self.items[node] = made
 
     def _dynamic(self, node: fx.Node, q: Quantizer) -> None:
-        """A grid that is found for each batch, of a convolution's result, of a value in float, or
-        of whatever the node computes."""
+        """Lower a quantizer with a dynamic grid, applied to the result of a convolution, a float
+        value or any other operation of the node."""
         reason = no_integers(q)
         if reason is not None:
             self.reasons[node] = reason
@@ -153,7 +154,7 @@ class Lowering(Products):
         if found.core is None:
             self._of_source(node, found, codes, activation)
         elif activation.table is not None:
-            raise Unsupported("its activation is not of a quantized value")
+            raise Unsupported("the input of its activation is not quantized")
         else:
             clamped = codes.clamped(activation.low, activation.high)
             self._of_core(node, found, codes, clamped)
@@ -162,7 +163,8 @@ class Lowering(Products):
     def _of_source(
         self, node: fx.Node, found: Expression, codes: Codes, activation: Activation
     ) -> None:
-        """A function of one value: a table of its codes, or codes of a value in float."""
+        """Lower a function of one value: a lookup table of codes, or the quantization of a float
+        value."""
         source = found.source
         assert source is not None
         entering, clamped = self.grid(source), codes.clamped(activation.low, activation.high)
@@ -175,7 +177,7 @@ class Lowering(Products):
         self._check_whole(source)
         if found.norm is not None:
             if activation.table is not None:
-                raise Unsupported("its activation is not of a quantized value")
+                raise Unsupported("the input of its activation is not quantized")
             self.require(source, rank_of(source) == 2)
             fields: dict[str, Any] = {"op": "map", "tables": [], "zero": entering.zero}
             fields["range"] = clamped.range
@@ -203,7 +205,7 @@ class Lowering(Products):
             self.alike(node, core)
             return
         if found.norm is not None:
-            raise Unsupported("its BatchNorm follows no convolution")
+            raise Unsupported("its BatchNorm does not follow a convolution")
         if meaning.core in (ADD, MUL):
             self.items[node] = self._pair(node, meaning, clamped)
         elif meaning.core in (MEAN_POOL, MAX_POOL):
@@ -236,7 +238,7 @@ class Lowering(Products):
         return Item(node.name, inputs, clamped, fields)
 
     def _check_batch(self, inputs: list[fx.Node]) -> None:
-        """Constants have no batch that would grow with the others'."""
+        """Refuse constants, which have no batch dimension to match the other inputs."""
         if any(n not in self.varies for n in inputs):
             raise Unsupported("one of its inputs is a constant")
 
@@ -265,7 +267,8 @@ class Lowering(Products):
         return Item(node.name, [source], clamped, fields, flattened=flattened)
 
     def _concat(self, node: fx.Node, meaning: Meaning, codes: Codes, clamped: Codes) -> None:
-        """Each part on the grid of the whole: made on it where nothing else reads it."""
+        """Lower a concatenation. Parts that nothing else reads are computed on the grid of the
+        result."""
         made: dict[fx.Node, tuple[Item, list[fx.Node]]] = {}
         tables: list[Tensor | None] = []
         self._check_batch(meaning.inputs)
@@ -297,7 +300,7 @@ class Lowering(Products):
             node.name, list(meaning.inputs), clamped, fields, {"tables": tables}
         )
 
-    # -- additions within convolutions
+    # -- additions fused into convolutions
 
     def _fuse_additions(self) -> None:
         for node, item in list(self.items.items()):
@@ -326,6 +329,6 @@ class Lowering(Products):
 
 
 def _least(q: Quantizer | None) -> int:
-    """The least byte of a grid that is found at run time."""
+    """Return the smallest byte of a dynamic grid."""
     assert q is not None
     return q.grid.quant_min + (SIGNED if q.grid.quant_min < 0 else 0)

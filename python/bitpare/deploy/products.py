@@ -1,4 +1,4 @@
-"""Convolutions and linear layers, with what is computed together with them."""
+"""Lower convolutions and linear layers, with the operations that are fused into them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from bitpare.errors import Unsupported
 
 
 class Products(Values):
-    """Makes their items, of results that are quantized and of those that stay floats."""
+    """Makes the items of convolutions and linear layers, with quantized and with float results."""
 
     def _conv(
         self,
@@ -23,8 +23,9 @@ class Products(Values):
         clamped: Codes | None,
         activation: Activation = NOTHING,
     ) -> Item:
-        """A convolution or linear layer. codes: of the result, clamped by its activation; None for
-        floats, which ``activation`` clamps."""
+        """Return the item of a convolution or linear layer. ``clamped``: the codes of the result,
+        with the activation's clamp. ``codes``: None for a float result, which ``activation``
+        clamps."""
         meaning, layer = self.meanings[core], self.meanings[core].module
         source = meaning.inputs[0]
         linear = isinstance(layer, nn.Linear)
@@ -43,7 +44,7 @@ class Products(Values):
             raise Unsupported(f"padding of mode '{layer.padding_mode}'")
         if found is not None:
             if codes is not None:
-                raise Unsupported("its input has dynamic ranges, its result has not")
+                raise Unsupported("its input has dynamic ranges, but its result does not")
             tensors = dynamic_numbers(layer, norm)
             fields["dynamic"] = True
         elif entering is not None:
@@ -65,8 +66,7 @@ class Products(Values):
         return Item(str(core.target), [source], clamped, fields, tensors)
 
     def _multiplies_codes(self, layer: Any, source: fx.Node) -> bool:
-        """Return whether a linear layer's input and weight have codes that can be
-        multiplied."""
+        """Return whether the codes of a linear layer's input and weight can be multiplied."""
         if self.grid(source) is None and self.found(source) is None:
             return False
         try:
@@ -78,7 +78,8 @@ class Products(Values):
     def _quantized_conv(
         self, node: fx.Node, found: Expression, codes: Codes, clamped: Codes
     ) -> Item:
-        """In integers from end to end, or where that is refused as floats that get codes."""
+        """Return an all-integer item, or if that is unsupported a float result that is then
+        quantized."""
         assert found.core is not None
         try:
             return self._conv(found.core, found.norm, codes, clamped)
@@ -91,8 +92,7 @@ class Products(Values):
         return Item(node.name, before.inputs, clamped, fields, before=before)
 
     def _to_floats(self, node: fx.Node) -> None:
-        """A convolution or linear layer whose result is not quantized, with its BatchNorm and
-        clamp."""
+        """Lower a convolution or linear layer with a float result, with its BatchNorm and clamp."""
         meaning = self.meanings[node]
         done = node in self.items or node in self.inside
         if meaning.core != CONV or meaning.after is not None or done:
@@ -111,7 +111,7 @@ class Products(Values):
         try:
             made = self._conv(node, norm, None, None, activation)
             if norm is not None and (made.fields or {})["op"] == "weights":
-                chain, norm = [node], None  # the rest stays as it is
+                chain, norm = [node], None  # leave the rest in float
                 made = self._conv(node, None, None, None)
             self.alike(node, chain[-1])
         except Unsupported as refused:
@@ -135,7 +135,7 @@ class Products(Values):
         return codes
 
     def _check_whole(self, node: fx.Node) -> None:
-        """Flattened images are read by linear layers alone."""
+        """Refuse a flattened image, because only linear layers can read one."""
         flattened = self._flattened(node)
         if flattened is not None and flattened[1:] != (1, 1):
             raise Unsupported("it reads a flattened image")

@@ -1,4 +1,4 @@
-"""Facts about the values of a traced model: how they lie, which grids they are on."""
+"""Collect facts about the values of a traced model: their layouts and grids."""
 
 from torch import fx, nn
 
@@ -10,7 +10,7 @@ from bitpare.graph.ops import first_input
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.kinds import SAME, kind_of
 
-# Operations that hand values on in training or of one type, and change them otherwise.
+# Operations that pass values on in some modes or for some types, and change them otherwise.
 _CHANGING = frozenset(
     ("to", "type_as", "half", "bfloat16", "feature_dropout", "drop_path", "dropout", "dropout1d",
      "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth")
@@ -22,17 +22,17 @@ def rank_of(node: fx.Node) -> int:
 
 
 class Values:
-    """items: what is computed in integers. inside: nodes that are part of such. reasons: why nodes
-    stay in float."""
+    """The values of a graph. items: integer forms. inside: nodes that are part of an item. reasons:
+    why nodes stay in float."""
 
     def __init__(
         self, root: nn.Module, graph: fx.Graph, known: dict[fx.Node, Codes] | None = None
     ) -> None:
-        """known: grids of values that come from elsewhere."""
+        """Analyse the graph. ``known``: grids of values that come from outside the graph."""
         self.root, self.graph, self.known = root, graph, known or {}
         self.reasons: dict[fx.Node, str] = {}
         self.meanings = {node: self._meaning(node) for node in graph.nodes}
-        self.varies: set[fx.Node] = set()  # what depends on the model's inputs
+        self.varies: set[fx.Node] = set()  # nodes that depend on the model's inputs
         for node in graph.nodes:
             if node.op == "placeholder" or any(n in self.varies for n in node.all_input_nodes):
                 self.varies.add(node)
@@ -49,13 +49,13 @@ class Values:
             return Meaning(FLOAT, list(node.all_input_nodes))
 
     def reads(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes whose values a node, or what it became, is made of."""
+        """Return the nodes that a node, or its integer form, reads."""
         item = self.items.get(node)
         if item is None or item.raw:
             return list(node.all_input_nodes)
         return [item.source] if item.source is not None else item.inputs
 
-    # -- how values lie
+    # -- layouts of values
 
     def layout(self, node: fx.Node) -> Layout:
         if node not in self.layouts:
@@ -75,10 +75,10 @@ class Values:
         for other in others:
             self.layout(first).join(self.layout(other))
 
-    # -- what is on a grid
+    # -- grids of values
 
     def grid(self, node: fx.Node) -> Codes | None:
-        """The codes of a node's value."""
+        """Return the codes of a node's value."""
         if node in self.known:
             return self.known[node]
         if node in self.items:
@@ -95,17 +95,17 @@ class Values:
         return self.grid(before) if before is not None else None
 
     def found(self, node: fx.Node) -> Quantizer | None:
-        """The quantizer that finds a value's grid at run time."""
+        """Return the quantizer that computes the dynamic grid of a value, or None."""
         return self.items[node].found if node in self.items else None
 
     def _moves(self, node: fx.Node) -> bool:
-        """Return whether a node in float hands on values of one tensor, as they are."""
+        """Return whether a float node passes the values of one tensor on unchanged."""
         floats = [n for n in node.all_input_nodes if n.meta.get("float")]
         kind = kind_of(self.root, node)
         return kind.kind == SAME and kind.op.name not in _CHANGING and len(floats) <= 1
 
     def open(self, node: fx.Node) -> Expression | None:
-        """The expression of a value that nothing else reads and that is on no grid."""
+        """Return the expression of a value with a single reader and no grid, or None."""
         meaning = self.meanings[node]
         if len(node.users) != 1 or meaning.core == FLOAT or self.grid(node) is not None:
             return None
