@@ -182,7 +182,7 @@ def test_bad_input():
     model, x = small()
     with pytest.raises(bp.Uncalibrated, match=r"input: the activation quantizer has seen no data"):
         model.eval()(x)
-    with pytest.raises(ValueError, match="the loader gave no batch"):
+    with pytest.raises(ValueError, match="data gave no batch"):
         bp.calibrate(model, data=[])
     with pytest.raises(ValueError, match="batches must be 1 or more, got 0"):
         bp.calibrate(model, data=[x], batches=0)

@@ -147,7 +147,7 @@ def test_a_quantizer(role):
         (lambda: bp.extend.operation(Cube, "hardswish", kind="table"), ValueError, "has its rules"),
         (lambda: bp.extend.operation(Cube, "brand_new"), ValueError, "kind must be table, same"),
         (lambda: bp.extend.operation(3, "relu"), TypeError, "must be a class of modules"),
-        (lambda: bp.extend.quantizer("lsq"), ValueError, "bitpare's own"),
+        (lambda: bp.extend.quantizer("lsq"), ValueError, "is a built-in quantizer"),
         (lambda: bp.extend.quantizer("new")(Cube), TypeError, "must derive from"),
         (lambda: bp.extend.quantized_layer(Cube, op="conv2d"), ValueError, "derive from torch's"),
         (lambda: bp.extend.quantized_layer(PlainConv)(Cube), TypeError, "QuantizedLayer"),

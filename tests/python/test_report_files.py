@@ -184,8 +184,8 @@ class TestCommand:
             ("text", "expected an integer model"),
             ("list", "no weights; expected"),
             ("optimizer", "no weights; expected"),
-            ("no_control", ".bp_weight is no state of a quantizer"),
-            ("no_scale", ".bp_weight is no state of a quantizer"),
+            ("no_control", ".bp_weight is not the state of a quantizer"),
+            ("no_scale", ".bp_weight is not the state of a quantizer"),
             ("missing", "No such file"),
         ],
     )

@@ -252,7 +252,7 @@ class TestPage:
     def test_errors(self, tmp_path):
         with pytest.raises(ValueError, match=r"batches= is compared .* this LeNet is not"):
             bp.report.html(LeNet(), tmp_path / "x.html", data=[images(2, 16)])
-        with pytest.raises(TypeError, match="got an IntegerModel; give that as integer="):
+        with pytest.raises(TypeError, match="got an IntegerModel; pass that as integer="):
             bp.report.html(bp.convert(lenet()), tmp_path / "x.html")
         with pytest.raises(TypeError, match="got a tensor"):
             bp.report.html(lenet(), tmp_path / "x.html", data=images(2, 16))

@@ -40,7 +40,7 @@ def test_counts():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="no model is prepared, so example_inputs are wanted"):
+    with pytest.raises(ValueError, match="example_inputs= is needed, because no model is prepared"):
         bp.report.summary(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="at least one model"):
         bp.report.summary()

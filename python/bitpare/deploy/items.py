@@ -16,7 +16,7 @@ NOTHING = Activation()
 
 
 class Layout:
-    """Where the channels of a value lie: in the last dimension (rows) or the second (an image).
+    """The place of the channels of a value: the last dimension (rows) or the second (an image).
     Values that must have the same layout share one, and it is set once one of them is known."""
 
     def __init__(self, rows: bool | None = None) -> None:

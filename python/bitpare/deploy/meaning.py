@@ -13,7 +13,7 @@ from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.kinds import TABLE, kind_of
 
-# What a node computes before its quantizer. value: passes its input on. float: anything else.
+# The computation of a node before its quantizer. value: passes its input on. float: anything else.
 CONV, NORM, ADD, MUL, CAT, MAX_POOL, MEAN_POOL, FLATTEN, VALUE, FLOAT = (
     "conv", "norm", "add", "mul", "cat", "max_pool", "mean_pool", "flatten", "value", "float",
 )  # fmt: skip
@@ -30,7 +30,7 @@ class Activation:
 
 @dataclasses.dataclass
 class Meaning:
-    """What a node computes. before, after: the quantizers of its input and result. window: the
+    """The computation of a node. before, after: the quantizers of its input and result. window: the
     window of a pool, as in the spec."""
 
     core: str

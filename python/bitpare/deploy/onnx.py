@@ -1,7 +1,7 @@
 """Export integer models to ONNX, as float operations between QuantizeLinear and DequantizeLinear,
 which runtimes fuse."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ def export_onnx(
     *,
     example_inputs: tuple[Any, ...] | Tensor,
     opset: int = OPSET,
-    runtime: str = "onnxruntime",
+    runtime: Literal["onnxruntime", "tensorrt"] = "onnxruntime",
 ) -> None:
     """Write a converted model to an ONNX file.
 

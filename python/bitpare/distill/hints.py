@@ -1,5 +1,7 @@
 """Losses between layers of a student and of a teacher."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,9 +48,9 @@ class Hint(LayerLoss):
         teacher: str,
         weight: Scheduled = 1.0,
         *,
-        kind: str = "mse",
+        kind: Literal["mse", "l1", "cosine", "normalized"] = "mse",
         start_dim: int = 1,
-        adapter: nn.Module | str | None = "auto",
+        adapter: nn.Module | Literal["auto"] | None = "auto",
     ) -> None:
         super().__init__(student, teacher, weight)
         if isinstance(adapter, str) and adapter != "auto":

@@ -5,7 +5,7 @@ or `TopLogits`. ``step`` is the training step, for scheduled numbers; a `Distill
 the student gets gradients."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class SoftTarget(_OfClasses):
         temperature: Scheduled = 4.0,
         alpha: Scheduled = 0.5,
         *,
-        divergence: str = "forward",
+        divergence: Literal["forward", "reverse", "js"] = "forward",
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         class_dim: int = -1,
@@ -184,7 +184,7 @@ class HardTarget(_OfClasses):
 
     def __init__(
         self,
-        kind: str = "classification",
+        kind: Literal["classification", "regression"] = "classification",
         alpha: Scheduled = 0.5,
         *,
         bounded: bool = False,
@@ -409,7 +409,7 @@ class MultiTask(Loss):
     def __init__(
         self,
         heads: Mapping[str | int, Loss],
-        weights: Mapping[str | int, Scheduled] | str | None = None,
+        weights: Mapping[str | int, Scheduled] | Literal["uncertainty"] | None = None,
     ) -> None:
         super().__init__()
         if not heads:

@@ -1,5 +1,7 @@
 """Losses of a student against a teacher. Each computes the loss and its gradient in one pass."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,8 @@ def distill_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     row_weight: Tensor | None = None,
-    reduction: str = "mean",
-    divergence: str = "forward",
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    divergence: Literal["forward", "reverse", "js"] = "forward",
     teacher_indices: Tensor | None = None,
     teacher_logsumexp: Tensor | None = None,
 ) -> Tensor:
@@ -85,7 +87,7 @@ def dkd_loss(
     beta: float = 8.0,
     ignore_index: int = -100,
     row_weight: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
     """Return the loss of decoupled distillation (Zhao et al. 2022): T^2 (alpha TCKD + beta NCKD).
 
@@ -121,7 +123,11 @@ def dkd_loss(
 
 
 def feature_loss(
-    student: Tensor, teacher: Tensor, *, kind: str = "mse", start_dim: int = 1
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    kind: Literal["mse", "l1", "cosine", "normalized"] = "mse",
+    start_dim: int = 1,
 ) -> Tensor:
     """Return the distance of features of the same shape.
 

@@ -1,9 +1,14 @@
 """Round values to a grid, and return the rounded values."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 _ops = torch.ops.bitpare
+
+
+Rounding = Literal["nearest", "half_up", "floor", "ceil", "toward_zero", "stochastic"]
 
 
 def fake_quant(
@@ -15,8 +20,8 @@ def fake_quant(
     quant_max: int,
     axis: int | None = None,
     group: int | None = None,
-    rounding: str = "nearest",
-    estimator: str = "ste",
+    rounding: Rounding = "nearest",
+    estimator: Literal["ste", "identity", "ewgs", "tanh"] = "ste",
     delta: float = 0.0,
     rng: Tensor | None = None,
 ) -> Tensor:
@@ -132,7 +137,7 @@ def fake_float(
     mantissa_bits: int,
     axis: int | None = None,
     group: int | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     rng: Tensor | None = None,
 ) -> Tensor:
     """Round x / scale to a small floating-point format, and multiply by the scale.
@@ -170,10 +175,10 @@ def binarize(
     x: Tensor,
     scale: Tensor | None = None,
     *,
-    levels: str = "sign",
+    levels: Literal["sign", "zero_one", "minus_one_zero"] = "sign",
     axis: int | None = None,
     group: int | None = None,
-    estimator: str = "ste",
+    estimator: Literal["ste", "identity"] = "ste",
 ) -> Tensor:
     """Replace each value by one of two levels times a scale.
 
@@ -202,7 +207,7 @@ def ternarize(
     *,
     axis: int | None = None,
     group: int | None = None,
-    estimator: str = "ste",
+    estimator: Literal["ste", "identity"] = "ste",
 ) -> Tensor:
     """Replace each value by one of three levels times a scale.
 

@@ -1,6 +1,7 @@
 """Masks of weights, packed to one bit per element."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def select_mask(
     scores: Sequence[Tensor],
     sparsity: float | Sequence[float],
     *,
-    scope: str = "global",
+    scope: Literal["global", "local"] = "global",
     previous: Sequence[Tensor] | None = None,
     min_keep: int | Sequence[int] = 1,
     pattern: str = "element",
@@ -73,7 +74,7 @@ def select_mask(
     )
 
 
-def apply_mask(x: Tensor, mask: Tensor, *, mode: str = "hard") -> Tensor:
+def apply_mask(x: Tensor, mask: Tensor, *, mode: Literal["hard", "ste"] = "hard") -> Tensor:
     """Return ``x`` where the packed ``mask`` keeps it, and 0 elsewhere, even for NaN and
     infinities.
 
@@ -104,7 +105,7 @@ def masked_fake_quant(
     quant_max: int,
     axis: int | None = None,
     group: int | None = None,
-    mode: str = "hard",
+    mode: Literal["hard", "ste"] = "hard",
 ) -> Tensor:
     """Compute `fake_quant` where the packed ``mask`` keeps ``x``, and exactly 0 elsewhere, in one
     pass.

@@ -1,5 +1,7 @@
 """Compute ranges and scales from data."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -115,7 +117,7 @@ def histogram_range(
     counts: Tensor,
     limit: Tensor,
     *,
-    method: str,
+    method: Literal["percentile", "mse", "entropy"],
     percentile: float = 99.99,
     quant_min: int,
     quant_max: int,

@@ -1,6 +1,7 @@
 """Ops that layers call in training: fake quantization fused with its neighbours."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def act_fake_quant(
     control: Tensor,
     pending: Tensor | None,
     *,
-    activation: str = "none",
+    activation: Literal["none", "relu", "relu6", "hardswish", "hardsigmoid"] = "none",
 ) -> Tensor:
     """Fake-quantize an activation of ``x + other`` and observe its range, with one read of each.
 
@@ -58,7 +59,7 @@ def bn_act_fake_quant(
     control: Tensor,
     pending: Tensor | None,
     *,
-    activation: str = "none",
+    activation: Literal["none", "relu", "relu6", "hardswish"] = "none",
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -180,7 +181,7 @@ def update_ranges_(
     count: Sequence[Tensor],
     control: Sequence[Tensor],
     *,
-    rule: str,
+    rule: Literal["minmax", "ema", "last"],
     momentum: float = 0.01,
     symmetric: bool,
     power_of_two: bool = False,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -194,14 +195,15 @@ class BinaryQuantizer(Quantizer):
         super().__init__(spec, grid, name, role)
         del scales, limit
         self.ternary = spec.learn == "ternary"
-        self.levels = "zero_one" if grid.quant_min == 0 else "sign"
+        self.levels: Literal["sign", "zero_one"] = "zero_one" if grid.quant_min == 0 else "sign"
         self.scale = None
 
     def quantize(self, x: Tensor) -> Tensor:
         return self._where_on(self._binarized, x)
 
     def _binarized(self, x: Tensor) -> Tensor:
-        grid, estimator = self.grid, self.spec.estimator
+        grid = self.grid
+        estimator: Any = self.spec.estimator
         if self.ternary:
             return bpf.ternarize(x, axis=grid.axis, group=grid.group, estimator=estimator)
         y = bpf.binarize(

@@ -7,7 +7,7 @@ used only for decisions that no compiled graph depends on."""
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ class Quantizer(nn.Module):
         self.follows_norm = False
         # The packed mask of a weight, if the forward pass has to apply it.
         self.register_buffer("mask", None, persistent=False)
-        self.mask_mode = "hard"
+        self.mask_mode: Literal["hard", "ste"] = "hard"
         # The modules whose result is then quantized early. If one of them has hooks, nothing is
         # fused.
         self.watched: tuple[nn.Module, ...] = ()

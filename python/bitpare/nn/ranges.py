@@ -250,11 +250,11 @@ class RangeQuantizer(Quantizer):
     def _range_of_histogram(
         self, histogram: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.method, str)
+        method: Any = self.method
         return bpf.histogram_range(
             histogram[0],
             histogram[1],
-            method=self.method,
+            method=method,
             percentile=self.spec.percentile,
             quant_min=self.grid.quant_min,
             quant_max=self.grid.quant_max,

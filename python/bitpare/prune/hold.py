@@ -1,5 +1,7 @@
 """Apply masks in the forward pass and to gradients, where setting weights to 0 is not enough."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ def forward(self, *args, **kwargs):
 """
 
 
-def hold_mask(target: Target, mask: Tensor, mode: str) -> None:
+def hold_mask(target: Target, mask: Tensor, mode: Literal["hard", "ste"]) -> None:
     """Apply the mask in the forward pass, if the weight keeps its values under the mask (mode
     "ste") or is quantized on a grid without 0."""
     quantizer, owner = target.quantizer, target.owner

@@ -86,7 +86,7 @@ class Pruner:
         when: tuple[float, float] | None = None,
         every: float | None = None,
         criterion: Criterion = "l1",
-        scope: str | Mapping[str, float] = "global",
+        scope: Literal["global", "local"] | Mapping[str, float] = "global",
         pattern: str = "element",
         mode: Literal["hard", "ste"] = "hard",
         min_keep: int = 1,
@@ -143,7 +143,9 @@ class Pruner:
             self._release()
             raise
 
-    def _scope(self, scope: str | Mapping[str, float]) -> tuple[str, list[float] | None]:
+    def _scope(
+        self, scope: Literal["global", "local"] | Mapping[str, float]
+    ) -> tuple[Literal["global", "local"], list[float] | None]:
         if isinstance(scope, str):
             if scope not in ("global", "local"):
                 raise ValueError(f"Pruner: scope must be global, local or a dict, got {scope!r}")

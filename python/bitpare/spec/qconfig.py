@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from bitpare.spec.qspec import FLOAT, Float, QSpec, Spec
 
 TARGETS = ("onnxruntime", "tensorrt")
 INT8 = QSpec()
+Target = Literal["onnxruntime", "tensorrt"]
 Pattern = str | type | Callable[[str, nn.Module], bool]
 
 
@@ -86,8 +87,8 @@ class QConfig:
         weight: the spec of weights, a QSpec or FLOAT.
         activation: the spec of activations, a QSpec or FLOAT.
         target: the runtime whose integer grid activations use, unless their spec says otherwise:
-            "onnxruntime" (unsigned, with zero point 0 if no value is negative) or "tensorrt" (signed,
-            symmetric).
+            "onnxruntime" (unsigned, with zero point 0 if no value is negative) or "tensorrt"
+            (signed, symmetric).
         first_last: the bits of layers at the model's inputs and outputs, in place of both specs;
             None treats them like all others.
         overrides: what `override` added.
@@ -101,7 +102,7 @@ class QConfig:
 
     weight: Spec = INT8
     activation: Spec = INT8
-    target: str = "onnxruntime"
+    target: Target = "onnxruntime"
     first_last: int | None = None
     overrides: tuple[Override, ...] = ()
 
@@ -150,27 +151,29 @@ class QConfig:
         return isinstance(self.activation, Float)
 
     @classmethod
-    def int8(cls, *, target: str = "onnxruntime") -> "QConfig":
+    def int8(cls, *, target: Target = "onnxruntime") -> "QConfig":
         """Return a config with 8 bits: weights per channel, activations per tensor."""
         return cls(target=target)
 
     @classmethod
-    def _low_bits(cls, weight: QSpec, activation_bits: int, target: str) -> "QConfig":
+    def _low_bits(cls, weight: QSpec, activation_bits: int, target: Target) -> "QConfig":
         activation = QSpec(bits=activation_bits, learn="lsq" if activation_bits < 8 else None)
         return cls(weight=weight, activation=activation, target=target, first_last=8)
 
     @classmethod
-    def int4(cls, *, activation_bits: int = 4, target: str = "onnxruntime") -> "QConfig":
+    def int4(cls, *, activation_bits: int = 4, target: Target = "onnxruntime") -> "QConfig":
         """Return a config of 4 bits with learned scales (LSQ), and 8 bits at the model's ends."""
         return cls._low_bits(QSpec(bits=4, learn="lsq"), activation_bits, target)
 
     @classmethod
-    def int2(cls, *, activation_bits: int = 2, target: str = "onnxruntime") -> "QConfig":
+    def int2(cls, *, activation_bits: int = 2, target: Target = "onnxruntime") -> "QConfig":
         """Return a config of 2 bits with learned scales (LSQ), and 8 bits at the model's ends."""
         return cls._low_bits(QSpec(bits=2, learn="lsq"), activation_bits, target)
 
     @classmethod
-    def binary_weights(cls, *, activation_bits: int = 4, target: str = "onnxruntime") -> "QConfig":
+    def binary_weights(
+        cls, *, activation_bits: int = 4, target: Target = "onnxruntime"
+    ) -> "QConfig":
         """Return a config of 1-bit weights {-s, +s}, and 8 bits at the model's ends. s is the mean
         magnitude of a channel."""
         return cls._low_bits(QSpec(bits=1, learn="binary"), activation_bits, target)
@@ -191,7 +194,12 @@ class QConfig:
         return cls(weight=QSpec(bits=bits), activation=QSpec(bits=bits, dynamic=True))
 
     @classmethod
-    def fp8(cls, *, weight: str = "e4m3", activation: str = "e4m3") -> "QConfig":
+    def fp8(
+        cls,
+        *,
+        weight: Literal["e4m3", "e5m2"] = "e4m3",
+        activation: Literal["e4m3", "e5m2"] = "e4m3",
+    ) -> "QConfig":
         """Return a config of 8-bit floats, "e4m3" or "e5m2"."""
         formats = {"e4m3": (4, 3), "e5m2": (5, 2)}
         for name in (weight, activation):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 ROUNDINGS = ("nearest", "half_up", "floor", "ceil", "toward_zero", "stochastic")
 RANGES = ("minmax", "ema", "percentile", "mse", "entropy", "sigma")
@@ -59,16 +59,22 @@ class QSpec:
     symmetric: bool | None = None
     power_of_two: bool = False
     narrow: bool | None = None
-    granularity: str | None = None
+    granularity: Literal["tensor", "channel", "token"] | None = None
     group: int | None = None
-    rounding: str = "nearest"
-    range: str | tuple[float, float] | None = None
+    rounding: Literal["nearest", "half_up", "floor", "ceil", "toward_zero", "stochastic"] = (
+        "nearest"
+    )
+    range: (
+        Literal["minmax", "ema", "percentile", "mse", "entropy", "sigma"]
+        | tuple[float, float]
+        | None
+    ) = None
     momentum: float = 0.01
     percentile: float = 99.99
     sigma: float = 3.0
     stretch: float = 1.0
     learn: str | None = None
-    estimator: str = "ste"
+    estimator: Literal["ste", "identity", "ewgs", "tanh"] = "ste"
     delta: float = 0.0
     dynamic: bool = False
     exponent: int | None = None
