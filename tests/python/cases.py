@@ -1,5 +1,5 @@
-"""Every op with inputs worth testing. A case is one row: correctness, gradients, opcheck, compile,
-dtype, layout and device tests and the benchmarks all read this table."""
+"""Every op with inputs to test. A case is one row. Tests of correctness, gradients, opcheck,
+compile, dtypes, layouts and devices, and the benchmarks, all read this table."""
 
 import dataclasses
 import math
@@ -13,8 +13,8 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Relative to the largest magnitude that a result can be rounded from; float32 results of the same
-# formula differ from float64 by the rounding of a few operations.
+# Relative to the largest magnitude that a result is rounded from. The float32 and float64 results
+# of a formula differ by the rounding of a few operations.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 SEED = 20240229
@@ -55,7 +55,7 @@ class Case:
         return [] if axis is None else [self.shape[axis]]
 
     def quantizer(self, device: str = "cpu") -> tuple[Tensor | None, Tensor | None]:
-        """scale and zero_point."""
+        """Return the scale and zero point."""
         generator, shape = self.generator(), self.scale_shape()
         if not self.scale:
             return None, None
@@ -77,7 +77,7 @@ class Case:
         return self.attributes.get("rounding") == "stochastic"
 
     def arguments(self, device: str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments of the op, x first."""
+        """Return the positional and keyword arguments of the op, x first."""
         return BUILD[self.op](self, device)
 
     def run(self, x: Tensor | None = None, device: str = "cpu") -> Any:
@@ -88,7 +88,7 @@ class Case:
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same values with other strides."""
+    """Return the same values with other strides."""
     if layout == "channels_last":
         return x.contiguous(memory_format=torch.channels_last)
     if layout == "transposed":
@@ -131,7 +131,8 @@ def _plain_arguments(case: Case, device: str):
 
 
 def _bn_arguments(case: Case, device: str):
-    """x; weight, bias, running mean and variance, count; scale, zero point, control, pending."""
+    """Return x; weight, bias, running mean and variance, count; scale, zero point, control,
+    pending."""
     scale, zero_point = case.quantizer(device)
     attributes = {"observe": 1, "quantize": 1, "freeze": 0, "affine": True, **case.attributes}
     names = ("quant_min", "quant_max", "observe", "quantize", "freeze")
@@ -177,7 +178,7 @@ def _unpack_arguments(case: Case, device: str):
 
 
 def _observe_arguments(case: Case, device: str):
-    """Histograms that have seen a batch of small values, and a larger one with an infinity."""
+    """Return histograms of a batch of small values, and a larger batch with an infinity."""
     kwargs = dict(case.attributes)
     bins, x = kwargs.pop("bins", 256), case.x(device)
     n = x.shape[kwargs["axis"]] if "axis" in kwargs else 1
@@ -191,7 +192,7 @@ def _observe_arguments(case: Case, device: str):
 
 
 def _range_arguments(case: Case, device: str):
-    """Histograms of case.shape[0] tensors: a bell, rectified ones, one with outliers, none."""
+    """Return case.shape[0] histograms: bell-shaped, rectified, with outliers, empty."""
     rows, bins = case.shape
     x = torch.randn(rows, 20000, generator=case.generator()) * torch.arange(1, rows + 1)[:, None]
     x[1::4] = x[1::4].relu()
@@ -434,7 +435,7 @@ WITH_GRADIENT = [c for c in CASES if c.op in DIFFERENTIABLE]
 
 
 def differentiable_inputs(case: Case, device: str = "cpu"):
-    """The arguments with x, and what else is learned, requiring gradients; and those tensors."""
+    """Return the arguments, with x and learned tensors requiring gradients, and those tensors."""
     args, kwargs = case.arguments(device)
     learned = [args[0].clone(memory_format=torch.preserve_format).requires_grad_()]
     rest = list(args[1:])

@@ -1,7 +1,6 @@
-"""Arguments that are right for every registered op, public and private, by the names in its schema.
+"""Valid arguments for every registered op, public and private, by the names in its schema.
 
-Tests of what all ops have in common, and the fuzzer, start from these.
-"""
+Tests of properties that all ops share, and the fuzzer, start from these."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Channel masks during training, in whole groups, and their removal at the end."""
+"""Test channel masks in training, in whole groups, and the removal of the channels at the end."""
 
 import io
 
@@ -51,7 +51,7 @@ def test_masks_grow_and_shrink_removes_them(name):
     assert sum(p.numel() for p in small.parameters()) == plan.sizes["parameters after"]
     held = {id(p) for g in optimizer.param_groups for p in g["params"]}
     assert held == {id(p) for p in small.parameters()}
-    assert not optimizer._optimizer_step_post_hooks  # the pruner has let go
+    assert not optimizer._optimizer_step_post_hooks  # the pruner has removed its hooks
     train(small.train(), optimizer, range(8, 10))
 
 
@@ -134,7 +134,7 @@ def test_channels_that_are_never_active_go():
     pruner = Pruner(
         model, Schedule.one_shot(0.5, at=1), pattern="channel", criterion="apoz", example_inputs=X
     )
-    assert list(pruner.coupled.activated) == ["norm"]  # a hardswish follows the other one
+    assert list(pruner.coupled.activated) == ["norm"]  # a hardswish follows the other norm
     with torch.no_grad():
         model.norm.bias.copy_(torch.tensor([9.0, -9, 9, -9, 9, -9, 9, -9]) * 10)
     with pytest.raises(RuntimeError, match="'apoz' has seen no activations"):

@@ -1,5 +1,5 @@
-"""The properties that every op has, whatever it computes: any strides are read right, one device,
-lazy tensors, arguments of other types. The table of arguments is every_op.py."""
+"""Test properties that all ops share: any strides, a single device, lazy tensors, arguments of
+other types. every_op.py has the arguments."""
 
 import copy
 import re
@@ -35,13 +35,13 @@ PAIRS = [(op, name) for op in SAMPLES for name in tensor_names(op)]
 
 
 def outcome(op: str, given: dict):
-    """Return what a call gives, and what it leaves in the arguments it writes to; or its error."""
+    """Return the result of a call and the arguments it wrote to, or its error."""
     try:
         result = call(op, given)
     except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
         return str(error)
     if op == "_new_program":
-        result = None  # a number of its own
+        result = None  # a new number in each call
     return result, {k: given[k] for k in written(op)}
 
 
@@ -74,7 +74,7 @@ def expanded(x: Tensor) -> Tensor:
 
 
 def flipped(x: Tensor) -> Tensor:
-    """The same shape, its dimensions in the opposite order in memory."""
+    """Return a tensor with the reverse order of dimensions in memory."""
     return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
 
 
@@ -94,7 +94,7 @@ def dense(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("op, name", PAIRS, ids=[f"{op}-{name}" for op, name in PAIRS])
 def test_any_strides_are_read_right_or_refused(op, name, layout):
     given = SAMPLES[op]()
-    if "rounding" in given and name != "rng":  # stochastic: a number for each place in memory
+    if "rounding" in given and name != "rng":  # numbers follow memory order
         given["rounding"] = "nearest" if isinstance(given["rounding"], str) else 0
     changed = {**copy.deepcopy(given), name: applied(layout, given[name])}
     plain = {**copy.deepcopy(given), name: applied(dense, changed[name])}
@@ -105,7 +105,7 @@ def test_any_strides_are_read_right_or_refused(op, name, layout):
 
 
 def close(got, expected) -> bool:
-    """Sums go through memory in its order, so that other strides may round otherwise."""
+    """Compare with tolerance, because sums follow the order in memory and may round differently."""
     if isinstance(got, Tensor):
         kinds = got.is_floating_point() and expected.is_floating_point()
         return kinds and torch.allclose(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
@@ -123,13 +123,13 @@ DISPATCHED = [(op, name) for op, name in PAIRS if not op.startswith(("_new", "_e
 
 @pytest.mark.parametrize("op, name", DISPATCHED, ids=[f"{op}-{name}" for op, name in DISPATCHED])
 def test_another_device_is_refused(op, name):
-    """Also where the op does not read the argument: a rng that is not for this rounding."""
+    """Test arguments that the op does not read too, such as an rng without stochastic rounding."""
     given = SAMPLES[op]()
     tensors = [n for n in tensor_names(op) if n != name]
     moved = [v.to("meta") for v in given[name]] if isinstance(given[name], list) else None
     given[name] = given[name].to("meta") if moved is None else moved
     if not tensors:
-        return  # the op runs on shapes alone
+        return  # the op only needs shapes
     if "rounding" in given:
         given["rounding"] = "nearest" if isinstance(given["rounding"], str) else 0
     with pytest.raises(RuntimeError, match=f"{op}: .* must be on (cpu|meta) like .*, got "):
@@ -169,8 +169,7 @@ OTHER_TYPES = [torch.float64, torch.int64, torch.int8, torch.bool, torch.complex
 
 @pytest.mark.parametrize("op, name", PAIRS, ids=[f"{op}-{name}" for op, name in PAIRS])
 def test_other_types_and_sizes_are_refused_or_taken_as_they_are(op, name):
-    """None is read as something else: a call either fails or does not depend on what lies behind
-    the tensor in memory."""
+    """Check that a call either fails or does not depend on the memory behind the tensor."""
     for dtype in OTHER_TYPES:
         for cut in (0, 1):
             given = SAMPLES[op]()

@@ -1,4 +1,4 @@
-"""bp.extend: layers, quantizers and operations that bitpare does not know."""
+"""Test bp.extend with layers, quantizers and operations of a user."""
 
 import bitpare as bp
 import pytest
@@ -10,7 +10,7 @@ X = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 
 
 class PlainConv(nn.Conv2d):
-    """A class of one's own that computes what torch's does."""
+    """A user's class that computes the same as torch's."""
 
     def forward(self, x):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)

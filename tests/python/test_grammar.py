@@ -1,4 +1,5 @@
-"""One grammar: every public signature as it was agreed, and errors for wrong mixtures."""
+"""Test that public signatures are as agreed, and that wrong combinations of arguments raise
+errors."""
 
 import inspect
 import pathlib
@@ -10,16 +11,17 @@ from torch import nn
 
 SNAPSHOT = pathlib.Path(__file__).parent / "signatures.txt"
 MODULES = ("bp", "functional", "prune", "distill", "deploy", "report", "extend")
-# Words that were replaced: what goes is sparsity=, what stays keep=, a run's length steps=.
+# Words that were replaced: sparsity= is the share to remove, keep= what to keep, steps= a run's
+# length.
 GONE = {"loader", "ratio", "ratios", "share", "amount", "final", "total_steps", "channels", "macs"}
 
 
 def public():
-    """Yield name and object of everything public, and of the methods of its classes."""
+    """Yield the name and object of everything public, and of the methods of public classes."""
     for module in MODULES:
-        held = bp if module == "bp" else getattr(bp, module)
-        for name in sorted(held.__all__):
-            value = getattr(held, name)
+        package = bp if module == "bp" else getattr(bp, module)
+        for name in sorted(package.__all__):
+            value = getattr(package, name)
             if inspect.ismodule(value) or not callable(value):
                 continue
             full = name if module == "bp" else f"{module}.{name}"
@@ -45,7 +47,7 @@ def signatures() -> list[str]:
 
 
 def test_signatures_are_as_agreed():
-    """After a change that is meant: python tests/python/test_grammar.py writes the file anew."""
+    """After an intended change, rewrite the file with python tests/python/test_grammar.py."""
     assert signatures() == SNAPSHOT.read_text().splitlines()
 
 
@@ -58,7 +60,7 @@ def test_words_that_went_name_no_argument():
         except ValueError:
             continue
         left = GONE & set(parameters)
-        if name in ("Budget", "report.SummaryRow"):  # its macs are what stays
+        if name in ("Budget", "report.SummaryRow"):  # macs= is what to keep
             left -= {"macs"}
         assert not left, f"{name} has {left}"
 

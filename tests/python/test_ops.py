@@ -1,5 +1,5 @@
-"""Every case of cases.py: against the reference, in its gradients, under opcheck and compile, in
-every dtype and layout, and on a GPU where there is one."""
+"""Test every case of cases.py: against the reference, gradients, opcheck and compile, every dtype
+and layout, and on a GPU if there is one."""
 
 import math
 from dataclasses import replace
@@ -26,7 +26,7 @@ by_id = lambda case: case.id  # noqa: E731
 
 
 def assert_close(got, expected, case, ignore=None, scale=None):
-    """Within the dtype's tolerance of the largest expected magnitude (or `scale`)."""
+    """Compare within the dtype's tolerance of the largest expected magnitude, or of `scale`."""
     got, expected = got.detach().double(), expected.double()
     assert got.shape == expected.shape
     if got.numel() == 0:
@@ -40,8 +40,7 @@ def assert_close(got, expected, case, ignore=None, scale=None):
 
 
 def activated(case: Case):
-    """Return the argument of act_fake_quant's activation, in float64, and the activation's
-    name."""
+    """Return the argument of act_fake_quant's activation in float64, and the activation's name."""
     (x, other, *_), kwargs = case.arguments()
     v = x.double() if other is None else x.double() + other.double()
     return v, kwargs["activation"]
@@ -61,7 +60,7 @@ def quantized(case: Case):
 
 
 def expected_value(case: Case):
-    """The reference's result, and where rounding in float32 may differ from it."""
+    """Return the reference's result, and where float32 rounding may differ from it."""
     args, kwargs = case.arguments()
     axis, group = kwargs.get("axis"), kwargs.get("group")
     x = args[0]
@@ -128,7 +127,7 @@ def test_is_the_reference(case):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("case", [c for c in FLOAT_INPUT if c.op != "dequantize"], ids=by_id)
 def test_half_types_compute_in_float32(case, dtype):
-    """The result is the float32 result of the same values, rounded once: bit for bit."""
+    """Check that the result is the float32 result of the same values, rounded once, bit for bit."""
     low = replace(case, dtype=dtype)
     (x, *rest), kwargs = low.arguments()
     op = getattr(bp.functional, case.op)
@@ -222,7 +221,8 @@ def test_observe_histogram(case):
 
 
 def test_observe_histogram_in_inference_mode_and_with_a_gradient():
-    """Autograd must not be asked: inference tensors have no version, x may need a gradient."""
+    """Check that the op bypasses autograd: inference tensors have no version, and x may need a
+    gradient."""
     x = torch.randn(50)
     new = lambda: (  # noqa: E731
         torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
@@ -332,7 +332,7 @@ def test_gradient_is_the_reference(case):
         g = kwargs.get("grad_scale", default)
         dx, ds, dz = reference.lsq_gradients(q, dy, args[1], args[2], axis, group, g)
         assert_close(got[0], dx, case, q.near_tie())
-        # A tie that float32 takes the other way moves one term by |dy| at most.
+        # A tie that float32 rounds the other way moves one term by at most |dy|.
         slack = (dy.double().abs() * q.near_tie()).sum().item() * g
         bound = g * (dy.double().abs() * q.level.abs().clamp(min=1)).sum().item() * 1e-5 + slack
         assert got[1].shape == args[1].shape
@@ -341,7 +341,7 @@ def test_gradient_is_the_reference(case):
             assert ((got[2].double() - dz).abs() <= bound * args[1].max().item()).all()
     elif case.op == "bn_act_fake_quant":
         expected = reference.BnActFakeQuant(*args, **kwargs)
-        # Results are rounded from such terms: each is a difference or a sum of them.
+        # Results are differences or sums of such terms, so they round like them.
         terms = torch.where(expected.inside, dy.double(), 0.0).abs()
         sums = (terms * expected.normal.abs()).sum(expected.axes), terms.sum(expected.axes)
         slope = (expected.weight / expected.std).abs() * max(dy.abs().flatten().tolist(), default=0)
@@ -351,7 +351,7 @@ def test_gradient_is_the_reference(case):
         *_, below, top = reference.float_values(kwargs["exponent_bits"], kwargs["mantissa_bits"])
         scale = torch.ones(()) if args[1] is None else args[1]
         magnitude = (x.double() / reference.per_element(scale, x, axis, group)).abs()
-        inside = magnitude < top + (top - below) / 2  # what still rounds to the largest value
+        inside = magnitude < top + (top - below) / 2  # up to this, values round to the largest one
         assert_close(got[0], torch.where(inside, dy.double(), 0.0), case)
     else:
         kind = "ternary" if case.op == "ternarize" else kwargs.get("levels", "sign")
@@ -491,7 +491,7 @@ def test_opcheck_of_what_lies_below_autograd(name, args):
 
 
 def flat(results):
-    """The tensors of a result: one, several, lists of them, or none."""
+    """Return the tensors of a result: one, several, lists of them, or none."""
     if results is None:
         return []
     return [t for r in as_tuple(results) for t in (r if isinstance(r, list) else [r])]
@@ -554,7 +554,7 @@ def test_dynamic_shapes_do_not_recompile():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     f = torch.compile(bp.functional.fake_quant, fullgraph=True, backend=counter, dynamic=True)
-    for n in (40, 70, 131):  # fewer than 65 elements are one word of bits, and one is special
+    for n in (40, 70, 131):  # up to 64 elements fit in one word of bits, which is a special case
         x, scale = torch.randn(n, 4, requires_grad=True), torch.rand(4) + 0.1
         y = f(x, scale, quant_min=-8, quant_max=7, axis=1)
         y.sum().backward()
@@ -574,7 +574,7 @@ def test_meta_has_the_same_strides(case):
 
 @pytest.mark.parametrize("case", FLOAT_INPUT, ids=by_id)
 def test_modes_and_threads_change_nothing(case):
-    """Autocast, inference mode, no_grad, and the number of threads."""
+    """Test autocast, inference mode, no_grad, and different numbers of threads."""
     expected = as_tuple(case.run())
     with torch.autocast("cpu", torch.bfloat16):
         got = [as_tuple(case.run())]
@@ -638,7 +638,7 @@ def test_cuda_gradients_have_the_same_bits(case, dtype):
 @pytest.mark.cuda
 @pytest.mark.parametrize("op", [bp.functional.fake_quant, bp.functional.fake_quant_lsq])
 def test_cuda_graph(op):
-    """Forward and backward in one graph: no synchronisation, on the capturing stream."""
+    """Capture forward and backward in one graph: no synchronisation, on the capturing stream."""
     x = torch.randn(64, 3, 9, 9, device="cuda", requires_grad=True)
     scale = (torch.rand(3, device="cuda") + 0.1).requires_grad_()
 
@@ -659,7 +659,7 @@ def test_cuda_graph(op):
 @pytest.mark.cuda
 @pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
 def test_cuda_graph_of_calibration(method):
-    """Observing and choosing a range in one graph: neither looks at anything on the host."""
+    """Capture observing and choosing a range in one graph. Neither reads anything on the host."""
     x = torch.randn(64, 3, 9, 9, device="cuda")
     grid = {"quant_min": -8, "quant_max": 7, "symmetric": True}
 

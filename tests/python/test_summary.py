@@ -1,4 +1,4 @@
-"""report.summary: what it counts, against counts by hand."""
+"""Test the counts of report.summary against counts by hand."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from test_integer import LeNet, images, prepared
 from torch import nn
 
-# The MACs of LeNet on 16 x 16 pixels: outputs times what each sums up.
+# The MACs of LeNet on 16 x 16 pixels: outputs times the number of terms of each.
 MACS = 6 * 256 * 75 + 10 * 16 * 150 + 20 * 40 + 10 * 20
 WEIGHTS = 6 * 75 + 10 * 150 + 20 * 40 + 10 * 20
 
