@@ -5,7 +5,7 @@ import html
 import math
 from collections.abc import Sequence
 
-WIDTH, LABELS, VALUES = 760, 250, 130  # of the picture, of the labels, of the text after a bar
+WIDTH, LABELS, VALUES = 760, 250, 130  # widths of the picture, the labels and the text after a bar
 ROW, BAR, GAP, TOP, BOTTOM = 22, 14, 12, 56, 30
 COLORS = {True: "#2f6db5", False: "#b9c2cc"}  # bitpare's bars, other tools' bars
 TEXT, LINES, MARK = "#24292f", "#8c959f", "#cf222e"

@@ -38,7 +38,7 @@ def _placed(
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low
 
-    width = uniform(*scale)  # of the digit, as a part of the scene
+    width = uniform(*scale)  # width of the digit, relative to the scene
     angle = uniform(-math.pi / 9, math.pi / 9)
     room = (1 - width) * 0.9
     dx, dy = uniform(-1, 1) * room, uniform(-1, 1) * room

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 _PLANS = "_bitpare_plans"
-_PREFIXES = ("module.", "_orig_mod.")  # of names inside DistributedDataParallel and torch.compile
+_PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -146,7 +146,7 @@ def test_what_the_forward_pass_used_is_remembered():
 
 
 def test_mean_far_from_zero():
-    """With mean / std = 1000, sums are shifted, so only x's own rounding is lost."""
+    """Check mean / std = 1000, where sums are shifted so that only x's own rounding is lost."""
     module = torch.nn.BatchNorm2d(24)
     x = (torch.randn(16, 24, 12, 12) * 0.1 + 100).contiguous(memory_format=torch.channels_last)
     exact = torch.var_mean(x.double(), (0, 2, 3), correction=1)

@@ -378,7 +378,7 @@ def test_hints_see_what_the_layer_gave_not_what_was_written_over_it():
 @pytest.mark.parametrize(
     "shapes",
     [
-        ((2, 8, 9), (2, 16, 18)),  # of a Conv1d
+        ((2, 8, 9), (2, 16, 18)),  # a Conv1d
         ((2, 5, 5, 8), (2, 5, 5, 16)),  # channels last
         ((2, 8, 6, 6), (2, 8, 3, 3)),
         ((2, 8, 6, 6), (2, 16, 6, 3)),

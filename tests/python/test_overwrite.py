@@ -138,7 +138,8 @@ def test_hooks_and_retained_gradients_see_what_came_in(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_several_readers_of_one_gradient(op):
-    """An addition gives both operands the same gradient, and a value used twice sums its own."""
+    """Test an addition, which gives both operands the same gradient, and a value that is used
+    twice."""
     x, dy = inputs()
     expected = held(op, x, dy)
     a, b = x.detach().requires_grad_(), x.detach().requires_grad_()

@@ -272,7 +272,7 @@ def test_a_concat_and_its_only_inputs_share_a_scale():
 
 
 def test_fusion_gives_what_separate_modules_give(mobilenet):
-    """A hook on a BatchNorm turns fusion off; the result stays the same within rounding."""
+    """Check that a hook on a BatchNorm turns fusion off, and that results agree within rounding."""
     _, prepared, x = mobilenet
     one, two = copy.deepcopy(prepared), copy.deepcopy(prepared)
     for model in (one, two):

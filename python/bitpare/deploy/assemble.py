@@ -127,7 +127,7 @@ class _Assembly:
         return self._graph_module(programs)
 
     def _program(self, part: _Part) -> IntegerProgram:
-        numbers: dict[tuple[fx.Node, bool], int] = {}  # of values, as floats or codes
+        numbers: dict[tuple[fx.Node, bool], int] = {}  # value numbers, of floats or codes
         for node in part.nodes:
             self._enter(part, node, numbers)
         count = len(part.entries)

@@ -39,7 +39,7 @@ def _linear(weight: Tensor, bias: Tensor | None, q: Quantizer | None, enter: Any
     return made
 
 
-def _held(modules: nn.ModuleDict, name: str) -> Any:
+def _quantizer_of(modules: nn.ModuleDict, name: str) -> Any:
     return modules._modules.get(name)
 
 
@@ -53,7 +53,7 @@ def integer_attention(attention: Any, grids: list[Codes | None]) -> nn.Module:
     made._buffers = dict(attention._buffers)
     quantizers = attention.bp_in
     if attention.in_proj_weight is not None:
-        q = _held(quantizers, "in_proj_weight")
+        q = _quantizer_of(quantizers, "in_proj_weight")
         whole = _linear(attention.in_proj_weight, attention.in_proj_bias, q, None)
         projections = [_third(integer_layer(whole, shape, grid), i) for i, grid in enumerate(grids)]
     else:
@@ -61,9 +61,9 @@ def integer_attention(attention: Any, grids: list[Codes | None]) -> nn.Module:
         biases = [None] * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
         for name, bias, grid in zip(("q", "k", "v"), biases, grids, strict=True):
             weight = getattr(attention, f"{name}_proj_weight")
-            layer = _linear(weight, bias, _held(quantizers, f"{name}_proj_weight"), None)
+            layer = _linear(weight, bias, _quantizer_of(quantizers, f"{name}_proj_weight"), None)
             projections.append(integer_layer(layer, (1, 1, weight.shape[1]), grid))
-    enter = _held(attention.bp_values, "context")
+    enter = _quantizer_of(attention.bp_values, "context")
     out = _linear(attention.out_proj.weight, attention.out_proj.bias, attention.bp_out, enter)
     last = integer_layer(out, shape)
     for name in ("in_proj_weight", "in_proj_bias", *(f"{n}_proj_weight" for n in "qkv")):

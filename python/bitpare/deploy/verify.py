@@ -174,7 +174,7 @@ def _zeros(traced: Traced, integer: IntegerModel) -> list[tuple[str, int]]:
     for path, program in integer.body.named_modules():
         if not isinstance(program, IntegerProgram):
             continue
-        prefix = path.rpartition(".")[0].removesuffix(".body")  # of a separate part
+        prefix = path.rpartition(".")[0].removesuffix(".body")  # part prefix
         for node, weight in program.weighted():
             name = node["name"]
             layer: Any = _layer(traced.root, f"{prefix}.{name}" if prefix else name)

@@ -235,9 +235,15 @@ def mean_magnitude(
     axis: int | None = None,
     group: int | None = None,
 ) -> Tensor:
-    """The mean of |x| over the elements that share a scale, of those above ``threshold`` if given.
+    """Return the mean of |x| over the elements that share a scale.
 
-    The sum has one order whatever the device and the number of threads. No gradient.
+    The order of the sum does not depend on the device or the number of threads. There is no gradient.
+
+    Args:
+        x: the values.
+        threshold: count only values with |x| above it.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
 
     >>> mean_magnitude(torch.tensor([[-1.0, 3.0], [0.0, 4.0]]), axis=0)
     tensor([2., 2.])

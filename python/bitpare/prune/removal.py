@@ -261,7 +261,7 @@ def _kept_state(
         if len(fits) != 1:
             raise Unsupported(
                 f"shrink: the optimizer's state {key!r} of {name} has shape {tuple(value.shape)}, "
-                f"which does not say which dimensions of {tuple(parameter.shape)} it goes with"
+                f"which matches no unique dimension of {tuple(parameter.shape)}"
             )
         if fits[0] in dims:
             matching[d] = dims[fits[0]]

@@ -21,27 +21,27 @@ def _in_force(changes: list[tuple[float, Any]], step: int) -> Any:
 
 
 class QatSchedule(Attached):
-    """Observing, quantizing, freezing and bits of a prepared model, step by step.
+    """Change what a prepared model does during training: observing, quantizing, freezing and bits.
 
-    Points in time are fractions of the run (floats) or applied steps (ints).
+    Points in time are fractions of the run (floats) or applied steps (ints). The state of the
+    model depends only on the number of applied steps. Let ``attach(optimizer)`` count them
+    (steps that a GradScaler skips do not count), or call ``step()`` after each one.
 
     Args:
         model: a prepared model.
         steps: the length of the run, in applied optimizer steps.
-        delay: until then only ranges are observed, nothing is quantized.
-        ramp: the span after the delay in which quantizers are turned on one after the other, in the
-            order of the forward pass.
-        freeze_ranges: from then on ranges stay.
-        freeze_bn: from then on BatchNorm uses and keeps its running statistics.
-        bits: {when: bits}, as {0: 8, 0.3: 4, 0.6: 2}, for what ``anneal`` names. Layers whose
-            config asks for more bits keep theirs.
+        delay: the time at which quantization begins. Before it, only ranges are observed.
+        ramp: the span after the delay in which quantizers are turned on one by one, in the order of
+            the forward pass.
+        freeze_ranges: the time from which ranges are fixed.
+        freeze_bn: the time from which BatchNorm uses its running statistics and no longer updates
+            them.
+        bits: {when: bits}, such as {0: 8, 0.3: 4, 0.6: 2}, for the tensors that ``anneal`` names. A
+            layer whose config asks for more than 8 bits keeps at least its own.
         anneal: "weights", "activations" or "both".
-        freeze_oscillating: a frequency, or {when: frequency}, above which weights that jump between
-            two integers are frozen; `Oscillations` then tracks them, as ``oscillations``. inf: they
-            are tracked and never frozen.
-
-    The state of the model is a pure function of the number of applied steps: ``attach(optimizer)``
-    counts them (skipped ones of a GradScaler do not count), or call ``step()`` after each one.
+        freeze_oscillating: the frequency above which weights that oscillate between two integers
+            are frozen, or {when: frequency}. `Oscillations` tracks them, as ``oscillations``. With
+            inf weights are tracked and never frozen.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> import bitpare as bp

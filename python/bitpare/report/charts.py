@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bitpare.report.svg import Axis, Svg, clipped_name, number, percent, short
 from bitpare.report.tally import Histogram
 
-COLOURS = 8  # of lines in the page's style: --line0 ...
+COLOURS = 8  # number of line colours in the page's style: --line0 ...
 
 
 @dataclasses.dataclass(frozen=True)
