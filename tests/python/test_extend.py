@@ -144,7 +144,11 @@ def test_a_quantizer(role):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: bp.extend.operation(Cube, "hardswish", kind="table"), ValueError, "has its rules"),
+        (
+            lambda: bp.extend.operation(Cube, "hardswish", kind="table"),
+            ValueError,
+            "has its own rules",
+        ),
         (lambda: bp.extend.operation(Cube, "brand_new"), ValueError, "kind must be table, same"),
         (lambda: bp.extend.operation(3, "relu"), TypeError, "must be a class of modules"),
         (lambda: bp.extend.quantizer("lsq"), ValueError, "is a built-in quantizer"),

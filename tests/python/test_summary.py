@@ -44,5 +44,5 @@ def test_errors():
         bp.report.summary(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="at least one model"):
         bp.report.summary()
-    with pytest.raises(ValueError, match="1 models, 2 names"):
+    with pytest.raises(ValueError, match="names must have 1 entries, got 2"):
         bp.report.summary(nn.Linear(2, 2), example_inputs=images(1), names=["a", "b"])

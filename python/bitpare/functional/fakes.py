@@ -237,7 +237,7 @@ def mean_magnitude(
 ) -> Tensor:
     """Return the mean of |x| over the elements that share a scale.
 
-    The order of the sum does not depend on the device or the number of threads. There is no gradient.
+    The order of the sum does not depend on the device or the threads. There is no gradient.
 
     Args:
         x: the values.
