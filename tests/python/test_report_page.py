@@ -251,7 +251,7 @@ class TestPage:
 
     def test_errors(self, tmp_path):
         with pytest.raises(
-            ValueError, match=r"batches= needs a prepared model .* this LeNet is not"
+            ValueError, match=r"(batches|data)= needs a prepared model .* this LeNet is not"
         ):
             bp.report.html(LeNet(), tmp_path / "x.html", data=[images(2, 16)])
         with pytest.raises(TypeError, match="got an IntegerModel; pass that as integer="):
