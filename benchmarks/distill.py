@@ -1,4 +1,4 @@
-"""Losses of distillation, forward and backward, against torch, eager and compiled.
+"""Time distillation losses, forward and backward, against eager and compiled torch.
 
 python benchmarks/distill.py [--rounds 31] [--save]
 """
@@ -10,8 +10,8 @@ from typing import Any
 import timing
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "distill-cpu.json"
-KINDS = ("eager", "bitpare")  # of which memory is measured
-# Loss, what the student gives, what the teacher gives.
+KINDS = ("eager", "bitpare")  # the kinds whose memory is measured
+# The loss, the shape of the student's result, the shape of the teacher's.
 WORK = (
     ("distill_loss", (256, 1000), (256, 1000)),
     ("distill_loss", (64, 32000), (64, 32000)),
@@ -88,7 +88,7 @@ def step(loss: Any, inputs: list[Any]):
 
 
 def build(kind: str, name: str, *shapes: str):
-    """A step that has run once on little, so that what stays is not counted."""
+    """Return a step that has run once on a small input, so that permanent memory is not counted."""
     loss = losses(name)[kind]
     student, teacher = (json.loads(s) for s in shapes)
     step(loss, problem(name, *([4] * len(s) for s in (student, teacher))))()

@@ -1,10 +1,10 @@
-"""Inference in integers against ONNX Runtime's of the same network, and torch's in float.
+"""Time integer inference against ONNX Runtime on the same network, and against torch in float.
 
 python benchmarks/integer.py [--rounds 15] [--save]
 
-ONNX Runtime takes part where it is installed (pip install onnxruntime onnx): a network that it
-quantized itself, per channel, with bytes of activations. It spins for a while after each call,
-which slows what comes next: each turn begins with a pause, and with calls that are not counted.
+ONNX Runtime is included if installed (pip install onnxruntime onnx). It quantizes the network
+itself, per channel, with 8-bit activations. It spins for a while after each call, which slows the
+next one, so each turn begins with a pause and with calls that are not timed.
 """
 
 import pathlib
@@ -45,7 +45,7 @@ def in_float(model: Any) -> Any:
 
 
 def of_onnx_runtime(model: Any, threads: int) -> Any:
-    """A function of an array, or None where it is not installed."""
+    """Return ONNX Runtime's inference as a function of an array, or None if it is not installed."""
     try:
         import onnxruntime
         from onnxruntime import quantization as q
@@ -79,8 +79,8 @@ def of_onnx_runtime(model: Any, threads: int) -> Any:
 
 
 def settled(f: Any) -> Any:
-    """Return a function that begins a turn: the threads of the one before may still spin, and those
-    of this one lie on one core until the system has spread them."""
+    """Return a function that begins a turn. It waits, because threads of the last turn may still
+    spin and new threads share a core until the system spreads them."""
 
     def begin() -> None:
         time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""A linear layer with integer weights alone, and with ranges found at run time, against float.
+"""Time a linear layer with only integer weights, and with dynamic ranges, against float.
 
 python benchmarks/linear.py [--rounds 15] [--save]
 """

@@ -1,19 +1,19 @@
-"""Bar charts as SVG, of nothing but numbers: the same text for the same numbers."""
+"""Draw bar charts as SVG. The same numbers always give the same text."""
 
 import dataclasses
 import html
 import math
 from collections.abc import Sequence
 
-WIDTH, LABELS, VALUES = 760, 250, 130  # of the whole, of the labels, of what stands after a bar
+WIDTH, LABELS, VALUES = 760, 250, 130  # widths of the picture, the labels and the text after a bar
 ROW, BAR, GAP, TOP, BOTTOM = 22, 14, 12, 56, 30
-COLORS = {True: "#2f6db5", False: "#b9c2cc"}  # ours, others'
+COLORS = {True: "#2f6db5", False: "#b9c2cc"}  # bitpare's bars, other tools' bars
 TEXT, LINES, MARK = "#24292f", "#8c959f", "#cf222e"
 
 
 @dataclasses.dataclass
 class Bar:
-    """One row; low and high are the ends of a whisker; without a value, only the note is shown."""
+    """A row. low and high are the ends of a whisker. Without a value only the note is drawn."""
 
     label: str
     value: float | None
@@ -31,7 +31,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "") 
 
 
 def _step(most: float) -> float:
-    """1, 2 or 5 times a power of ten: about five of them make the most."""
+    """Return 1, 2 or 5 times a power of ten, so that about five steps reach the largest value."""
     power = 10.0 ** math.floor(math.log10(most / 5))
     return next(power * n for n in (1, 2, 5, 10) if power * n >= most / 5 * 0.999)
 
@@ -43,8 +43,8 @@ def bars(
     mark: float | None = None,
     marked: str = "",
 ) -> str:
-    """Groups of horizontal bars on one scale. mark: a value with a line through all rows, and
-    marked: its name."""
+    """Draw groups of horizontal bars on one scale. mark: a value to draw a line at. marked: its
+    name."""
     known = [b for rows in groups.values() for b in rows if b.value is not None]
     most = max([b.high or b.value or 0.0 for b in known] + [mark or 0.0]) * 1.02
     scale = (WIDTH - LABELS - VALUES) / most
@@ -66,7 +66,7 @@ def bars(
                 left, right = (LABELS + v * scale for v in (bar.low, bar.high))
                 body.append(f'<path d="M{left:.1f} {middle:.1f}H{right:.1f}" stroke="{TEXT}"/>')
                 end = max(end, right)
-            if end < line < end + 80:  # no line through the note
+            if end < line < end + 80:  # the line would cross the note
                 end = line
             body.append(_text(end + 6, middle + 4, bar.note))
             y += ROW

@@ -1,5 +1,5 @@
-"""Selecting masks against what torch offers, training steps with masks against without, and
-inference of shrunk models.
+"""Time mask selection against torch, training steps with and without masks, and the inference of
+shrunk models.
 
     python benchmarks/prune.py [--rounds 15] [--save]
 
@@ -19,7 +19,8 @@ SHRUNK = ("resnet18", "mobilenet_v2", "mobilenet_v3_small")
 
 
 def selections():
-    """Functions that find masks for all weights of MobileNetV2, and how many those are."""
+    """Return functions that select masks for all weights of MobileNetV2, and the number of
+    weights."""
     import bitpare as bp
     import torch
     import torchvision
@@ -56,8 +57,8 @@ def selections():
 
 
 def steps(name: str):
-    """A float training step without and with masks, and what each turn begins with. Of one model:
-    two that are alike differ by 4 % by where their tensors lie."""
+    """Return a float training step without and with masks, and the set-up of each turn. Both use
+    one model, because two equal models differ by 4 % depending on their memory addresses."""
     import bitpare as bp
     import torch
     import torch.nn.functional as F
@@ -96,7 +97,7 @@ def steps(name: str):
 
 
 def smaller(name: str):
-    """Inference of a model as it is and shrunk, on one image."""
+    """Return the inference of a model and of its shrunk copy, on one image."""
     import bitpare as bp
     import torch
     import torchvision

@@ -1,9 +1,9 @@
-"""One training step, quantization-aware against float: time and peak memory.
+"""Compare a quantization-aware training step with a float one: time and peak memory.
 
     python benchmarks/qat_step.py [--models mobilenet_v2@32x32 ...] [--rounds 15]
 
-Both models are timed contiguous and channels_last, all taking turns in one process; the ratio is
-that of the faster layout of each. The quantized model is bp.prepare of the unmodified torchvision
+Both models are timed in contiguous and channels_last layout, in turns in one process. The ratio
+compares the faster layout of each. The quantized model is bp.prepare of the unmodified torchvision
 model, in training with observers on. A step is forward, loss, backward and SGD with momentum.
 """
 
@@ -26,7 +26,7 @@ KINDS = ("float", "float channels_last", "bitpare", "bitpare channels_last")
 
 
 def build(name: str, kind: str):
-    """A step function of one of KINDS."""
+    """Return a step function of one of KINDS."""
     import bitpare as bp
     import torch
     import torch.nn.functional as F

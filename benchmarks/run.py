@@ -1,11 +1,11 @@
-"""Times every op beside torch's own, and beside NNCF and Brevitas where they are installed.
+"""Time every op against torch's own, and against NNCF and Brevitas if they are installed.
 
     python benchmarks/run.py [--device cuda] [--only fake_quant]
 
-Prints a row each and stores them in benchmarks/results/. Each row is measured in turns with
-x.clone(), whose time is scaled to the bytes that the op moves; `copy` is what share of that speed
-the op reaches. Both allocate their result, with an allocator that keeps freed memory: no page
-faults. Times depend on the machine; the ratios are what to compare.
+The rows are printed and stored in benchmarks/results/. Each op is timed in turns with x.clone(),
+whose time is scaled to the bytes that the op moves. `copy` is the share of that speed that the op
+reaches. Both allocate their result, with an allocator that keeps freed memory, so there are no page
+faults. Times depend on the machine; compare the ratios.
 """
 
 import argparse
@@ -32,7 +32,7 @@ GRID = {"quant_min": -128, "quant_max": 127}
 
 @dataclasses.dataclass
 class Row:
-    """One measurement to make: functions by name, `bitpare` and the peers."""
+    """A measurement: functions by name, those of `bitpare` and of the peers."""
 
     op: str
     what: str  # forward, backward, both
@@ -40,7 +40,7 @@ class Row:
     dtype: torch.dtype
     bytes: int
     functions: dict[str, Callable[[], Any]]
-    x: Tensor  # what is copied to compare with
+    x: Tensor  # the tensor whose copy is timed for comparison
 
 
 def element_bytes(n: int, dtype: torch.dtype, reads: int, writes: int, bits: int = 0) -> int:
@@ -92,7 +92,8 @@ def per_tensor(device: str) -> Iterator[Row]:
 
 
 def with_autograd(device: str) -> Iterator[Row]:
-    """Forward and backward through torch's engine; at 64 elements, the fixed cost of a call."""
+    """Time forward and backward through torch's engine. At 64 elements this is the fixed cost of a
+    call."""
     scale = torch.tensor([0.05], device=device, requires_grad=True)
     zero = torch.tensor([3.0], device=device, requires_grad=True)
     fixed, fixed_zero = scale.detach(), torch.tensor([3], dtype=torch.int32, device=device)
@@ -119,7 +120,7 @@ def with_autograd(device: str) -> Iterator[Row]:
 
 
 def peers_of(x: Tensor, dy: Tensor) -> dict[str, Callable[[], Any]]:
-    """The int8 fake quantization of other projects, where they are installed."""
+    """Return the int8 fake quantization of other projects, if they are installed."""
     found: dict[str, Callable[[], Any]] = {}
     if x.device.type != "cpu":
         return found
@@ -184,7 +185,8 @@ def per_channel(device: str) -> Iterator[Row]:
 
 
 def observed(device: str) -> Iterator[Row]:
-    """Activation, range and quantization in one op, beside torch's observer and the ops apart."""
+    """Time activation, range and quantization in one op, against torch's observer and separate
+    ops."""
     scale, zero = torch.full((1,), 0.05, device=device), torch.zeros(1, device=device).int()
     control = torch.tensor([-128, 127, 1, 1, 0], dtype=torch.int32, device=device)
     pending = torch.tensor([[torch.inf], [-torch.inf]], device=device)
@@ -223,7 +225,7 @@ def observed(device: str) -> Iterator[Row]:
 
 
 def ranges_of_a_model(device: str) -> Iterator[Row]:
-    """Measure what a model's 60 activation quantizers cost a step."""
+    """Time the range updates of a model's 60 activation quantizers."""
     size, control = 60, torch.tensor([0, 255, 1, 1, 0], dtype=torch.int32, device=device)
     new = lambda *shape: [torch.zeros(*shape, device=device) for _ in range(size)]
     pending, in_force, scale, zero = new(2, 1), new(2, 1), new(1), [z.int() for z in new(1)]
@@ -292,8 +294,8 @@ def weights_of_a_model(device: str) -> Iterator[Row]:
 
 
 def batch_norms(device: str) -> Iterator[Row]:
-    """Forward and backward of BatchNorm and ReLU6: fused with fake_quant, as three torch ops, and
-    in float, in place as torchvision has it."""
+    """Time forward and backward of BatchNorm and ReLU6: fused with fake_quant, as three torch ops,
+    and in float with the in-place ReLU6 of torchvision."""
     scale, zero = torch.tensor(6 / 255, device=device), torch.tensor(-128, dtype=torch.int32)
     zero = zero.to(device)
     control = torch.tensor([-128, 127, 1, 1, 0], dtype=torch.int32, device=device)

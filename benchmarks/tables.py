@@ -1,9 +1,9 @@
-"""Writes the tables of README.md and docs/benchmarks.md, and docs/plots/, from benchmarks/results/.
+"""Write the tables of README.md and docs/benchmarks.md, and docs/plots/, from benchmarks/results/.
 
     python benchmarks/tables.py [--check]
 
-A table stands between <!-- benchmark:NAME --> and <!-- end -->; --check says which table or plot is
-out of date instead of writing it.
+A table lies between <!-- benchmark:NAME --> and <!-- end -->. --check writes nothing and lists the
+tables and plots that are out of date.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from peers import report
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLOTS = ROOT / "docs" / "plots"
-# The rows that README shows: enough to judge by.
+# The most important rows, which README shows.
 SHORT = [
     ("fake_quant", "forward", "2^16"),
     ("fake_quant", "forward", "2^20"),
@@ -59,7 +59,7 @@ def table(stored: dict[str, Any], chosen: list[tuple[str, str, str]] | None) -> 
 
 
 def step_table(stored: dict[str, Any]) -> str:
-    """Rows of qat_step.py."""
+    """Return the table of qat_step.py."""
     lines = [
         *measured_on(stored),
         "| model, batch x pixels | float ms | channels_last | quantized ms | channels_last "
@@ -77,7 +77,7 @@ def step_table(stored: dict[str, Any]) -> str:
 
 
 def prune_table(stored: dict[str, Any]) -> str:
-    """Rows of prune.py and linear.py: each block against its first line."""
+    """Return the table of prune.py or linear.py. Each block is compared with its first line."""
     lines = [
         *measured_on(stored),
         "| what | how | ms | times the first |",
@@ -93,7 +93,7 @@ def prune_table(stored: dict[str, Any]) -> str:
 
 
 def distill_table(stored: dict[str, Any]) -> str:
-    """Rows of distill.py."""
+    """Return the table of distill.py."""
     lines = [
         *measured_on(stored),
         "| loss | of | computed by | ms | times as long | memory, in gradients |",
@@ -111,7 +111,7 @@ def distill_table(stored: dict[str, Any]) -> str:
 
 
 def integer_table(stored: dict[str, Any]) -> str:
-    """Rows of integer.py."""
+    """Return the table of integer.py."""
     lines = [
         *measured_on(stored),
         "| model | images | computed by | ms | of bitpare's time | file, of float's bytes |",
@@ -128,7 +128,7 @@ def integer_table(stored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-SHAPES = {  # of the other results: what makes the table of those whose name begins so
+SHAPES = {  # the prefix of other results -> the function for their table
     "qat-step": step_table,
     "prune": prune_table,
     "linear": prune_table,
@@ -138,7 +138,7 @@ SHAPES = {  # of the other results: what makes the table of those whose name beg
 
 
 def tables(results: pathlib.Path = RESULTS) -> tuple[dict[str, str], dict[str, str]]:
-    """Tables by name, and plots by file name."""
+    """Return the tables by name, and the plots by file name."""
     made = {}
     for path in sorted(results.glob("*.json")):
         if path.stem.startswith("peers"):

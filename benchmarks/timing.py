@@ -1,4 +1,4 @@
-"""Times functions against each other: interleaved, in one process, medians."""
+"""Time functions against each other: in turns, in one process, by medians."""
 
 import argparse
 import dataclasses
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-# glibc gives large blocks back to the system and takes them anew on each call; the page faults
-# would be most of what is measured. Applies to peers and copies alike.
+# glibc returns large blocks to the system and requests them again on each call. The page faults
+# would dominate the measurement. This applies to all functions alike.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
@@ -25,7 +25,7 @@ KEEP_MEMORY = {
 
 
 def keep_freed_memory() -> None:
-    """Starts the program again with an allocator that keeps what is freed."""
+    """Restart the program with an allocator that keeps freed memory."""
     if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
 
@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
 def options(
     about: str | None, results: pathlib.Path, rounds: int = 15, **more: dict[str, Any]
 ) -> argparse.Namespace:
-    """Return the options of a benchmark, once its process keeps its memory. more: arguments of its
-    own, as add_argument takes them."""
+    """Return the options of a benchmark, after restarting it with keep_freed_memory. more: its own
+    arguments, as for add_argument."""
     parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
     for name, settings in more.items():
         parser.add_argument(f"--{name}", **settings)
@@ -51,7 +51,7 @@ def save(results: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 @dataclasses.dataclass
 class Times:
-    """Seconds of one call."""
+    """The seconds of one call."""
 
     median: float
     p20: float
@@ -64,8 +64,8 @@ def interleaved_rounds(
     slice_s: float = 2e-3,
     before: dict[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of a call of each function in each round, all of them taking turns. A turn lasts
-    about slice_s. before: what a function's turn begins with, not timed."""
+    """Return the seconds of a call of each function in each round. The functions take turns of
+    about slice_s seconds. before: a function that begins a turn and is not timed."""
     repeats = {}
     prepare = before or {}
     for name, f in functions.items():
@@ -93,7 +93,7 @@ def summary(values: list[float]) -> Times:
 
 
 def ratio(values: list[float], base: list[float]) -> Times:
-    """Return the ratio of two functions' seconds, round by round: what slows a round down slows
+    """Return the ratio of two functions' seconds for each round, because a slow round slows
     both."""
     return summary([a / b for a, b in zip(values, base, strict=True)])
 
@@ -105,7 +105,7 @@ def against(
     slice_s: float = 2e-3,
     before: dict[str, Callable[[], object]] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Seconds of each function, and the ratio to one of them; as JSON has them."""
+    """Return the seconds of each function and the ratio to one of them, for JSON."""
     found = interleaved_rounds(functions, rounds, slice_s, before)
     return {
         "seconds": {name: vars(summary(values)) for name, values in found.items()},
@@ -119,7 +119,7 @@ def interleave(
     slice_s: float = 2e-3,
     before: dict[str, Callable[[], object]] | None = None,
 ) -> dict[str, Times]:
-    """Times of each function: see interleaved_rounds."""
+    """Return the times of each function; see interleaved_rounds."""
     found = interleaved_rounds(functions, rounds, slice_s, before)
     return {name: summary(values) for name, values in found.items()}
 
@@ -130,8 +130,8 @@ def _synchronize() -> None:
 
 
 def peak_memory(module: str, *arguments: str) -> float:
-    """MiB that a fresh process needs for calls of module.build(*arguments)() beyond what it needs
-    before them."""
+    """Return the MiB that a new process needs for calls of module.build(*arguments)(), beyond its
+    memory before them."""
     code = (
         "import sys, resource, importlib; sys.path.insert(0, sys.argv[1])\n"
         "step = importlib.import_module(sys.argv[2]).build(*sys.argv[3:])\n"
@@ -153,7 +153,7 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def machine() -> dict[str, str]:
-    """Return a description of the machine that the figures were measured on."""
+    """Return a description of the machine that was measured."""
     cpu = platform.processor()
     with open("/proc/cpuinfo") as lines:
         for line in lines:

@@ -1,9 +1,9 @@
-"""A training loop of one's own, with the ops of bp.functional alone: no prepare, Pruner, Distiller.
+"""Write your own training loop with only the ops of bp.functional: no prepare, Pruner or Distiller.
 
-LeNet on real digits: in float, then with 8, 4 and 2 bits for weights and activations, half of the
-weights pruned, and the float model's answers as soft labels. Three ops do it: fake_quant_lsq
-(values on a grid whose scale is learned), select_mask with apply_mask (the weights of least
-magnitude, one bit for each), and distill_loss. All else is plain PyTorch.
+LeNet is trained on real digits in float, then with 8, 4 and 2 bits for weights and activations,
+with half of the weights pruned, and with the float model's outputs as soft labels. Three ops do
+this: fake_quant_lsq quantizes with learned scales, select_mask and apply_mask prune the weights of
+smallest magnitude, and distill_loss compares with the teacher. The rest is plain PyTorch.
 """
 
 import argparse
@@ -23,7 +23,7 @@ BATCH = 32
 
 
 class Quantizer(nn.Module):
-    """Fake quantization with a learned scale (LSQ), initialised from the first tensor it sees."""
+    """Fake quantization with a learned scale (LSQ), which is initialised from the first tensor."""
 
     def __init__(self, bits: int, signed: bool, axis: int | None = None, channels: int = 1) -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class Quantizer(nn.Module):
 
 
 class LeNet(nn.Module):
-    """LeNet for 8x8 digits. With bits, weights and activations of every layer are quantized, and
-    weights lie behind masks; the first and last layer keep 8 bits."""
+    """LeNet for 8x8 digits. With ``bits``, the weights and activations of every layer are quantized
+    and weights are masked. The first and last layers keep 8 bits."""
 
     def __init__(self, bits: int | None = None) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class LeNet(nn.Module):
             self.register_buffer(f"mask{i}", bp.functional.pack_mask(everything))
 
     def prune(self, sparsity: float) -> None:
-        """Masks the weights of least magnitude in the whole model; what is masked stays so."""
+        """Mask the weights of smallest magnitude in the whole model. Masked weights stay masked."""
         masks = [self.get_buffer(f"mask{i}") for i in range(len(self.layers))]
         scores = [layer.weight.detach().abs() for layer in self.layers]
         found = bp.functional.select_mask(scores, sparsity, previous=masks)
@@ -105,7 +105,7 @@ def train(
     options: argparse.Namespace,
     run: Checkpoint,
 ) -> float:
-    """SGD with momentum on a cosine schedule; returns the accuracy."""
+    """Train with SGD with momentum on a cosine schedule, and return the accuracy."""
     x, y, test_x, test_y = data
     epochs = options.epochs if teacher is None else options.tune_epochs
     lr = 0.05 if teacher is None else 0.01
@@ -117,7 +117,7 @@ def train(
         first = run.restore(stage, parts, order)
         for epoch in tqdm(range(first, epochs), stage, epochs, initial=first, unit="epoch"):
             if teacher is not None:
-                done = min(2 * epoch / epochs, 1)  # everything is pruned half way
+                done = min(2 * epoch / epochs, 1)  # all pruning is done in the first half
                 model.prune(options.sparsity * (1 - (1 - done) ** 3))
             for rows in torch.randperm(len(x), generator=order).split(BATCH):
                 if len(rows) < BATCH:
@@ -140,7 +140,7 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     options = parse(argv)
-    torch.set_num_threads(1)  # a network this small is slower on more
+    torch.set_num_threads(1)  # more threads slow down a network this small
     data = digits(options.seed)
     run = Checkpoint.of(options)
     model = LeNet()

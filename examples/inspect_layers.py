@@ -1,16 +1,16 @@
-"""A look at where a quantized network loses accuracy, and at its weights.
+"""Show where a quantized network loses accuracy, and what happens to its weights.
 
 LeNet is trained in float on real digits and quantized without further training: weights to few bits
-with one scale for each layer. Then three views:
+with one scale per layer. Three views follow:
 
-  1. each layer's weights quantized alone: accuracy, and the signal-to-noise ratio there and at the
-     network's output (all of it: bp.report.effects);
-  2. of the layer that does most harm, how its weights lie between the levels of the grid, before
-     and after the range is adjusted (clipped to where the squared error is least);
-  3. some of its weights as floats, as integers and de-quantized.
+  1. the weights of each layer quantized alone: accuracy, and the signal-to-noise ratio of the layer
+     and of the network's output (bp.report.effects shows all);
+  2. for the layer that does most harm, the distribution of its weights over the levels of the grid,
+     before and after the range is clipped to minimize the squared error;
+  3. some of its weights as floats, as integers and dequantized.
 
-Writes the second view as a picture too, with matplotlib, and everything about every layer to
-report.html.
+The second view is also drawn as a picture, if matplotlib is installed. report.html shows every
+layer.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def quantized(model: nn.Module, config: bp.QConfig, x: Tensor) -> nn.Module:
 def print_losses(
     model: nn.Module, all_layers: nn.Module, weight: bp.QSpec, data: Sequence[Tensor]
 ) -> str:
-    """A row for each layer; returns the one that disturbs the output most."""
+    """Print a row for each layer, and return the layer that disturbs the output most."""
     x, _, test_x, test_y = data
     effects = bp.report.effects(all_layers, data=[test_x[:256]], progress=False)
     found = [row for row in effects.rows if row.role == "weight"]
@@ -67,12 +67,12 @@ def print_losses(
 
 
 def levels(seen: bp.report.Values) -> tuple[Tensor, Tensor]:
-    """The values that the weights take, and how many take each."""
+    """Return the values that the weights take, and how many weights take each."""
     return seen.dequantized.unique(return_counts=True)
 
 
 def print_distribution(before: bp.report.Values, after: bp.report.Values) -> None:
-    """A histogram of the weights, and how many go to each level of the two grids."""
+    """Print a histogram of the weights, and how many weights each level of the two grids has."""
     weight = before.weight.flatten()
     edges = torch.linspace(weight.min(), weight.max(), 16)
     counts = torch.histogram(weight, edges).hist
@@ -112,7 +112,7 @@ def draw(before: bp.report.Values, after: bp.report.Values, names: list[str], pa
 
 
 def print_values(before: bp.report.Values, after: bp.report.Values, count: int = 9) -> None:
-    """The first weights of the channel that fares worst."""
+    """Print the first weights of the channel with the largest error."""
     channel = before.channels.index(min(before.channels))
     print(f"channel {channel}: {before.channels[channel]:.1f} dB before, "
           f"{after.channels[channel]:.1f} dB after; its first weights:")  # fmt: skip
@@ -129,7 +129,7 @@ def print_values(before: bp.report.Values, after: bp.report.Values, count: int =
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(argv)
-    torch.set_num_threads(1)  # a network this small is slower on more
+    torch.set_num_threads(1)  # more threads slow down a network this small
     data = digits(options.seed)
     x, _, test_x, test_y = data
     model = trained_in_float(LeNet(), data, options, Checkpoint.of(options), lr=0.05)

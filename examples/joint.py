@@ -1,11 +1,12 @@
-"""Masks, few bits and a teacher in one run: a network with BatchNorm on colour scenes of digits.
+"""Prune, quantize and distill a network with BatchNorm in one run, on colour scenes of digits.
 
-The float model is trained first, and then teaches its own copy, while in that copy, step by step,
-weights are pruned on a cubic schedule, their bits go from 8 to --bits, weights that jump between
-two integers are frozen, and at the end ranges and BatchNorm are. Each schedule is a function of the
-optimizer's steps: the training loop has no line about them, and --resume goes on exactly.
+The float model is trained first and then teaches a copy of itself. In the copy, weights are pruned
+on a cubic schedule, their bits go from 8 to --bits, and weights that oscillate between two integers
+are frozen. Ranges and BatchNorm are frozen at the end. Each schedule depends only on the number of
+optimizer steps, so the training loop does not mention them, and --resume continues with the same
+results.
 
-Prints what was in force over the run, and float, fake-quantized and integer model side by side.
+It prints the schedules over the run, and compares the float, fake-quantized and integer models.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     small = {"images": 1024, "width": 8, "epochs": 10, "joint_epochs": 3}
     options = command.parse(parser, argv, quick=small)
     if options.pattern == "2:4" and options.sparsity != 0.5:
-        options.sparsity = 0.5  # what 2:4 is
+        options.sparsity = 0.5  # 2:4 always prunes half of the weights
         print("2:4 prunes half of the weights: --sparsity is 0.5")
     return options
 
@@ -92,7 +93,7 @@ def joint(
 
 
 def print_course(model: nn.Module, recorder: bp.report.Recorder, rows: int = 8) -> None:
-    """Some of what was recorded: of the whole model, or the mean over its layers."""
+    """Print some of the records, for the whole model or as the mean over its layers."""
     sizes = {name: p.numel() for name, p in model.named_parameters()}
 
     def mean(found: dict[str, float]) -> float:

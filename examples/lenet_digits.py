@@ -1,13 +1,13 @@
-"""LeNet on real digits (scikit-learn's scans, no download), the whole way:
+"""Take LeNet on real digits (scikit-learn's scans, no download) from training to deployment:
 
-  1. trains LeNet in float;
-  2. prunes it on a schedule and trains it quantized, with the float model as its teacher, in one
+  1. train LeNet in float;
+  2. prune it on a schedule and train it quantized, with the float model as its teacher, in one
      loop;
-  3. converts it to an integer model, compares the two operation by operation, and writes
+  3. convert it to an integer model, compare the two operation by operation, and write
      model.safetensors and, with the onnx package, model.onnx;
-  4. prints accuracy, bytes, weights that are not 0 and latency of each, and writes report.html.
+  4. print accuracy, bytes, non-zero weights and latency of each model, and write report.html.
 
-It takes less than a minute. What was interrupted goes on with --resume, exactly.
+It takes less than a minute. --resume continues an interrupted run, with the same results.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def compressed(
     teacher: nn.Module, options: argparse.Namespace, data: Sequence[Tensor], run: Checkpoint
 ) -> tuple[nn.Module, bp.report.Recorder]:
-    """Pruning, quantization and distillation in one loop."""
+    """Prune, quantize and distill in one training loop."""
     x, y, test_x, test_y = data
     model = bp.prepare(teacher, CONFIGS[options.bits](), example_inputs=(x[:1],))
     bp.calibrate(model, data=x[:512].split(BATCH), progress=False)
@@ -77,7 +77,7 @@ def compressed(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(argv)
-    torch.set_num_threads(1)  # a network this small is slower on more
+    torch.set_num_threads(1)  # more threads slow down a network this small
     data = digits(options.seed)
     test_x, test_y = data[2:]
     run = Checkpoint.of(options)

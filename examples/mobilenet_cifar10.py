@@ -1,8 +1,8 @@
 """MobileNetV2 on 32 px images: float, then calibrated and trained in 8 bits, then in integers.
 
-The images are CIFAR-10 where torchvision finds it in --data (or may --download it there);
-otherwise 10,000 colour scenes composed of scikit-learn's real digits, which need no download. Float
-weights are trained first, or come from --checkpoint: a state dict of
+The images are CIFAR-10 if torchvision finds it in --data, or downloads it there with --download.
+Otherwise they are 10,000 colour scenes composed of scikit-learn's real digits, which need no
+download. Float weights are trained first, or come from --checkpoint. That is a state dict of
 bitpare_examples.networks.MobileNetV2 of the same --width, such as the float.pt that this example
 writes.
 
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Under torchrun one of its processes, with a GPU of its own where they are GPUs."""
+    """Join the process group if run by torchrun, and yield the device of this process."""
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
@@ -69,7 +69,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def images(options: argparse.Namespace, say: Callable[[str], None]) -> tuple[str, list[Tensor]]:
-    """CIFAR-10, or scenes; the first process alone may download."""
+    """Return CIFAR-10, or scenes. Only the first process downloads."""
     rank, world = command.processes()
     if options.download and world > 1:
         if rank == 0:
@@ -140,7 +140,7 @@ class Trainer:
 def trained(
     options: argparse.Namespace, device: torch.device
 ) -> tuple[nn.Module, nn.Module, list[Tensor]]:
-    """The float model, the fake-quantized one, and the images."""
+    """Return the float model, the fake-quantized one, and the images."""
     rank, _ = command.processes()
     say = print if rank == 0 else lambda *_: None
     name, data = images(options, say)
@@ -172,7 +172,7 @@ def trained(
 def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     options = parse(argv)
     if options.quick:
-        torch.set_num_threads(1)  # a network this small is slower on more
+        torch.set_num_threads(1)  # more threads slow down a network this small
     with process_group(options.device) as device:
         rank, _ = command.processes()
         model, qat, (_, _, test_x, test_y) = trained(options, device)

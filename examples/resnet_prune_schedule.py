@@ -1,10 +1,10 @@
-"""A ResNet that loses half of its channels while it trains, on colour scenes of digits.
+"""Remove half of the channels of a ResNet while it trains, on colour scenes of digits.
 
 A schedule masks more and more whole channels, in the groups that residual additions tie together.
-When it is done, bp.prune.shrink makes a smaller ResNet of the same classes, without the masked
-channels, and the optimizer goes over to it with its momentum: training goes on where it was.
+Then bp.prune.shrink makes a smaller ResNet of the same classes without the masked channels. The
+optimizer is moved to it with its momentum, and training continues.
 
-Prints what was removed, and the models side by side.
+It prints what was removed, and compares the models.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     before = accuracy(small.eval(), test_x, test_y)
     held = sum(v.numel() for s in optimizer.state.values() for v in s.values() if v is not None)
     print(f"the smaller model, before it trains: {before:.1f} %; momentum of {held:,} weights\n")
-    for group in optimizer.param_groups:  # the learning rate begins anew, lower
+    for group in optimizer.param_groups:  # restart the learning rate at a lower value
         group["lr"] = group["initial_lr"] = 0.02
     trained(small, options.more_epochs, "smaller", {})
     torch.save(small.state_dict(), options.output / "small.pt")

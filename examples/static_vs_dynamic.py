@@ -1,11 +1,10 @@
-"""Static against dynamic quantization: accuracy and time, on real digits.
+"""Compare static and dynamic quantization on real digits, by accuracy and time.
 
-Static ranges of activations are found once, from calibration images; the network then runs in
-integers from end to end. Dynamic ranges are found anew for each batch, or for each token (here: a
-column of pixels): a pass over the values more, and floats between the layers. What that buys shows
-where the data at hand differ from those of the calibration: the test images are given again at
-other brightnesses, which the float model hardly minds.
-"""
+Static ranges of activations are computed once, from calibration images; the network then runs in
+integers from end to end. Dynamic ranges are computed for each batch, or for each token (here a
+column of pixels). They need one more pass over the values, and floats between the layers. They help
+if the data differ from those of the calibration: the test images are also tried at other
+brightnesses, which hardly affect the float model."""
 
 import argparse
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def variants(model: nn.Module, x: Tensor, options: argparse.Namespace) -> dict[str, nn.Module]:
-    """The float model and its quantized copies, none of which is trained any further."""
+    """Return the float model and its quantized copies, without further training."""
     weight = bp.QSpec(bits=options.bits)
     activations = {
         "static": bp.QSpec(bits=options.bits),
@@ -52,7 +51,7 @@ def variants(model: nn.Module, x: Tensor, options: argparse.Namespace) -> dict[s
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(argv)
-    torch.set_num_threads(1)  # a network this small is slower on more
+    torch.set_num_threads(1)  # more threads slow down a network this small
     data = digits(options.seed)
     x, _, test_x, test_y = data
     model = trained_in_float(LeNet(), data, options, Checkpoint.of(options), lr=0.05)

@@ -1,5 +1,5 @@
-"""Holds docstrings and comments to an opening that a stranger can read: a verb, or a noun with its
-article, not a clause that begins in the middle."""
+"""Check that docstrings and comments begin with a verb, or a noun with its article, and not in the
+middle of a clause."""
 
 import ast
 import pathlib
@@ -14,8 +14,8 @@ COMMENTS = {".py": "#", ".h": "//", ".cpp": "//", ".cu": "//", ".cmake": "#", ".
 
 
 def openings(path: pathlib.Path) -> list[tuple[int, str]]:
-    """Return line and first word of each docstring and comment that begins in the middle. The lines
-    of a comment after its first one are part of a sentence."""
+    """Return the line and first word of each docstring and comment that begins in the middle. Later
+    lines of a comment continue a sentence, so they are not checked."""
     text, mark = path.read_text(), COMMENTS[path.suffix]
     found = []
     before = ""

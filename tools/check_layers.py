@@ -1,9 +1,9 @@
-"""Checks that dependencies point down, in C++ and in Python.
+"""Check that dependencies point down, in C++ and in Python.
 
-C++: integer models may include ops, ops kernels and math, kernels only math, math nothing but
-itself; no torch below ops, no <cmath> in math and in files compiled for several instruction sets;
-at most two macros in csrc. Python: a package imports only from the floors below its own, no modules
-import each other in a circle, and no function imports from bitpare.
+C++: integer models may include ops, ops may include kernels and math, kernels may include only
+math, and math only itself. No torch below ops. No <cmath> in math and in files compiled for several
+instruction sets. At most two macros in csrc. Python: a package imports only from the floors below
+its own, imports form no circle, and no function imports from bitpare.
 """
 
 import ast
@@ -23,13 +23,13 @@ SYSTEM = {
     "math": {"cstdint", "cuda_fp16.h"},
     "kernels": {"cstdint", "immintrin.h", "cuda_runtime.h"},
 }
-# Headers of no floor: the C++ interface, and the emulation that stands for CUDA in tests.
+# Headers that belong to no floor: the C++ interface, and the CUDA emulation for tests.
 OWN = {"bitpare.h", "cuda_on_host.h"}
-# Compiled once, for the host: they may use the standard library.
+# Files compiled once, for the host, which may use the standard library.
 HOST_ONLY = {"kernels/cpu/capability.cpp", "kernels/cuda/launch.h"}
 
 
-# The floors of python/bitpare from the ground up; those on one floor do not import each other.
+# The floors of python/bitpare from the ground up. Packages on one floor do not import each other.
 GROUND = {
     "errors",
     "files",
@@ -77,7 +77,7 @@ def macros(paths: list[pathlib.Path]) -> set[str]:
 
 
 def floor_of(module: str) -> int:
-    """Return the number of the floor of bitpare.NAME.anything, 0 being the ground."""
+    """Return the floor number of the module bitpare.NAME.anything; 0 is the ground."""
     parts = module.split(".")
     name = parts[1] if len(parts) > 1 else parts[0]
     return next((i for i, names in enumerate(FLOORS) if name in names), -1)
@@ -98,7 +98,7 @@ def imports_of(tree: ast.AST, modules: set[str]) -> list[tuple[ast.stmt, str]]:
 
 
 def python_problems(root: pathlib.Path) -> list[str]:
-    """Return what is wrong with the imports of the package in a folder."""
+    """Return the problems with imports of the package in a folder."""
     names = {}
     for path in sorted((root / "bitpare").rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -139,7 +139,7 @@ def python_problems(root: pathlib.Path) -> list[str]:
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Return one path for each circle of imports that a depth-first walk closes."""
+    """Return one path for each import circle that a depth-first walk finds."""
     found: list[list[str]] = []
     done: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs.yml: which files become pages, and the reference of everything public."""
+"""Hooks of mkdocs.yml. They choose the pages, and write the reference of all public names."""
 
 import pathlib
 import re
@@ -21,8 +21,8 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Lay the pages out as in the repository, so that their links hold in both, with the sources
-    that they link to, and add the reference."""
+    """Arrange the pages as in the repository, so that their links work in both. Add the sources
+    that they link to, and the reference."""
     paths = [*PAGES, *(file.relative_to(ROOT).as_posix() for file in (ROOT / "docs").rglob("*.*"))]
     for page in [path for path in paths if path.endswith(".md")]:
         for target in re.findall(r"\]\(([^)#\s:]+)", (ROOT / page).read_text()):
@@ -41,7 +41,7 @@ def on_files(files, config):
 
 
 def reference(module):
-    """The page of a module: its docstring, and an entry for each of its public names."""
+    """Return the page of a module: its docstring, and an entry for each of its public names."""
     lines = [f"# {module}", "", f"::: {module}", "    options: {members: false}", ""]
     for name, source in PUBLIC[module].items():
         if module != "bitpare" and name in PUBLIC["bitpare"]:
@@ -70,16 +70,16 @@ def on_page_content(html, page, config, files):
             raise PluginError(f"{page.file.src_uri} has no entry for {name}")
 
 
-# Methods that say nothing beyond what torch.nn.Module says of them.
+# Methods that behave as documented in torch.nn.Module.
 OF_MODULES = {"forward", "train", "extra_repr", "get_extra_state", "set_extra_state"}
 
 
 class Docstrings(griffe.Extension):
-    """Reads docstrings as they are written in the package: examples begin with >>>, and options are
-    lines of the form `name: meaning`."""
+    """Converts the docstrings of the package: examples begin with >>>, and options are lines of the
+    form `name: meaning`."""
 
     def on_package(self, *, pkg, loader, **_):
-        """Rewrite all docstrings, and hide attributes that have none and what torch calls."""
+        """Rewrite all docstrings, and hide attributes without one and methods that torch calls."""
         for obj in members(pkg):
             if obj.docstring is not None:
                 obj.docstring.value = markdown_of(obj.docstring.value)
@@ -90,7 +90,7 @@ class Docstrings(griffe.Extension):
 
 
 def members(obj):
-    """Yield an object of the package and all those in it."""
+    """Yield an object of the package and everything inside it."""
     yield obj
     for member in obj.members.values():
         if not member.is_alias:
@@ -102,9 +102,9 @@ SECTION = re.compile(r"(Args|Returns|Yields|Raises|Attributes):$")
 
 
 def markdown_of(docstring: str) -> str:
-    """Fence the examples, and make the options items of a list; sections such as Args stay."""
+    """Fence the examples, and turn the options into list items. Sections such as Args stay."""
     made: list[str] = []
-    inside = ""  # an example, a list, or a section
+    inside = ""  # an example, a list or a section
     for line in docstring.splitlines():
         if inside == "section" and (not line or line.startswith(" ")):
             made.append(line)

@@ -1,8 +1,8 @@
-"""Says how far a long command is while it runs: in one line that changes on a terminal, in a line
-every ten seconds in a log. setup.py compiles through it, and:
+"""Show the progress of a long command: in one changing line on a terminal, or in a line every ten
+seconds in a log. setup.py compiles with it.
 
 python tools/progress.py build FOLDER JOBS     compiles a folder that CMake configured
-python tools/progress.py run TITLE COMMAND...  shows what pip or another command is at
+python tools/progress.py run TITLE COMMAND...  shows the progress of pip or another command
 """
 
 import json
@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-# Seconds that a file takes on one core, measured with GCC 12 and nvcc 13; others take a second.
+# Seconds to compile a file on one core, measured with GCC 12 and nvcc 13. Other files take one
+# second.
 SECONDS = {
     "cmake_pch": 24, "csrc/ops": 11, "csrc/kernels/cuda": 8, "csrc/module": 8, "csrc/integer": 7,
     "csrc/kernels/cpu": 2,
@@ -24,12 +25,12 @@ SECONDS = {
 
 
 def spoken(seconds: float) -> str:
-    """A duration as one says it."""
+    """Format a duration for people."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 class Display:
-    """One line of state, which a log gets every now and then."""
+    """A status line. A log gets a new one from time to time."""
 
     every = 10.0  # seconds
 
@@ -53,7 +54,7 @@ class Display:
 
 
 def lines_of(command: list[str], ended: list[int]) -> Iterator[str | None]:
-    """Yield the lines that a command prints, and None each second; `ended` gets its exit status."""
+    """Yield the lines that a command prints, and None each second. `ended` gets its exit status."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -68,13 +69,13 @@ def lines_of(command: list[str], ended: list[int]) -> Iterator[str | None]:
             yield None
         except KeyboardInterrupt:
             process.wait()  # it was interrupted too
-            raise SystemExit("\nstopped; the same command goes on from here") from None
+            raise SystemExit("\nstopped; run the same command to continue") from None
     ended.append(process.wait())
 
 
 def build(cmake: str, folder: pathlib.Path, jobs: int) -> int:
-    """Compile a folder that CMake configured, and return CMake's exit status. Warnings and errors
-    are shown as they come."""
+    """Compile a folder that CMake configured, and return CMake's exit status. Show warnings and
+    errors at once."""
     display, ended, state = Display(), list[int](), ""
     expected = missing(folder)
     whole = sum(expected.values())
@@ -100,8 +101,8 @@ def build(cmake: str, folder: pathlib.Path, jobs: int) -> int:
 
 
 def missing(folder: pathlib.Path) -> dict[str, float]:
-    """Return the object files that are not there yet, as ninja names them, each with the seconds
-    that it takes."""
+    """Return the missing object files, as ninja names them, each with its compile time in
+    seconds."""
     found = {}
     commands = folder / "compile_commands.json"
     for command in json.loads(commands.read_text()) if commands.exists() else []:
@@ -120,7 +121,7 @@ def several(match: re.Match[str]) -> str:
 
 
 def run(title: str, command: list[str]) -> int:
-    """Show the last line of a command that matters; all it printed where it fails."""
+    """Show the last meaningful line of a command, and its whole output if it fails."""
     display, ended, printed, state = Display(), list[int](), list[str](), ""
     display.line(title)
     for line in lines_of(command, ended):

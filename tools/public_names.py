@@ -1,4 +1,4 @@
-"""Reads from the sources which names are public: those in __all__ of bitpare and its modules."""
+"""Read the public names from the sources: the names in __all__ of bitpare and its modules."""
 
 import ast
 import pathlib
@@ -25,7 +25,7 @@ def exports(module: str) -> dict[str, str]:
 
 
 def public_names() -> dict[str, dict[str, str]]:
-    """Return the public modules, each with its public names and where these are defined."""
+    """Return the public modules, each with its public names and the modules that define them."""
     top = exports("bitpare")
     modules = sorted(name for name in top if file_of(f"bitpare.{name}").exists())
     found = {"bitpare": {name: source for name, source in top.items() if name not in modules}}

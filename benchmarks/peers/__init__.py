@@ -1,17 +1,17 @@
-"""Other tools that do what bitpare does, behind one interface, and what compares them.
+"""Compare bitpare with other tools, behind one interface.
 
 An adapter is a module with
 
-    PACKAGES                      whose versions are stored with the results
-    prepare(model, batches, bits) a copy of a float model for quantization-aware training, with
-                                  the ranges of the batches; train(), eval() and calls as usual
-    quantizers(model)             how many there are
+    PACKAGES                      the packages whose versions are stored with the results
+    prepare(model, batches, bits) returns a copy of a float model for quantization-aware training,
+                                  with the ranges of the batches; train(), eval() and calls as usual
+    quantizers(model)             returns the number of quantizers
     schedule(model, optimizer, steps)
-                                  what the tool does late in training: ranges, BatchNorm
-    convert(model, x)             where the tool has one: a function that computes in integers
+                                  freezes ranges and BatchNorm late in training, as the tool does
+    convert(model, x)             returns a function that computes in integers, if the tool has one
 
-Each tool is set up as its own guide does. What a tool cannot do it says in an exception, which
-becomes a row of the results.
+Each tool is set up as in its own guide. If a tool cannot do something, it raises an exception,
+which becomes a row of the results.
 """
 
 import importlib
@@ -36,7 +36,7 @@ def adapter(tool: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is installed."""
+    """Return the versions of the installed packages."""
     found = {}
     for package in PACKAGES:
         try:
@@ -47,6 +47,6 @@ def versions() -> dict[str, str]:
 
 
 def reason(error: BaseException) -> str:
-    """Why something could not be done, in a line."""
+    """Return the reason of a failure, in one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {' '.join(lines[0].split())}"[:200]

@@ -1,4 +1,5 @@
-"""Accuracy after the same epochs from the same float models: real digits, composed digits."""
+"""Compare accuracy after the same epochs from the same float models, on real and composed
+digits."""
 
 import copy
 import pathlib
@@ -17,7 +18,7 @@ from bitpare_examples import data, networks, training
 
 
 class Recipe(NamedTuple):
-    """Float training, then epochs of quantization-aware training."""
+    """The settings of float training, and of the epochs of quantization-aware training."""
 
     seeds: int
     float_epochs: int
@@ -37,7 +38,7 @@ QUICK = Recipe(1, 2, 0.05, 1, 0.01, 1e-4)
 
 
 def problem(name: str, seed: int, quick: bool) -> tuple[nn.Module, list[torch.Tensor]]:
-    """A network, and its data as (train x, train y, test x, test y)."""
+    """Return a network, and its data as (train x, train y, test x, test y)."""
     torch.manual_seed(seed)
     if name == LENET:
         return networks.LeNet(), list(data.digits(seed))
@@ -50,7 +51,8 @@ def problem(name: str, seed: int, quick: bool) -> tuple[nn.Module, list[torch.Te
 def trained_in_float(
     name: str, recipe: Recipe, seed: int, quick: bool, folder: pathlib.Path
 ) -> tuple[nn.Module, list[torch.Tensor], float]:
-    """The same for every tool: trained once, then read from the folder."""
+    """Return the float model, which is the same for every tool: trained once, then read from the
+    folder."""
     model, found = problem(name, seed, quick)
     path = folder / f"{name.split(',')[0].replace(' ', '-')}-{seed}.pt"
     if path.exists():
@@ -65,11 +67,11 @@ def trained_in_float(
 
 
 def in_integers(tool: str, model: nn.Module, found: list[torch.Tensor]) -> float | None:
-    """Accuracy of what the tool converts the model to; None where it converts to nothing."""
+    """Return the accuracy of the model that the tool converts to, or None if it cannot convert."""
     made = adapter(tool)
     if not hasattr(made, "convert"):
         return None
-    plain = getattr(made, "converted", None)  # compiled or not, the numbers are the same
+    plain = getattr(made, "converted", None)  # the numbers are the same compiled or not
     integer = plain(model) if plain else made.convert(model, found[2][:2])
     return training.accuracy(integer, *found[2:])
 

@@ -1,4 +1,5 @@
-"""bitpare. 4 bits: everywhere, as in the other tools; QConfig.int4() keeps 8 at the ends."""
+"""bitpare. With 4 bits, all layers have 4 bits as in the other tools; QConfig.int4() keeps 8 at the
+ends."""
 
 import bitpare as bp
 import torch

@@ -1,7 +1,6 @@
-"""Brevitas: its own replacement of a graph's layers, weights per channel, BatchNorm as it is.
+"""Brevitas: layers are replaced in its graph, with scales per channel; BatchNorm is unchanged.
 
-Scales of activations are learned, from where calibration left them.
-"""
+Scales of activations are learned, starting from calibration."""
 
 import copy
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 
 def with_bits(entry: tuple | None, bits: int) -> tuple | None:
-    """Return a layer's settings with weights of so many bits."""
+    """Return a layer's settings with this number of bits for weights."""
     if entry is None or "weight_quant" not in entry[1]:
         return entry
     layer, settings = entry
@@ -50,4 +49,4 @@ def quantizers(model: nn.Module) -> int:
 
 
 def schedule(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Nothing: scales are learned."""
+    """Do nothing, because scales are learned."""

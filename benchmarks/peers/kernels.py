@@ -1,7 +1,6 @@
-"""Losses of distillation against Liger's kernels, which are written in Triton and need a GPU.
+"""Time distillation losses against Liger's kernels, which are written in Triton and need a GPU.
 
-Fake quantization beside NNCF's and Brevitas' is in benchmarks/run.py.
-"""
+benchmarks/run.py compares fake quantization with NNCF and Brevitas."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +32,7 @@ def of_bitpare(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
 
 
 def of_liger(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    """Its two kernels; the softmaxes are torch's."""
+    """Compute the loss with Liger's two kernels, and softmaxes of torch."""
     from liger_kernel.transformers import functional as liger
 
     soft = liger.liger_kl_div(
@@ -41,7 +40,7 @@ def of_liger(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         F.softmax(teacher / TEMPERATURE, -1),
         reduction="batchmean",
     )
-    hard = liger.liger_cross_entropy(student.clone(), target)  # it writes into its input
+    hard = liger.liger_cross_entropy(student.clone(), target)  # it overwrites its input
     return 0.5 * hard + 0.5 * TEMPERATURE**2 * soft
 
 
@@ -66,7 +65,7 @@ def measure(shape: tuple[int, int], rounds: int, slice_s: float) -> dict[str, An
                 raise ArithmeticError("another value than eager's")
             step()
             steps[name] = step
-        except Exception as error:  # what a tool cannot do is a result
+        except Exception as error:  # a failure is a result too
             where = "" if device == "cuda" else "not on this machine without a GPU: "
             failed[name] = where + reason(error)
     found = timing.against(steps, "bitpare", rounds, slice_s)

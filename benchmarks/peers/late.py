@@ -1,4 +1,4 @@
-"""Changes that happen once, late in training."""
+"""Apply changes late in training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def after(optimizer: torch.optim.Optimizer, step: int, act: Callable[[], Any]) -> None:
-    """Calls act when the optimizer has taken so many steps."""
+    """Call ``act`` once the optimizer has taken this many steps."""
     taken = 0
 
     def count(*_: Any) -> None:

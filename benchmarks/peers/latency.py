@@ -1,4 +1,4 @@
-"""Models in integers as each tool leaves them: time of a call, all taking turns in one process."""
+"""Time the integer models of each tool, in turns in one process."""
 
 import pathlib
 import tempfile
@@ -14,8 +14,9 @@ from peers import adapter, reason
 
 MODEL = "mobilenet_v2"
 BATCHES = (1, 16)
-CONTIGUOUS = ("bitpare", "ONNX Runtime")  # layouts of images that these take as they are
-ERROR = 0.3  # relative to the float model's results, above which it is another computation
+CONTIGUOUS = ("bitpare", "ONNX Runtime")  # tools that take contiguous images
+# A tool with a larger relative error computes something else.
+ERROR = 0.3
 
 
 def layout(x: Tensor) -> Tensor:
@@ -23,7 +24,8 @@ def layout(x: Tensor) -> Tensor:
 
 
 def network() -> nn.Module:
-    """With statistics as training leaves them: without, late layers see next to nothing."""
+    """Return a network with realistic running statistics. Without them, the inputs of late layers
+    are almost 0."""
     model = integer.network(MODEL).train()
     with torch.no_grad():
         for _ in range(10):
@@ -59,7 +61,7 @@ def own_quantization(model: nn.Module) -> Callable[[Tensor], Any]:
 
 
 def candidates(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Callable[[Tensor], Any]]]:
-    """Return what makes each function. x: as many images as it will be given."""
+    """Return for each tool a function that builds its model. ``x`` has as many images as a call."""
 
     def by(tool: str) -> Callable[[Tensor], Any]:
         made = adapter(tool)
@@ -80,7 +82,7 @@ def candidates(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Callable[[
 
 
 def error_of(found: Any, expected: Tensor) -> float:
-    """Root mean square, relative."""
+    """Return the relative root mean square error."""
     result = torch.as_tensor(found[0] if isinstance(found, list) else found)
     return float((result - expected).norm() / expected.norm())
 
@@ -101,7 +103,7 @@ def measure(batch: int, rounds: int, slice_s: float) -> dict[str, Any]:
                 raise ArithmeticError(f"its result is {off:.0%} off the float model's")
             errors[name] = off
             functions[name] = lambda f=f, x=given: f(x)
-        except Exception as error:  # what a tool cannot do is a result
+        except Exception as error:  # a failure is a result too
             failed[name] = reason(error)
     before = {name: integer.settled(f) for name, f in functions.items()}
     with torch.no_grad():

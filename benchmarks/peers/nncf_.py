@@ -1,7 +1,7 @@
-"""NNCF: nncf.quantize, then training of the ranges and weights. Its models are made for OpenVINO,
-so there is nothing to convert to here.
+"""NNCF: nncf.quantize, then training of ranges and weights. It converts only to OpenVINO, so there
+is no convert here.
 
-Its kernels are compiled on first use, for a minute, into build/peers.
+Its kernels are compiled on first use into build/peers, which takes a minute.
 """
 
 # ruff: noqa: E402  (nncf reads the environment as it is imported)
@@ -10,8 +10,8 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]
 os.environ["TORCH_EXTENSIONS_DIR"] = str(ROOT / "build" / "peers")
-os.environ["NNCF_EXTENSION_LOAD_TIMEOUT"] = "0"  # none
-os.environ["NNCF_CI"] = "1"  # sends no telemetry
+os.environ["NNCF_EXTENSION_LOAD_TIMEOUT"] = "0"  # no timeout
+os.environ["NNCF_CI"] = "1"  # send no telemetry
 
 import copy
 import logging
@@ -47,10 +47,10 @@ def quantizers(model: nn.Module) -> int:
 
 
 def masked(model: nn.Module, x: Tensor, sparsity: float) -> nn.Module:
-    """With the smallest weights of the whole model masked in its forward pass."""
+    """Mask the smallest weights of the whole model in its forward pass."""
     mode = nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL
     return nncf.prune(model, mode, ratio=sparsity, examples_inputs=x)
 
 
 def schedule(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Nothing: ranges are learned."""
+    """Do nothing, because ranges are learned."""

@@ -1,7 +1,6 @@
-"""Makes one measurement and writes its row: one.py PART JSON-ARGUMENTS FILE.
+"""Make one measurement and write its row: one.py PART JSON-ARGUMENTS FILE.
 
-In a process of its own: tools change torch as they are imported, and some crash.
-"""
+It runs in its own process, because some tools change torch when imported, and some crash."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Pruning: channels removed for good (torch-pruning), and masks during training
+"""Compare pruning: the removal of channels (torch-pruning), and masks during training
 (torch.nn.utils.prune, NNCF)."""
 
 import copy
@@ -15,7 +15,7 @@ from peers.steps import optimizer_of, problem
 
 MODELS = ("resnet18", "mobilenet_v2")
 SIZE = 96
-RATIO = 0.5  # of the channels
+RATIO = 0.5  # the share of channels to remove
 SPARSITY = 0.9
 
 
@@ -41,7 +41,8 @@ REMOVERS = {"bitpare": removed_by_bitpare, "torch-pruning": removed_by_torch_pru
 
 
 def sizes(model: nn.Module, x: Tensor) -> dict[str, int]:
-    """Multiplications of convolutions and linear layers, and parameters."""
+    """Return the multiplications of convolutions and linear layers, and the number of
+    parameters."""
     macs = 0
 
     def count(layer: nn.Module, _: Any, y: Tensor) -> None:
@@ -71,7 +72,8 @@ def forward_of(model: nn.Module, x: Tensor) -> Callable[[], None]:
 
 
 def channels(name: str, rounds: int, slice_s: float) -> dict[str, Any]:
-    """Half of the channels gone: how long that takes, what is left, how long that runs."""
+    """Remove half of the channels. Measure the time it takes, the size that is left, and its
+    latency."""
     model, x, _ = problem(f"{name}@2x{SIZE}")
     x = x[:1]
     whole = sizes(model, x)
@@ -80,7 +82,7 @@ def channels(name: str, rounds: int, slice_s: float) -> dict[str, Any]:
         try:
             smaller[tool] = remove(model, x)
             makers[tool] = lambda remove=remove: remove(model, x)
-        except Exception as error:  # what a tool cannot do is a result
+        except Exception as error:  # a failure is a result too
             failed[tool] = reason(error)
     left = {
         tool: {k: n / whole[k] for k, n in sizes(small, x).items()}
@@ -99,7 +101,7 @@ def channels(name: str, rounds: int, slice_s: float) -> dict[str, Any]:
 
 
 def with_masks(tool: str, work: str) -> Callable[[], None]:
-    """A training step whose masks are in force; of "float", without masks."""
+    """Return a training step with masks, or for "float" without."""
     model, x, y = problem(work)
     model.train()
     if tool == "torch.nn.utils.prune":
@@ -112,7 +114,7 @@ def with_masks(tool: str, work: str) -> Callable[[], None]:
         from peers.nncf_ import masked
 
         model = masked(model, x, SPARSITY)
-    laid = torch.channels_last  # only now: torch and NNCF refuse to prune such weights
+    laid = torch.channels_last  # only now, because torch and NNCF cannot prune such weights
     model, x = model.to(memory_format=laid), x.contiguous(memory_format=laid)
     optimizer = optimizer_of(model, 1e-5, 4e-5)
     if tool == "bitpare":
@@ -129,7 +131,7 @@ def with_masks(tool: str, work: str) -> Callable[[], None]:
 
 
 def masks(work: str, rounds: int, slice_s: float) -> dict[str, Any]:
-    """A training step with masks that do not change, against one without."""
+    """Time a training step with fixed masks against one without."""
     steps, failed = {}, {}
     for tool in ("float", "bitpare", "torch.nn.utils.prune", "NNCF"):
         try:

@@ -1,7 +1,7 @@
 """torchao's quantization of exported graphs (PT2E), with the quantizer of Inductor's x86 backend.
 
-It finds layers by what a strict export says about them; after another it quantizes nothing, and
-says nothing. Weights of 4 bits are not among what it offers. Converted models are compiled.
+It finds layers by the metadata of a strict export; after another export it silently quantizes
+nothing. It does not offer 4-bit weights. Converted models are compiled.
 """
 
 import copy
@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 
 def prepare(model: nn.Module, batches: list[Tensor], bits: int = 8) -> nn.Module:
     if bits != 8:
-        raise NotImplementedError("X86InductorQuantizer has 8 bits alone")
+        raise NotImplementedError("X86InductorQuantizer has only 8 bits")
     batch = ({0: torch.export.Dim("batch", min=2)},)
     example = batches[0] if len(batches[0]) > 1 else batches[0].repeat(2, 1, 1, 1)
     copied = copy.deepcopy(model).train()
@@ -43,20 +43,21 @@ def quantizers(model: nn.Module) -> int:
 
 
 def schedule(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Ranges alone: BatchNorm's mode is part of the graph."""
+    """Freeze only the ranges, because the mode of BatchNorm is part of the graph."""
     after(optimizer, int(0.9 * steps), lambda: model.apply(pt2e.disable_observer))
 
 
 def converted(model: nn.Module) -> nn.Module:
-    """The graph with quantized weights, not compiled."""
-    model.eval()  # rewrites the graph, and returns nothing
+    """Return the graph with quantized weights, not compiled."""
+    model.eval()  # rewrites the graph in place
     made = quantize_pt2e.convert_pt2e(copy.deepcopy(model))
     pt2e.allow_exported_model_train_eval(made)
     return made
 
 
 def convert(model: nn.Module, x: Tensor) -> Any:
-    """Compiled with frozen weights, for the shape of x; to be called without gradients."""
+    """Return the model compiled with frozen weights for the shape of x. Call it without
+    gradients."""
     compiled = torch.compile(converted(model))
     with torch._inductor.config.patch(freezing=True), torch.no_grad():
         compiled(x)

@@ -1,4 +1,5 @@
-"""The section of docs/benchmarks.md about other tools, and its plots, from the stored results."""
+"""Write the section of docs/benchmarks.md about other tools, and its plots, from the stored
+results."""
 
 import json
 import pathlib
@@ -12,7 +13,7 @@ WHISKERS = "bars: median; lines: 20th to 80th percentile of the rounds"
 
 
 def percent(values: list[float]) -> str:
-    """Means, and each run where there are several."""
+    """Format the mean, and each run if there are several."""
     if not values:
         return "—"
     mean = f"{sum(values) / len(values):.2f}"
@@ -38,7 +39,8 @@ def filled(
     cells: Callable[[dict[str, Any]], list[str]],
     unknown: str,
 ) -> list[str]:
-    """A table: its rows, or why one could not be measured, where ``unknown`` has a place for it."""
+    """Return the rows of a table. A row that could not be measured shows the reason, if ``unknown``
+    has a column for it."""
     for row in rows:
         found = [unknown.format(row["reason"])] if "reason" in row else cells(row)
         lines += [f"| {head(row)} | {line} |" for line in found]
@@ -98,7 +100,7 @@ def accuracy(stored: Stored) -> list[str]:
 
 
 def compared(row: dict[str, Any], base: str, digits: int = 2) -> list[str]:
-    """Seconds and ratios, then what could not be measured."""
+    """Return rows of seconds and ratios, then the failed measurements."""
     lines = [
         f"{name} | {t['median'] * 1e3:.{digits}f} "
         f"| {'1' if name == base else spread(row['ratio'][name])}"
@@ -227,7 +229,8 @@ PARTS = {  # in the order of the section: title, table, plots
 
 
 def section(results: pathlib.Path) -> tuple[str, dict[str, str]]:
-    """The text of what was measured, and the plots by file name; nothing where nothing was."""
+    """Return the text of all measurements and the plots by file name, empty without
+    measurements."""
     lines: list[str] = []
     pictures: dict[str, str] = {}
     for part, (title, table, draw) in PARTS.items():

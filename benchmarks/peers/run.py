@@ -1,4 +1,4 @@
-"""Measures what other tools do beside what bitpare does.
+"""Compare bitpare with other tools.
 
     python benchmarks/peers/run.py [--only steps latency ...] [--tools NNCF ...] [--save]
 
@@ -10,9 +10,9 @@ latency    of MobileNetV2 in integers at 224 px
 pruning    channels removed (torch-pruning), masks during training (torch.nn.utils.prune, NNCF)
 kernels    losses of distillation (Liger; on a GPU)
 
-Each measurement is made in a process of its own. What a tool cannot do, or a tool that is not
-installed, is a row that says why. Needs an environment with tools/requirements-peers.txt, which
-`make bench-peers` makes. Times are worth something on a quiet machine alone.
+Each measurement runs in its own process. If a tool fails or is not installed, its row says why. The
+environment needs tools/requirements-peers.txt; `make bench-peers` creates it. Times are only
+meaningful on a quiet machine.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from peers import ADAPTERS, accuracy, kernels, latency, pruning, steps, versions
 HERE = pathlib.Path(__file__).parent
 PARTS = ("steps", "accuracy", "latency", "pruning", "kernels")
 TIMEOUT_S = 1800
-Job = tuple[str, dict[str, Any], dict[str, Any]]  # module.function, what names the row, arguments
+Job = tuple[str, dict[str, Any], dict[str, Any]]  # function, row keys, arguments
 
 
 def jobs(part: str, options: argparse.Namespace, folder: str) -> Iterator[Job]:
@@ -66,7 +66,7 @@ def jobs(part: str, options: argparse.Namespace, folder: str) -> Iterator[Job]:
 
 
 def apart(function: str, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
-    """The row that a fresh process makes, or the reason why there is none."""
+    """Return the row that a new process measures, or the reason of a failure."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "row.json"
         spelled = json.dumps({**arguments, "threads": threads})
@@ -88,7 +88,7 @@ def apart(function: str, arguments: dict[str, Any], threads: int) -> dict[str, A
 
 
 def brief(row: dict[str, Any]) -> str:
-    """A line of what was found."""
+    """Format a result as one line."""
     if "reason" in row:
         return row["reason"]
     if "after" in row:

@@ -1,4 +1,4 @@
-"""A training step of each tool against float's: time in turns, peak memory of fresh processes."""
+"""Compare a training step of each tool with float: time in turns, peak memory in new processes."""
 
 import pathlib
 import sys
@@ -15,11 +15,11 @@ from peers import adapter
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
 WORK = ("mobilenet_v2@32x32", "mobilenet_v2@16x96", "LeNet@64x8")  # batch x pixels
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TOO_SLOW = 1.3  # a layout whose trial took so many times as long as the other's is left out
+TOO_SLOW = 1.3  # A layout that takes this many times as long as the other in a trial is left out.
 
 
 def problem(work: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """A float model with statistics as training leaves them, images and labels."""
+    """Return a float model with realistic running statistics, images and labels."""
     from bitpare_examples.networks import LeNet
 
     name, shape = work.split("@")
@@ -39,7 +39,8 @@ def problem(work: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def optimizer_of(model: nn.Module, lr: float, decay: float) -> torch.optim.Optimizer:
-    """SGD, the same for all: weights decay, and nothing that has one value a channel or less."""
+    """Return the same SGD for all tools. Only weights decay, not parameters with one value per
+    channel or fewer."""
     trained = [p for p in model.parameters() if p.requires_grad]
     decaying = [p for p in trained if p.dim() > 1 and p.numel() > p.shape[0]]
     others = [p for p in trained if not any(p is d for d in decaying)]
@@ -68,8 +69,8 @@ def trainable(tool: str, work: str, layout: str) -> tuple[nn.Module, Tensor, Ten
 
 
 def build(tool: str, work: str, layout: str) -> Callable[[], None]:
-    """A step whose first call is like all others: what loads or compiles has done so on a small
-    batch, and has left neither gradients nor momentum."""
+    """Return a training step that is ready: loading and compiling are done on a small batch,
+    without leaving gradients or momentum."""
     model, x, y = trainable(tool, work, layout)
     step_of(model, x[:2], y[:2])[0]()
     for p in model.parameters():
@@ -78,7 +79,7 @@ def build(tool: str, work: str, layout: str) -> Callable[[], None]:
 
 
 def faster_layouts(steps: dict[str, Callable[[], None]]) -> dict[str, Callable[[], None]]:
-    """Without a layout that a trial shows to be far slower than the other."""
+    """Leave out a layout that a trial shows to be much slower than the other."""
     trial = timing.interleaved_rounds(steps, rounds=3, slice_s=0.02)
     least = min(min(seconds) for seconds in trial.values())
     return {k: steps[k] for k, seconds in trial.items() if min(seconds) <= TOO_SLOW * least}
@@ -93,7 +94,7 @@ def measure(tool: str, work: str, rounds: int, slice_s: float, memory: bool) -> 
         if kind == tool:
             count = adapter(tool).quantizers(problems["contiguous"][0])
     if not count:
-        raise RuntimeError("prepare has put no quantizer into the model")
+        raise RuntimeError("prepare has added no quantizer to the model")
     names = {" ".join(key): f for key, f in timed.items()}
     found = timing.interleaved_rounds(names, rounds=rounds, slice_s=slice_s)
 

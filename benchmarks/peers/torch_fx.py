@@ -1,7 +1,8 @@
 """torch.ao.quantization in FX graph mode, with its default settings of the x86 backend.
 
-These leave a bit of the activations unused (reduce_range), so that kernels on machines without
-VNNI do not overflow. 4 bits: the same with smaller grids; there are no kernels for them.
+The default settings leave one bit of the activations unused (reduce_range), so that kernels do not
+overflow on machines without VNNI. 4 bits use the same settings with smaller grids, for which there
+are no kernels.
 """
 
 import copy

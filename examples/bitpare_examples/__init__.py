@@ -1,2 +1,1 @@
-"""Code that the examples and the accuracy tests share: data that needs no download, and
-networks."""
+"""Code that the examples and the accuracy tests share: networks, and data without a download."""

@@ -1,4 +1,4 @@
-"""The state of a training run, in a file."""
+"""Save the state of a training run to a file."""
 
 import argparse
 import copy
@@ -14,13 +14,13 @@ from bitpare_examples.command import can_resume, fail, settings
 
 
 class Checkpoint:
-    """Stages of training, each with the states of all that takes part in it and how many epochs of
-    it are done. A run that is resumed takes the same way through the program: a stage that was
-    finished gives its states back, and is not trained again.
+    """The stages of a training run, each with the states of its parts and the number of epochs
+    done.
 
-    settings: what the run depends on; it cannot be resumed with others. The file is whole at any
-    moment: it is written beside, and then takes the old one's place.
-    """
+    A resumed run takes the same path through the program. A finished stage restores its states
+    and is not trained again. settings: the options that results depend on; a run cannot be
+    resumed with others. The file is always complete, because a new one replaces the old one
+    only when written."""
 
     def __init__(self, path: pathlib.Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.path, self.settings = path, dict(settings)
@@ -28,7 +28,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Checkpoint":
-        """In the folder of an example's results."""
+        """Return the checkpoint in an example's results folder."""
         try:
             options.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -52,7 +52,7 @@ class Checkpoint:
         return stages
 
     def restore(self, stage: str, parts: Mapping[str, Any], generator: torch.Generator) -> int:
-        """Gives the parts their states; returns how many epochs are done."""
+        """Restore the states of the parts, and return the number of epochs done."""
         found = self.stages.get(stage)
         if found is None:
             return 0
@@ -84,7 +84,7 @@ class Checkpoint:
 
 
 def load_weights(model: nn.Module, path: pathlib.Path, option: str) -> None:
-    """Weights from a state dict in a file, which must be of this model."""
+    """Load weights from a state dict in a file, which must be of this model."""
     state = _loaded(path, option)
     try:
         model.load_state_dict(state)
@@ -99,7 +99,7 @@ def _loaded(path: pathlib.Path, option: str) -> Any:
         fail(f"{option}: there is no file {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file, whatever its bytes bring about
+    except Exception as error:  # a damaged file may raise anything
         fail(f"{option}: {path} is damaged, or not a file of torch.save ({_first_line(error)})")
 
 

@@ -1,4 +1,4 @@
-"""Code that the examples' command lines share: options, errors, tables."""
+"""Options, errors and tables that the examples' command lines share."""
 
 import argparse
 import contextlib
@@ -13,18 +13,18 @@ import torch
 import torch.distributed
 from torch import nn
 
-# Options that may differ between a run and the one that takes it up.
+# Options that may differ when a run is resumed.
 _NOT_SETTINGS = ("resume", "output", "tensorboard", "quick", "device", "download")
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the program with a message for its user."""
+    """Exit with a message for the user."""
     name = pathlib.Path(sys.argv[0]).name
     raise SystemExit(f"{name}: {message}")
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run an example; Ctrl-C ends it with a line that says how it goes on."""
+    """Run an example. On Ctrl-C, print how to resume it."""
     try:
         main()
     except KeyboardInterrupt:
@@ -37,20 +37,20 @@ _way_on = "no epoch is done yet, so the same command begins anew"
 
 
 def can_resume(path: pathlib.Path) -> None:
-    """Note that a run which is stopped from now on can go on from this checkpoint."""
+    """Note that the run can be resumed from this checkpoint if it stops."""
     global _way_on
     _way_on = f"the same command with --resume goes on from {path}"
 
 
 def processes() -> tuple[int, int]:
-    """The number of this process, and of how many: (0, 1) where there is one."""
+    """Return the rank of this process and the number of processes, (0, 1) for a single one."""
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def number(kind: type, interval: str) -> Callable[[str], Any]:
-    """The type of an option whose values lie in an interval, such as [1, inf) or (0, 1]."""
+    """Return the type of an option whose values lie in an interval, such as [1, inf) or (0, 1]."""
     low, high = map(float, interval[1:-1].split(","))
 
     def parsed(text: str) -> Any:
@@ -72,7 +72,7 @@ SHARE, PART, POSITIVE = (number(float, at) for at in ("[0, 1)", "[0, 1]", "(0, i
 
 
 def device(text: str) -> torch.device:
-    """The type of an option that names a device, on which torch must be able to compute."""
+    """Return the device that an option names, after checking that torch can use it."""
     try:
         return torch.zeros(1, device=text).add(1).device
     except Exception as error:
@@ -81,7 +81,8 @@ def device(text: str) -> torch.device:
 
 
 def parser(documentation: str | None, name: str) -> argparse.ArgumentParser:
-    """The options of every example. --help begins with the example's own text."""
+    """Return a parser with the options of every example. --help begins with the example's own
+    text."""
     made = argparse.ArgumentParser(
         description=documentation, formatter_class=_Formatter, allow_abbrev=False
     )
@@ -96,13 +97,13 @@ def parser(documentation: str | None, name: str) -> argparse.ArgumentParser:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Text as it was written, and each option's default."""
+    """Keeps the layout of the text, and shows the default of each option."""
 
 
 def parse(
     made: argparse.ArgumentParser, argv: Sequence[str] | None, *, quick: dict[str, Any]
 ) -> argparse.Namespace:
-    """Options; ``quick`` has the defaults that hold with --quick. Seeds torch."""
+    """Parse the options and seed torch. ``quick``: the defaults with --quick."""
     options = made.parse_args(argv)
     if options.quick:
         made.set_defaults(**quick)
@@ -114,7 +115,7 @@ def parse(
 
 
 def _need_tensorboard() -> None:
-    """Before anything is trained."""
+    """Fail before training if tensorboard is needed and not installed."""
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
@@ -122,7 +123,7 @@ def _need_tensorboard() -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that the results depend on, in plain types."""
+    """Return the options that results depend on, as plain types."""
     return {
         name: value if isinstance(value, int | float | str | list | None) else str(value)
         for name, value in vars(options).items()
@@ -139,9 +140,9 @@ def recorder(
     *,
     oscillations: bp.QatSchedule | None = None,
 ) -> Iterator[bp.report.Recorder]:
-    """Notes what happens to the model every ten steps; with --tensorboard the first process writes
-    it there too, in a folder for each stage of training. Call it after the pruner and the schedules
-    were attached."""
+    """Record the model every ten steps. With --tensorboard the first process also writes to
+    TensorBoard, in a folder per training stage. Call it after the pruner and the schedules are
+    attached."""
     if options.tensorboard is None or processes()[0] > 0:
         yield bp.report.Recorder(model, every=10, oscillations=oscillations).attach(optimizer)
         return
@@ -155,7 +156,7 @@ def recorder(
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns: names on the left, figures on the right."""
+    """Return a table with names on the left and numbers on the right."""
     cells = [[str(c) for c in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = []

@@ -1,5 +1,5 @@
-"""Real digits, offline: scikit-learn's 8x8 scans, and colour scenes composed of them; and CIFAR-10,
-where it is there."""
+"""Real digits without a download: scikit-learn's 8x8 scans, and colour scenes composed of them.
+Also CIFAR-10, if it is available."""
 
 import math
 import pathlib
@@ -14,8 +14,8 @@ TEST_IMAGES = 500
 
 
 def digits(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The 1,797 scans as (train x, train y, test x, test y): [n, 1, 8, 8] in 0 .. 1; 500 of them,
-    chosen by the seed, are for testing."""
+    """Return the 1,797 scans as (train x, train y, test x, test y), with x [n, 1, 8, 8] in 0 .. 1.
+    The 500 test scans depend on the seed."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -31,13 +31,14 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _placed(
     images: Tensor, size: int, generator: torch.Generator, scale: tuple[float, float]
 ) -> Tensor:
-    """Images turned, scaled and moved into a square of `size`, as a mask in 0 .. 1."""
+    """Rotate, scale and move images inside a square of ``size``, and return them as a mask in 0 ..
+    1."""
     n = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low
 
-    width = uniform(*scale)  # of the digit, as a part of the scene
+    width = uniform(*scale)  # width of the digit, relative to the scene
     angle = uniform(-math.pi / 9, math.pi / 9)
     room = (1 - width) * 0.9
     dx, dy = uniform(-1, 1) * room, uniform(-1, 1) * room
@@ -59,7 +60,7 @@ def _compose(
     generator = torch.Generator().manual_seed(seed)
     pick = torch.randint(len(images), (count,), generator=generator)
     mask = _placed(images[pick], size, generator, (0.95, 1.0) if clear else (0.5, 0.85))
-    # Another digit, small and faint, which says nothing about the label.
+    # Add another small, faint digit, which is unrelated to the label.
     other = torch.randint(len(images), (count,), generator=generator)
     piece = _placed(images[other], size, generator, (0.2, 0.3))
     background = torch.rand(count, 3, 1, 1, generator=generator) * 0.5
@@ -79,10 +80,12 @@ def _compose(
 def composed_digits(
     train: int = 10_000, test: int = 2_000, *, size: int = 32, seed: int = 0, clear: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Colour scenes, [n, 3, size, size] in 0 .. 1, each of one digit: scaled, turned, moved, in a
-    colour lighter than its background, with noise and another digit, small and faint; clear: as
-    large as the scene, without noise and other digits, which a network learns from few scenes.
-    Training and test scenes come from different scans. Always the same for one seed."""
+    """Return colour scenes, [n, 3, size, size] in 0 .. 1, as (train x, train y, test x, test y).
+
+    Each scene has a digit that is scaled, rotated, moved and lighter than its background,
+    noise, and another small, faint digit. clear: digits fill the scene, without noise or other
+    digits, so that a network learns from few scenes. Training and test scenes use different
+    scans. The scenes depend only on the seed."""
     train_x, train_y, test_x, test_y = digits(seed)
     return (
         *_compose(train_x, train_y, train, size, seed + 1, clear),
@@ -93,8 +96,8 @@ def composed_digits(
 def cifar10(
     folder: pathlib.Path, *, download: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """CIFAR-10 from torchvision's files in a folder, in the form of `composed_digits`; each channel
-    has mean 0 and deviation 1. Raises RuntimeError where it cannot be had."""
+    """Return CIFAR-10 from torchvision's files in a folder, in the form of `composed_digits`. Each
+    channel has mean 0 and standard deviation 1. Raise RuntimeError if it is not available."""
     try:
         from torchvision.datasets import CIFAR10
     except ImportError as error:
@@ -113,7 +116,7 @@ def cifar10(
 
 
 def shifted_and_flipped(x: Tensor) -> Tensor:
-    """Each image moved by up to 4 pixels and, every other time, mirrored."""
+    """Shift each image by up to 4 pixels, and flip half of them."""
     n, _, height, width = x.shape
     padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
     top, left = torch.randint(0, 9, (2, n, 1), device=x.device)

@@ -1,4 +1,4 @@
-"""Networks of the examples, without a line about quantization."""
+"""Networks for the examples. They contain no code for quantization."""
 
 import itertools
 
@@ -42,7 +42,7 @@ class SceneNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and what is added to them (He et al. 2015)."""
+    """Two convolutions with a residual addition (He et al. 2015)."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet for 32 px images (He et al. 2015, section 4.2): three stages of ``blocks`` blocks, the
-    first with ``width`` channels."""
+    """A ResNet for 32 px images (He et al. 2015, section 4.2): three stages of ``blocks`` blocks.
+    The first stage has ``width`` channels."""
 
     def __init__(self, blocks: int = 1, width: int = 16, classes: int = 10) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class ResNet(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, projection (Sandler et al. 2018)."""
+    """A block of expansion, depthwise convolution and projection (Sandler et al. 2018)."""
 
     def __init__(self, channels: int, out: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -101,8 +101,8 @@ def _conv(
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 (Sandler et al. 2018, table 2), `width` times as wide. The first convolution
-    keeps the size of 32 px images."""
+    """MobileNetV2 (Sandler et al. 2018, table 2) with a width multiplier. The first convolution has
+    stride 1, for 32 px images."""
 
     SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
                 (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip

@@ -1,4 +1,4 @@
-"""The table at the end of a run: models side by side."""
+"""Print the table at the end of a run, which compares the models."""
 
 import pathlib
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ ONNX_RUNTIME = "ONNX Runtime"
 
 
 def ship(model: nn.Module, folder: pathlib.Path, x: Tensor) -> None:
-    """Writes an integer model to model.safetensors and, where the onnx package is there, to
-    model.onnx, and says so."""
+    """Write an integer model to model.safetensors and, if the onnx package is installed, to
+    model.onnx."""
     bp.deploy.save(model, folder / "model.safetensors")
     print(f"wrote {folder / 'model.safetensors'}")
     try:
@@ -28,7 +28,7 @@ def ship(model: nn.Module, folder: pathlib.Path, x: Tensor) -> None:
 
 
 def verify(model: nn.Module, integer: nn.Module, x: Tensor) -> bp.deploy.Verification | None:
-    """Compares an integer model with its fake-quantized one, and prints the outcome; None where
+    """Compare an integer model with its fake-quantized one, and print the result. Return None if
     they differ by more than rounding."""
     try:
         report = bp.verify(model, integer, data=x.split(250))
@@ -54,9 +54,8 @@ def _onnx_accuracy(path: pathlib.Path, x: Tensor, y: Tensor) -> float:
 def compared(
     models: Mapping[str, nn.Module], x: Tensor, y: Tensor, folder: pathlib.Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy, bytes of the file, weights, multiplications, and the median time of a call with one
-    image, of each model; and of ONNX Runtime, where it is installed, if the last is the integer
-    model that was shipped to a folder."""
+    """Return the accuracy, file size, weights, multiplications and median time per image of each
+    model. If the last model is an integer model that was shipped to a folder, add ONNX Runtime."""
     summary = bp.report.summary(*models.values(), example_inputs=(x[:1],), names=[*models])
     found = {}
     for row in summary.rows:

@@ -1,4 +1,4 @@
-"""A plain training loop that goes on where it was stopped, and accuracy."""
+"""Train with a plain loop that can be resumed, and measure accuracy."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from bitpare_examples.checkpoint import Checkpoint
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch: int = 250) -> float:
-    """Percent of right answers."""
+    """Return the percentage of correct answers."""
     model.eval()
     with torch.no_grad():
         right = sum(
@@ -26,7 +26,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch: int = 250) -> float:
 
 
 def steps_of(y: Tensor, epochs: int, batch: int) -> int:
-    """How many optimizer steps `train` takes."""
+    """Return the number of optimizer steps that `train` takes."""
     return epochs * (len(y) // batch)
 
 
@@ -47,15 +47,16 @@ def train(
     checkpoint: Checkpoint | None = None,
     parts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Epochs of training with the learning rate going down along a cosine.
+    """Train for some epochs, with a learning rate that falls along a cosine.
 
-    objective: the loss of images and labels; by default the cross entropy of the model's result.
-    evaluate: a percentage after each epoch, shown at the progress bar, which has a ``name`` or is
-    not there. recorder: it is given losses and percentages.
-    checkpoint: after each epoch keeps model, optimizer, learning rate, recorder, scaler, random
-    numbers and ``parts`` (whatever else has a state), and gives them back where the run is resumed.
-    Of several processes each takes its share of every batch.
-    """
+    With several processes, each trains on its share of every batch.
+
+    objective: the loss of images and labels; by default the cross entropy of the model's
+    result. evaluate: returns a percentage after each epoch, which the progress bar shows. name:
+    the name of the progress bar; None shows none. recorder: gets losses and percentages.
+    checkpoint: saves model, optimizer, learning rate, recorder, scaler, random numbers and
+    ``parts`` (other objects with a state) after each epoch, and restores them when the run is
+    resumed."""
     if len(y) < batch:
         command.fail(f"{len(y)} images are fewer than one batch takes ({batch})")
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +106,8 @@ def trained_in_float(
     lr: float,
     batch: int = 64,
 ) -> nn.Module:
-    """The model, trained with SGD on (x, y, test x, test y) for ``options.epochs``, in eval."""
+    """Train the model with SGD on (x, y, test x, test y) for ``options.epochs``, and return it in
+    eval."""
     x, y, test_x, test_y = data
     groups = bp.param_groups(model, weight_decay=1e-4)
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)

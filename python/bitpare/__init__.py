@@ -1,4 +1,4 @@
-"""Quantization-aware training for PyTorch, as C++ and CUDA ops.
+"""Quantization-aware training for PyTorch, with C++ and CUDA ops.
 
 >>> import torch, bitpare as bp
 >>> bp.functional.fake_quant(torch.tensor([0.26]), torch.tensor(0.1), quant_min=-8, quant_max=7)

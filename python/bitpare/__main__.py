@@ -1,4 +1,4 @@
-"""python -m bitpare: the command line, which is bitpare_cli."""
+"""Run the command line of bitpare_cli by python -m bitpare."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Loads libbitpare.so, after checking that it was built for this torch."""
+"""Load libbitpare.so, after checking that it was built for this version of torch."""
 
 import pathlib
 import sys
@@ -15,12 +15,12 @@ REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
 def _release(version: str) -> str:
-    """The part of a torch version that its ABI goes with: 2.11 of 2.11.0+cu130."""
+    """Return the part of a torch version that fixes its ABI: 2.11 of 2.11.0+cu130."""
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
 def check_build(built_torch: str, built_cuda: str) -> None:
-    """Raises ImportError unless a build against this torch and CUDA can be loaded here."""
+    """Raise ImportError unless a build for this torch and CUDA can be loaded here."""
     here_cuda = torch.version.cuda or "none"
     same_cuda = built_cuda.split(".")[0] == here_cuda.split(".")[0]
     if _release(built_torch) == _release(torch.__version__) and same_cuda:
@@ -42,7 +42,7 @@ def _checked_library() -> pathlib.Path:
 
 
 def load() -> None:
-    """Register the ops; called once, when the package is imported."""
+    """Register the ops, once, when the package is imported."""
     try:
         library = _checked_library()
         try:
@@ -59,7 +59,7 @@ def load() -> None:
 
 
 def _doctor_is_asked() -> bool:
-    """Return whether this is `python -m bitpare doctor`, for which an error is the answer."""
+    """Return whether this is `python -m bitpare doctor`, which prints an error as its answer."""
     words = sys.orig_argv
     at = words.index("-m") if "-m" in words else len(words)
     return words[at + 1 : at + 3] == ["bitpare", "doctor"]

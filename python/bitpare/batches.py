@@ -1,4 +1,4 @@
-"""A user's data: batches, and how each is given to a model."""
+"""Read batches of the user's data, and pass them to a model."""
 
 import itertools
 import sys
@@ -40,15 +40,15 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 class Data:
-    """The batches of ``data``, and the way each is given to a model.
+    """The batches of ``data``, and how to call a model with them.
 
     Args:
-        caller: the function that an error names.
+        caller: the function that errors name.
         data: an iterable of batches.
-        batches: how many of them are taken; None takes all.
-        forward: ``forward(model, batch)`` calls the model; by default the model is called with the
+        batches: the number of batches to use; None uses all.
+        forward: ``forward(model, batch)`` calls the model. By default the model is called with the
             first element of a tuple or list, or the "input" of a dict, on the model's device.
-        progress: whether a progress bar is shown; by default on a terminal.
+        progress: whether to show a progress bar; None shows one on a terminal.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Data:
                 f"{caller}: data must be an iterable of batches, got {type(data).__name__}"
             )
         if batches is not None and (isinstance(batches, bool) or not isinstance(batches, int)):
-            raise TypeError(f"{caller}: batches is their number, an int, got {batches!r}")
+            raise TypeError(f"{caller}: batches must be an int (their number), got {batches!r}")
         if batches is not None and batches < 1:
             raise ValueError(f"{caller}: batches must be 1 or more, got {batches}")
         if forward is not None and not callable(forward):
@@ -92,13 +92,13 @@ class Data:
             raise ValueError(f"{self.caller}: data gave no batch")
 
     def call(self, model: nn.Module, batch: Any) -> Any:
-        """Return what a model gives for a batch."""
+        """Call a model with a batch and return its result."""
         if self.forward is not None:
             return self.forward(model, batch)
         return model(moved(first_of(batch), device_of(model)))
 
     def call_in_parts(self, model: nn.Module, batch: Any, size: int | None) -> None:
-        """Call a model with a batch, cut into parts of at most ``size`` samples."""
+        """Call a model with a batch, split into parts of at most ``size`` samples."""
         value = None if self.forward is not None or size is None else first_of(batch)
         if not isinstance(value, Tensor):
             self.call(model, batch)
@@ -110,18 +110,18 @@ class Data:
 def data_or_none(
     caller: str, data: Iterable[Any] | None, batches: int | None, forward: Forward | None
 ) -> Data | None:
-    """Return the data, or None if there are none; then nothing may be said about them."""
+    """Return the data, or None without data; then batches and forward must be None too."""
     if data is not None:
         return Data(caller, data, batches=batches, forward=forward)
     if batches is not None or forward is not None:
-        raise ValueError(f"{caller}: batches= and forward= go with data=")
+        raise ValueError(f"{caller}: batches= and forward= need data=")
     return None
 
 
 def progress_over(
     items: Iterable[Any], show: bool | None, what: str, unit: str, total: int | None = None
 ) -> Iterator[Any]:
-    """Yield the items, under a progress bar where that is shown: by default on a terminal."""
+    """Yield the items, with a progress bar if ``show`` is true, or None on a terminal."""
     if show or (show is None and sys.stderr.isatty()):
         try:
             from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Facts about other processes of the same training."""
+"""Query the other processes of the same training."""
 
 import torch.distributed
 

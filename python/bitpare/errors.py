@@ -2,12 +2,12 @@
 
 
 class Unsupported(RuntimeError):
-    """A model holds something that cannot be done; the message names the module."""
+    """The model contains something that is not supported; the message names the module."""
 
 
 class Uncalibrated(RuntimeError):
-    """A quantizer is asked to quantize before it has seen any data."""
+    """A quantizer was called before it has seen any data."""
 
 
 class Differs(RuntimeError):
-    """An integer model computes something else than the model it was converted from."""
+    """An integer model computes different results from the model that it was converted from."""

@@ -1,8 +1,7 @@
-"""Doors for what bitpare does not know: layers, quantizers and operations of your own.
+"""Extend bitpare with your own layers, quantizers and operations.
 
-Each function registers a class or a rule, which holds for all models that are prepared afterwards.
-docs/extending.md adds one of each.
-"""
+Each function registers a class or a rule for all models that are prepared afterwards.
+docs/extending.md has an example of each."""
 
 from collections.abc import Callable
 from typing import Literal, TypeVar
@@ -47,18 +46,17 @@ _TORCH = {"linear": nn.Linear, "conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d
 def quantized_layer(
     layer: type[nn.Module], *, op: Literal["linear", "conv1d", "conv2d", "conv3d"] | None = None
 ) -> Callable[[Layer], Layer]:
-    """Register the quantized form of a layer class; used as a decorator of that form.
+    """Register the quantized form of a layer class. Use it as a decorator of that form.
 
-    `prepare` makes each module of exactly the class ``layer`` one of the decorated class, with
-    quantizers, and does not look into its forward.
+    `prepare` turns each module of exactly the class ``layer`` into the decorated class, with
+    quantizers, and does not trace into its forward. The decorated class derives from
+    `QuantizedLayer` and from ``layer``.
 
     Args:
         layer: a class of modules with a parameter ``weight``.
         op: the operation of torch that the layer computes with its own attributes, if it computes
-            exactly one: then `convert` and `shrink` treat it as torch's layer, from which the class
+            exactly one. `convert` and `shrink` then treat it as torch's layer, from which the class
             must derive.
-
-    The decorated class derives from `QuantizedLayer` and from ``layer``.
     """
     if op is not None and (op not in _TORCH or not issubclass(layer, _TORCH[op])):
         raise ValueError(
@@ -81,14 +79,13 @@ def quantized_layer(
 
 
 def quantizer(name: str) -> Callable[[Kind], Kind]:
-    """Register a quantizer, which ``QSpec(learn=name)`` then asks for; used as a decorator.
+    """Register a quantizer class under a name, for ``QSpec(learn=name)``. Use it as a decorator.
 
-    The class derives from `Quantizer` and takes (spec, grid, name, role, scales, limit): ``scales``
-    is how many scales there are, ``limit`` the top of the activation before it, or 0. It computes
-    ``quantize(x)``; with ``scale``, a tensor, its codes go into integer models.
-    """
+    The class derives from `Quantizer` and takes (spec, grid, name, role, scales, limit).
+    ``scales`` is the number of scales; ``limit`` is the top of the activation before it, or 0.
+    It must define ``quantize(x)``. If it has a tensor ``scale``, `convert` can use its codes."""
     if name in qspec.LEARNS and name not in quantizers.REGISTERED:
-        raise ValueError(f"extend.quantizer: {name!r} is a quantizer of bitpare's own")
+        raise ValueError(f"extend.quantizer: {name!r} is a built-in quantizer of bitpare")
 
     def register(kind: Kind) -> Kind:
         if not issubclass(kind, Quantizer):
@@ -111,20 +108,21 @@ def operation(
     channel_rule: channel_rules.Rule | None = None,
     lowering: meaning.Rule | None = None,
 ) -> None:
-    """Give a class of modules a name in the vocabulary of graph operations, and rules for it.
+    """Register a class of modules as an operation, with rules for it.
 
-    Its modules are not looked into. Under the name of an operation that is known, such as "relu" or
-    "softmax", they are treated as that; otherwise the rules say what is to be done.
+    Its modules are not traced into. If ``name`` is a known operation, such as "relu" or
+    "softmax", they are treated like it. Otherwise the rules define the operation.
 
     Args:
         module: a class of modules.
         name: the operation's name.
-        kind: "table", any function of each value, which becomes a table of codes; "same", moves
-            values, which stay on their grid; "float", computed in floating point.
-        channel_rule: ``rule(table, node, op)`` returns the atoms of the result, for `shrink`; by
-            default those of the input for a "table", and channels stay whole otherwise.
+        kind: "table" for any function of each value, which becomes a table of codes; "same" for one
+            that moves values, which stay on their grid; "float" for one computed in floating point.
+        channel_rule: ``rule(table, node, op)`` returns the atoms of the result, for `shrink`. By
+            default a "table" passes on the atoms of its input, and other operations keep all
+            channels.
         lowering: ``rule(node, op)`` returns a `Meaning` for `convert`, or None for float. It may
-            raise `Unsupported`, with the reason why the node stays in float.
+            raise `Unsupported` with the reason why the node stays in float.
     """
     if not (isinstance(module, type) and issubclass(module, nn.Module)):
         raise TypeError(f"extend.operation: module must be a class of modules, got {module!r}")
@@ -133,7 +131,7 @@ def operation(
     if known and not own:
         if kind is not None or channel_rule is not None or lowering is not None:
             raise ValueError(
-                f"extend.operation: {name!r} has its rules; take another name for other ones"
+                f"extend.operation: {name!r} has its own rules; use another name to set rules"
             )
     else:
         if kind not in ("table", "same", "float"):
@@ -151,7 +149,7 @@ def operation(
     ops.name_module(module, name)
 
 
-_OWN: set[str] = set()  # names that were registered here
+_OWN: set[str] = set()  # names registered by users
 
 
 def _set(rules: dict[str, Rule], name: str, rule: Rule | None) -> None:

@@ -1,4 +1,4 @@
-"""Reading and writing files whole, with errors that name them."""
+"""Read and write whole files, with errors that name the file."""
 
 import contextlib
 import errno
@@ -11,7 +11,8 @@ Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def _also_value_error(kind: type[OSError]) -> type[OSError]:
-    """Return a class of errors that are of this kind, and ValueErrors as for a bad content."""
+    """Return a class of errors that are both of this kind and ValueErrors, like those for bad
+    content."""
 
     def text(self: OSError) -> str:
         return str(self.args[0])
@@ -20,13 +21,13 @@ def _also_value_error(kind: type[OSError]) -> type[OSError]:
 
 
 def shown(path: Path) -> str:
-    """Return a path as text that can be printed."""
+    """Return a path as printable text."""
     return os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
-    """Give an OSError inside the block the path and what failed: "x.bin: cannot be opened: ..."."""
+    """Add the path and the failure to an OSError in the block: "x.bin: cannot be opened: ..."."""
     try:
         yield
     except OSError as error:
@@ -43,12 +44,11 @@ def read_whole(path: Path) -> bytes:
 
 
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file that appears whole or not at all, also where several write it at once.
+    """Write a file so that it appears only once it is complete, even with several writers.
 
-    The parts go to a new file in the same folder, which then takes the place of the old one. A
-    symbolic link stays and what it points to is replaced; an existing file keeps its mode; what is
-    no regular file with a name (a device, a pipe) is written to directly.
-    """
+    The parts are written to a new file in the same folder, which then replaces the old one. A
+    symbolic link is kept and its target replaced. An existing file keeps its mode. A device or
+    a pipe is written to directly."""
     with naming(path, "cannot be opened"):
         name = os.fsdecode(path)
         before = _opened(name)
@@ -57,7 +57,9 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         if before is not None:
             found = os.fstat(before)
             regular, mode = stat.S_ISREG(found.st_mode), stat.S_IMODE(found.st_mode)
-            if not (regular and os.path.exists(target)):  # /dev/fd may lead to a file without name
+            if not (
+                regular and os.path.exists(target)
+            ):  # /dev/fd may lead to a file without a name
                 with open(before, "wb") as file:
                     if regular:
                         file.truncate()
@@ -68,7 +70,7 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         if not last:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         beside = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
-        # Mode 0o666 less the umask, as open() creates files.
+        # Use mode 0o666 less the umask, as open() does.
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with naming(path, "cannot be written"):
@@ -87,10 +89,10 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Give a file at least so many bytes on the disk, so that a mapping of it can be written.
+    """Reserve at least ``size`` bytes for a file on the disk, so that a mapping of it can be
+    written.
 
-    Writing to a mapped page that the disk has no room for ends the process with SIGBUS.
-    """
+    If the disk is full, writing to a mapped page would end the process with SIGBUS."""
     new = not os.path.lexists(path)
     try:
         with naming(path, f"cannot be given {size} bytes"), open(path, "ab") as file:
@@ -103,7 +105,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def _opened(path: str) -> int | None:
-    """Return a descriptor of what is there, which may be written; None where nothing is."""
+    """Return a descriptor of an existing file that can be written, or None if there is no file."""
     try:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -113,7 +115,7 @@ def _opened(path: str) -> int | None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the new name last through a crash, where the file system can."""
+    """Make the new name survive a crash, if the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:

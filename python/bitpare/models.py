@@ -1,4 +1,4 @@
-"""Models as users hand them over: their wrappers, and the names of their parts."""
+"""Handle models as users pass them: wrappers, and the names of submodules."""
 
 import difflib
 import fnmatch
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 _PLANS = "_bitpare_plans"
-_PREFIXES = ("module.", "_orig_mod.")  # of names inside DistributedDataParallel and torch.compile
+_PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -32,26 +32,26 @@ def plain_name(name: str) -> str:
 
 
 def matches(name: str, glob: str) -> bool:
-    """Return whether a glob, as it is or without the prefixes of wrappers, matches a name."""
+    """Return whether a glob matches a name, with or without the prefixes of wrappers."""
     return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, plain_name(glob))
 
 
 def plans_of(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
-    """Return the plans, as plain values, that each part of a model was changed by, by its path."""
+    """Return the plans that changed each part of a model, as plain values, by the part's path."""
     held = {name: vars(part).get(_PLANS) for name, part in model.named_modules()}
     return {name: list(plans) for name, plans in held.items() if plans}
 
 
 def note_plan(changed: nn.Module, source: nn.Module, plan: dict[str, Any]) -> None:
-    """Note on a changed copy of a model which plan changed it; `bp.load` does it again."""
+    """Record on a changed copy of a model the plan that changed it, so that `bp.load` can repeat
+    it."""
     vars(changed)[_PLANS] = [*vars(source).get(_PLANS, ()), plan]
 
 
 class Globs:
-    """Globs on names that a user gave; each is expected to match something.
+    """Globs on names that a user gave. Each must match something.
 
-    ``unused``: the globs that have matched no name so far.
-    """
+    ``unused``: the globs that have matched no name so far."""
 
     def __init__(self, globs: Iterable[str]) -> None:
         self.globs = list(globs)
@@ -65,6 +65,6 @@ class Globs:
 
 
 def near_names(name: str, names: Iterable[str]) -> str:
-    """Return the end of an error message: the names that are nearest to one that does not exist."""
+    """Return the end of an error message that lists the names nearest to an unknown one."""
     near = difflib.get_close_matches(plain_name(name), list(names), n=5, cutoff=0.4)
     return f"; near matches: {', '.join(near)}" if near else ""

@@ -1,4 +1,4 @@
-"""Counting the optimizer steps that were applied."""
+"""Count the applied optimizer steps."""
 
 import numbers
 from collections.abc import Callable
@@ -20,9 +20,10 @@ def step_at(caller: str, name: str, when: Any, steps: int | None) -> int:
     """Return a point in time as an applied step.
 
     Args:
-        caller, name: what an error names.
-        when: a float in [0, 1], a fraction of the run, or an int of 0 or more, a step.
-        steps: the length of the run; a fraction needs it, and a step may not lie behind it.
+        caller: the function that errors name.
+        name: the argument that errors name.
+        when: a float in [0, 1], a fraction of the run; or an int of 0 or more, a step.
+        steps: the length of the run. A fraction needs it, and a step must not exceed it.
     """
     if isinstance(when, numbers.Integral) and not isinstance(when, bool):
         when = int(when)
@@ -56,7 +57,8 @@ def span_at(caller: str, when: Any, steps: int | None) -> tuple[int, int]:
 
 
 def found_inf_of(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """Above 0 where a GradScaler had a fused optimizer leave its step out; on the device."""
+    """Return a device tensor that is above 0 if a GradScaler made a fused optimizer skip its
+    step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf if isinstance(found_inf, Tensor) else None
 
@@ -66,20 +68,19 @@ def check_owned(optimizer: torch.optim.Optimizer, model: nn.Module, caller: str)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in model.parameters()):
         raise ValueError(
-            f"{caller}.attach: the optimizer holds no parameter of the model, so its steps would "
-            "say nothing about it; attach the one that trains the model, or call step() after each "
-            "applied step"
+            f"{caller}.attach: the optimizer holds no parameter of the model, so its steps do not "
+            "count; attach the optimizer that trains the model, or call step() after each applied "
+            "step"
         )
 
 
 class StepCounter:
-    """Calls ``apply(step)`` when the number of applied steps passes one of ``events``, and
+    """Calls ``apply(step)`` when the number of applied steps reaches one of ``events``, and
     ``each(found_inf)`` after every step.
 
-    With a fused optimizer under GradScaler the step hook also runs where the step is skipped; the
-    optimizer then holds ``found_inf``, on the device. So the count lies on the device too, and is
-    read only where an event may be due: after as many hooks as are missing to it.
-    """
+    With a fused optimizer under GradScaler the step hook also runs for skipped steps, and the
+    optimizer has ``found_inf`` on the device. So the count is kept on the device too. It is
+    read only when enough hooks have run that an event may be due."""
 
     def __init__(
         self,
@@ -88,25 +89,25 @@ class StepCounter:
         each: Callable[[Tensor | None], None] | None = None,
     ) -> None:
         self.events, self.apply, self.each = events, apply, each
-        self._known = 0  # a count that was read
-        self._hooks = 0  # hooks since then, each of which may count
-        self._skipped: Tensor | None = None  # of those, on the device
+        self._known = 0  # the count at the last read
+        self._hooks = 0  # hooks since then; some may be of skipped steps
+        self._skipped: Tensor | None = None  # number of skipped ones, on the device
         self._handles: list[Any] = []
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         self._handles.append(optimizer.register_step_post_hook(self.after_step))
 
     def detach(self) -> None:
-        """Count no further steps of the optimizers that it was attached to."""
+        """Stop counting the steps of all attached optimizers."""
         while self._handles:
             self._handles.pop().remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the hooks: a copy follows no optimizer."""
+        """Leave out the hooks, because a copy follows no optimizer."""
         return {**self.__dict__, "_handles": []}
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        """The hook that counts."""
+        """Count a step; this is the optimizer's hook."""
         found_inf = found_inf_of(optimizer)
         if found_inf is not None:
             skipped = (found_inf > 0).to(torch.int64).reshape(())
@@ -136,8 +137,8 @@ class StepCounter:
         self._hooks, self._skipped = 0, None
 
     def span(self) -> tuple[int, int]:
-        """The next step to be applied is after the first and at most the second: of those since the
-        count was read, some may have been skipped."""
+        """Return bounds of the next step: it comes after the first number and is at most the
+        second. They differ because some steps since the last read may have been skipped."""
         return self._known, self._known + self._hooks + 1
 
     def count(self) -> int:
@@ -150,7 +151,7 @@ class StepCounter:
 
 
 class Attached:
-    """An object that follows the applied steps of an optimizer: attach, detach and step."""
+    """The base of objects that follow the applied steps of an optimizer."""
 
     counter: StepCounter
     model: nn.Module
@@ -160,23 +161,22 @@ class Attached:
         return self.model
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Self:
-        """Count the optimizer's applied steps from now on, and return the object itself.
+        """Count the optimizer's applied steps from now on, and return this object.
 
-        Steps that a GradScaler skips do not count.
-        """
+        Steps that a GradScaler skips do not count."""
         check_owned(optimizer, self._followed(), type(self).__name__)
         self.counter.attach(optimizer)
         return self
 
     def detach(self) -> Any:
-        """Count no further steps; what was done to the model stays."""
+        """Stop counting steps. Changes to the model stay."""
         self.counter.detach()
 
     def step(self) -> None:
-        """Say that one optimizer step was applied; not needed after ``attach``."""
+        """Count one applied optimizer step. ``attach`` calls it by itself."""
         self.counter.step()
 
     @property
     def step_count(self) -> int:
-        """The number of optimizer steps that were applied."""
+        """Return the number of applied optimizer steps."""
         return self.counter.count()

@@ -1,11 +1,11 @@
-"""Tables as plain text."""
+"""Format tables as plain text."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Return the lines of a table: the head, a rule, and a line for each row."""
+    """Return the lines of a table: the head, a rule, and one line per row."""
     cells = [list(head), *([str(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = [

@@ -1,5 +1,5 @@
-"""The command line. It lies outside of the package, so that it answers without importing torch, and
-where the package cannot be loaded.
+"""The command line. It is a separate package, so that it works without importing torch, and even
+if bitpare cannot be loaded.
 
 Each command imports what it needs when it runs.
 """
@@ -10,7 +10,7 @@ import sys
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command that the words name, by default those of the command line."""
+    """Run the command that ``words`` name, by default those of the command line."""
     parser = argparse.ArgumentParser(
         prog="bitpare", description="Quantization-aware training for PyTorch."
     )

@@ -1,4 +1,4 @@
-"""The answer of the doctor where the package cannot be loaded, without torch or bitpare."""
+"""The doctor's answer if the package cannot be loaded. It needs neither torch nor bitpare."""
 
 import importlib.metadata
 import platform
@@ -17,7 +17,7 @@ def _installed(package: str) -> str:
 
 
 def diagnosis(error: ImportError) -> str:
-    """Return what there is to say where the package cannot be loaded."""
+    """Return the report for a package that cannot be loaded."""
     first, *rest = str(error).splitlines() or [""]
     known = {
         "bitpare": _installed("bitpare"),

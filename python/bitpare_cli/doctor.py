@@ -1,5 +1,5 @@
-"""The facts that a bug report needs: this build, this torch, this machine, and whether the ops work
-here; or why they cannot be loaded."""
+"""Print what a bug report needs: the build, torch, the machine, and whether the ops work or why
+they cannot be loaded."""
 
 import pathlib
 from typing import Any
@@ -33,7 +33,7 @@ def _cuda(build: Any) -> str:
 
 
 def facts() -> dict[str, str]:
-    """Return name and value of everything worth knowing, in the order to print it."""
+    """Return the name and value of every fact, in the order to print them."""
     import torch
     from bitpare import _C, _build_info
 
@@ -52,7 +52,7 @@ def facts() -> dict[str, str]:
 
 
 def main(brief: bool = False) -> int:
-    """Print the facts, on two lines if brief; the exit status is 1 where an op fails."""
+    """Print the facts, on two lines if ``brief``. Return exit status 1 if an op fails."""
     try:
         found = facts()
     except ImportError as error:

@@ -5,14 +5,14 @@ import threading
 import time
 from collections import Counter
 
-# A graph kept on disk does not know that an op was built anew.
+# The cache of compiled graphs does not notice that an op was rebuilt.
 os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
 os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
 import pytest
 import torch
 
-# Seconds of a processor that each file takes; `pytest --store-seconds` writes them anew.
+# Processor seconds per file; `pytest --store-seconds` rewrites them.
 SECONDS = pathlib.Path(__file__).with_name("seconds.json")
 
 
@@ -28,7 +28,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
-    """Run the quick files first, and say on the way how far the run is."""
+    """Run quick files first, and show progress."""
     if not torch.cuda.is_available():
         no_gpu = pytest.mark.skip(reason="needs a GPU, and this machine has none")
         for item in items:
@@ -42,8 +42,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def processor_seconds():
-    """Return the time that this process and those it waited for have computed: unlike the time on
-    the clock, a busy machine hardly changes it."""
+    """Return the processor time of this process and its finished children, which a busy machine
+    hardly affects."""
     return sum(os.times()[:4])
 
 
@@ -53,7 +53,7 @@ def order_of(item, expected):
 
 
 class Progress:
-    """Prints the file that begins, the time so far and left, and a test that takes long."""
+    """Prints each file as it begins, the time so far and left, and tests that take long."""
 
     def __init__(self, reporter, items, expected):
         self.reporter, self.expected = reporter, expected
@@ -66,10 +66,10 @@ class Progress:
         threading.Thread(target=self.watch, daemon=True).start()
 
     def say(self, text):
-        if len(self.order) > 1:  # of a whole run, not of one file
+        if len(self.order) > 1:  # for a run of several files
             self.reporter.ensure_newline()
             self.reporter.write_line(text)
-            self.reporter.currentfspath = -2  # so that ensure_newline knows of the dots that follow
+            self.reporter.currentfspath = -2  # makes ensure_newline notice the dots that follow
 
     def pytest_runtest_logstart(self, nodeid, location):
         path, _, self.test = nodeid.partition("::")
@@ -93,7 +93,7 @@ class Progress:
         self.file, self.began = following, now
 
     def watch(self):
-        """Name the test that runs where it has run for half a minute."""
+        """Print the name of a test that has run for half a minute."""
         before = ""
         while not self.ended.wait(30):
             if self.test == before and len(self.order) > 1:

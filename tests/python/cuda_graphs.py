@@ -1,4 +1,4 @@
-"""Capturing what a test does into a CUDA graph."""
+"""Capture a test's step in a CUDA graph."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,8 @@ import torch
 def captured(
     step: Callable[[], Any], warm_up: Callable[[], Any] | None = None
 ) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """The graph of one step, not replayed yet, and the step's results; warmed up before."""
+    """Return a graph of one step, not replayed yet, and the step's results. The step is warmed up
+    first."""
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         (warm_up or step)()

@@ -1,12 +1,12 @@
-"""A fuzzer: random calls of every op by its schema, and random changes of integer models' specs and
-tensors with right checksums, each in processes of their own.
+"""Fuzz the ops with random calls by their schemas, and integer models with random changes of their
+specs and tensors under valid checksums. Each kind runs in its own processes.
 
     fuzz.py [--seconds S] [--seed N] [--kinds ops,specs]     prints what was tried; 1 if one crashed
     fuzz.py --replay KIND SEED CASE                          one case again, in this process
     fuzz.py --corpus FOLDER                                  files for the fuzzer of the readers
 
-What must not happen is a signal, a hang or a wrong type of exception: any call gives a result or
-one of the errors that are documented. Cases come from a seed, so each can be run again.
+A call must return a result or raise a documented error. A signal, a hang or another exception is a
+failure. Cases are generated from a seed, so each can be replayed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from ops import call, programs, sample, schemas
 from torch import Tensor
 
 EXPECTED = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, MemoryError)
-CASES = 2000  # of a process
+CASES = 2000  # cases per process
 HANGS = 120  # seconds without a new case
 MEMORY = 12 << 30
 
@@ -65,7 +65,7 @@ TEXTS = [
 
 
 class Values:
-    """Random values of the types that schemas name."""
+    """Random values of the types in schemas."""
 
     def __init__(self, draw: random.Random) -> None:
         self.draw = draw
@@ -87,7 +87,7 @@ class Values:
         return self.laid_out(made.to(dtype))
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """The same kind of tensor with other strides, of another device, or lazy."""
+        """Return the same kind of tensor with other strides, on another device, or lazy."""
         how = self.draw.randrange(16)
         if how == 0 and x.dim():
             return x.transpose(0, -1)
@@ -112,7 +112,7 @@ class Values:
         return x
 
     def changed(self, x: Tensor) -> Tensor:
-        """A right argument with one thing about it that may be wrong."""
+        """Return a valid argument with one random change."""
         how = self.draw.randrange(8)
         if how == 0:
             return self.tensor()
@@ -161,7 +161,7 @@ def shown(value: Any) -> str:
 
 
 def op_call(draw: random.Random) -> tuple[str, dict[str, Any]]:
-    """Return an op and arguments: right ones with a few of them changed, or random ones."""
+    """Return an op with arguments: valid ones with a few changes, or random ones."""
     values = Values(draw)
     op = draw.choice([n for n in schemas() if n not in ("_new_program", "_release_program")])
     kinds = {a.name: str(a.type) for a in schemas()[op].arguments}
@@ -216,7 +216,7 @@ def spec_value(draw: random.Random, before: Any) -> Any:
 
 
 def change(draw: random.Random, spec: Any, tensors: dict[str, Tensor]) -> None:
-    """Make one change; KeyError and the like where an earlier one left no place for it."""
+    """Make one random change. It may raise KeyError or the like after an earlier change."""
     what = draw.randrange(6)
     if what == 0 and tensors:
         name = draw.choice(sorted(tensors))
@@ -255,7 +255,7 @@ _models: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
 
 
 def models() -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Specs with every operation, of networks that convert made integers of."""
+    """Return specs with every operation, of networks that convert made."""
     if not _models:
         import bitpare as bp
         from test_integer import CONFIGS, prepared
@@ -320,7 +320,7 @@ def case(kind: str, seed: int, index: int, describe: Any) -> bool:
 
 
 def work(kind: str, seed: int, cases: int, note: str) -> None:
-    """Run the cases of a seed; the file says which one runs and how it went."""
+    """Run the cases of a seed. The file says which case runs, and its outcome."""
     if "asan" not in os.environ.get("LD_PRELOAD", ""):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(2)
@@ -375,7 +375,7 @@ class Worker:
         return int(index), int(accepted), str(what)
 
     def failure(self) -> str | None:
-        """Return what went wrong in a process that has ended, or hangs."""
+        """Return what went wrong in a process that ended or hangs, or None."""
         code = self.process.poll()
         if code == 0:
             return None
@@ -400,7 +400,7 @@ class Worker:
 
 
 def fuzz(kinds: list[str], seconds: float, seed: int, cases: int, workers: int) -> int:
-    """Run processes until the time is over; return how many of them failed."""
+    """Run processes until the time is over, and return the number of failed ones."""
     end, tried, accepted = (
         time.monotonic() + seconds,
         dict.fromkeys(kinds, 0),

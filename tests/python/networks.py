@@ -1,4 +1,4 @@
-"""Networks that the tests prepare: small ones by hand, and forwards that break tracers."""
+"""Networks to prepare in tests: small ones, and forwards that are hard to trace."""
 
 import functools
 import random
@@ -93,7 +93,7 @@ def decorated(forward: Any) -> Any:
 
 
 class Hard:
-    """Forwards that a tracer gets wrong if it is not careful, by name."""
+    """Forwards that a careless tracer gets wrong, by name."""
 
     class KeywordArguments(Base):
         def inner(self, x: Tensor, *args: float, scale: Any = None, **more: Any) -> Tensor:
@@ -104,7 +104,7 @@ class Hard:
             return self.inner(*args, **kwargs) + self.b(args[0])
 
     class UnpackedSizes(Base):
-        """The usual way to split heads: what comes before the last dimension, unpacked."""
+        """Unpacks the sizes before the last dimension, the usual way to split heads."""
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.a(x).permute(0, 2, 3, 1)
@@ -125,7 +125,7 @@ class Hard:
             return self.b(F.relu(self_outputs + x) * self.input) + self.a(x)
 
     class DecoratedForward(Base):
-        """A decorator that looks at what the caller gave."""
+        """A decorator reads the arguments of the caller."""
 
         @decorated
         def forward(self, x: Tensor, scale: float = 1.0, shift: float | None = None) -> Tensor:
@@ -236,7 +236,8 @@ class Hard:
             return y
 
     class PartsOfAChild(Base):
-        """A child's tuple, dict and named tuple, with parts that are None or made in float."""
+        """Uses a child's tuple, dict and named tuple, whose parts may be None or computed in
+        float."""
 
         class Pair(NamedTuple):
             first: Tensor
@@ -368,7 +369,7 @@ class Hard:
             return self.b(y) + z + y
 
     class Gates(Base):
-        """Squeeze and excite, and channels shuffled."""
+        """Squeeze-and-excite, and a channel shuffle."""
 
         def forward(self, x: Tensor) -> Tensor:
             gate = F.hardsigmoid(self.a(F.adaptive_avg_pool2d(x, 1)))
@@ -379,7 +380,7 @@ class Hard:
 
 
 class Wrapped(nn.Module):
-    """A forward of Hard inside a model."""
+    """A model that contains one of the forwards of Hard."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

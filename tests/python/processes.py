@@ -1,4 +1,4 @@
-"""Tests in two processes: how they start and how they end."""
+"""Start and end tests that run in two processes."""
 
 import os
 import pathlib
@@ -10,8 +10,8 @@ import torch.distributed
 
 
 def leave() -> None:
-    """Ends this process once all have come here, without taking the process group down: on a busy
-    machine gloo's threads now and then abort the interpreter as it ends."""
+    """End this process once all have arrived, without destroying the process group. On a busy
+    machine gloo's threads sometimes abort the interpreter at its end."""
     torch.distributed.barrier()
     sys.stdout.flush()
     time.sleep(0.5)  # the others may still be reading the last message
@@ -19,8 +19,8 @@ def leave() -> None:
 
 
 def run_two(code: str, folder: pathlib.Path) -> None:
-    """Runs the code twice at once, with this directory, the rank and a file to meet in as
-    arguments; each must print "alike" and leave()."""
+    """Run the code in two processes, with this directory, the rank and a rendezvous file as
+    arguments. Each must print "alike" and call leave()."""
     command = [sys.executable, "-c", code, os.path.dirname(__file__)]
     started = [
         subprocess.Popen([*command, str(rank), str(folder / "meet")], stdout=subprocess.PIPE)

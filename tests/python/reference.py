@@ -1,7 +1,6 @@
-"""The formulas a second time, in float64 or integers, as plain as they can be written.
+"""Reference formulas in float64 or integers, written as simply as possible.
 
-`test_reference.py` holds them to values worked out by hand and to torch's own ops.
-"""
+`test_reference.py` compares them with values worked out by hand and with torch's own ops."""
 
 import math
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 
 def per_element(values: Tensor | None, x: Tensor, axis: int | None, group: int | None) -> Tensor:
-    """One value for each element of x, as float64; 0 for None."""
+    """Expand the values to one for each element of x, in float64; None becomes 0."""
     if values is None:
         return torch.zeros_like(x, dtype=torch.float64)
     v = values.double()
@@ -24,7 +23,7 @@ def per_element(values: Tensor | None, x: Tensor, axis: int | None, group: int |
 
 
 def reduce_like(terms: Tensor, values: Tensor, axis: int | None, group: int | None) -> Tensor:
-    """The sum of terms over the elements that share a value."""
+    """Sum terms over the elements that share a value."""
     if group is not None:
         return terms.unflatten(-1, (-1, group)).sum(-1)
     if axis is not None:
@@ -42,7 +41,7 @@ ROUND = {
 
 
 class Quantized:
-    """One call of fake_quant, taken apart."""
+    """The intermediate values of one call of fake_quant."""
 
     def __init__(self, x, scale, zero_point, low, high, axis, group, rounding="nearest"):
         self.scale = per_element(scale, x, axis, group)
@@ -96,7 +95,7 @@ def fake_quant_gradient(q: Quantized, dy: Tensor, estimator: str, delta: float) 
 
 
 def lsq_gradients(q: Quantized, dy, scale, zero_point, axis, group, grad_scale):
-    """dx, d scale, d zero_point."""
+    """Return dx, d scale, d zero_point."""
     dy = dy.double()
     slope = torch.where(q.inside, q.level - q.position, q.level)
     ds = reduce_like(dy * slope, scale, axis, group) * grad_scale
@@ -106,7 +105,7 @@ def lsq_gradients(q: Quantized, dy, scale, zero_point, axis, group, grad_scale):
 
 
 class BnActFakeQuant:
-    """One call of bn_act_fake_quant, taken apart."""
+    """The intermediate values of one call of bn_act_fake_quant."""
 
     def __init__(
         self, x, weight, bias, running_mean, running_var, count, scale, zero_point, control,
@@ -140,14 +139,15 @@ class BnActFakeQuant:
         return of_channels.reshape(self.shape)
 
     def near_tie(self):
-        """v carries the rounding of a few more operations than x."""
+        """Return where rounding may differ. The input carries the rounding of a few more operations
+        than x."""
         if not self.quantize:
             return torch.zeros_like(self.v, dtype=torch.bool)
         distance = (self.q.position - 0.5) - torch.round(self.q.position - 0.5)
         return distance.abs() < 4e-6 * (1 + self.q.position.abs())
 
     def gradients(self, dy):
-        """dx, dweight, dbias."""
+        """Return dx, dweight, dbias."""
         dv = torch.where(self.inside, dy.double() * self.slope, 0.0)
         dbias, dweight = dv.sum(self.axes), (dv * self.normal).sum(self.axes)
         if self.of_batch:
@@ -179,7 +179,7 @@ def mean_magnitude(x, threshold, axis, group):
 
 
 def float_values(exponent_bits: int, mantissa_bits: int) -> list[float]:
-    """Every finite magnitude of a format, in ascending order, from its bit patterns."""
+    """Return every finite magnitude of a format in ascending order, from its bit patterns."""
     bias = 2 ** (exponent_bits - 1) - 1
     values = []
     for e in range(2**exponent_bits):
@@ -188,7 +188,7 @@ def float_values(exponent_bits: int, mantissa_bits: int) -> list[float]:
             if top and exponent_bits >= 5:
                 continue  # infinity and NaN
             if top and exponent_bits == 4 and mantissa_bits > 0 and m == 2**mantissa_bits - 1:
-                continue  # the one NaN
+                continue  # the only NaN
             fraction = m / 2**mantissa_bits
             values.append(
                 fraction * 2.0 ** (1 - bias) if e == 0 else (1 + fraction) * 2.0 ** (e - bias)
@@ -221,7 +221,7 @@ def qparams(low: float, high: float, qmin: int, qmax: int, symmetric: bool) -> t
 
 
 def merged_range(rule, momentum, merges, range_, seen):
-    """(low, high) after one step; None stands for a range that was not seen yet."""
+    """Return (low, high) after one step; None stands for a range without data."""
     if merges == 0 or rule == "last":
         return seen
     if rule == "minmax":
@@ -273,7 +273,8 @@ def histogram(x: Tensor, low: float, high: float, bins: int) -> Tensor:
 
 
 def symmetric_histogram(x: Tensor, limit: float, bins: int) -> Tensor:
-    """Counts over [-limit, limit], bins closed on the side away from 0; 0 counts as positive."""
+    """Return the counts over [-limit, limit]. Bins are closed on the side away from 0; 0 is
+    positive."""
     x = x.double().flatten()
     x = x[x.isfinite()]
     place = (x.abs() * (bins // 2) / limit).ceil().clamp(min=1).to(torch.int64)
@@ -283,14 +284,14 @@ def symmetric_histogram(x: Tensor, limit: float, bins: int) -> Tensor:
 
 
 def outermost(counts: Tensor, symmetric: bool) -> tuple[int, int]:
-    """How many bins on either side of 0 hold every count."""
+    """Return how many bins on each side of 0 contain all counts."""
     half, filled = len(counts) // 2, counts.nonzero().flatten().tolist()
     down, up = max(half - filled[0], 0), max(filled[-1] + 1 - half, 0)
     return (max(down, up),) * 2 if symmetric else (down, up)
 
 
 def percentile_span(counts: Tensor, percentile: float, symmetric: bool) -> tuple[int, int]:
-    """The smallest span that leaves out no more than it may, by trying each."""
+    """Return the smallest allowed span, by trying every span."""
     half, total = len(counts) // 2, int(counts.sum())
     left_out = 1 - percentile / 100
     cut = min(int(left_out * total), total - 1)
@@ -323,7 +324,7 @@ def squared_error(x: Tensor, low: float, high: float, qmin: int, qmax: int, symm
 
 
 def histogram_error(counts: Tensor, limit: float, span, qmin: int, qmax: int, symmetric: bool):
-    """The expected squared error, in units of limit**2."""
+    """Return the expected squared error, in units of limit**2."""
     bins = len(counts)
     width = limit / (bins // 2)
     centres = (torch.arange(bins) - bins // 2 + 0.5) * width
@@ -332,7 +333,7 @@ def histogram_error(counts: Tensor, limit: float, span, qmin: int, qmax: int, sy
 
 
 def histogram_divergence(counts: Tensor, span, qmin: int, qmax: int, symmetric: bool) -> float:
-    """The Kullback-Leibler divergence that the entropy method compares, bin by bin."""
+    """Return the Kullback-Leibler divergence of the entropy method, bin by bin."""
     half, levels = len(counts) // 2, qmax - qmin + 1
     down, up = (0 if symmetric and qmin >= 0 else span[0]), span[1]
     inside = counts[half - down : half + up].double()

@@ -1,4 +1,4 @@
-"""Helpers of the tests of reports: networks of every kind, and a page taken apart."""
+"""Helpers for tests of reports: networks of every kind, and a parser of pages."""
 
 import html
 import html.parser
@@ -43,7 +43,7 @@ def lenet(config: QConfig | None = None) -> nn.Module:
 
 
 class Trained:
-    """A small network after a few steps of everything there is."""
+    """A small network after a few steps with every feature."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -75,7 +75,7 @@ class Trained:
 
 
 class Parsed(html.parser.HTMLParser):
-    """Sections, plots with their elements, links, and the text of a page."""
+    """The sections, plots with their elements, links, and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ LENGTHS = ("x", "y", "width", "height", "cx", "cy", "r", "x1", "y1", "x2", "y2")
 
 
 def check_plot(text: str | tuple) -> None:
-    """It has marks inside its box, and every coordinate is a number."""
+    """Check that a plot has marks inside its box, and that every coordinate is a number."""
     if isinstance(text, str):
         text = Parsed(f"<section id='x'>{text}</section>").plots[0]
     _, attributes, elements = text

@@ -1,4 +1,4 @@
-"""A few steps through every op, forward and backward: what `make asan` runs."""
+"""Run a few steps through every op, forward and backward, for `make asan`."""
 
 import pathlib
 import sys

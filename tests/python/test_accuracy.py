@@ -1,5 +1,5 @@
-"""Accuracy after quantization-aware training, as float accuracy less a margin: real digits and
-composed ones, fixed seeds, means over runs where one run is too noisy."""
+"""Test accuracy after quantization-aware training against float accuracy less a margin. The data
+are real and composed digits with fixed seeds, averaged over runs if one run is too noisy."""
 
 import copy
 import pathlib
@@ -21,7 +21,7 @@ SEEDS = range(5)
 
 
 def finetuned(model, config, data, *, epochs, lr, seed, batch=64, weight_decay=1e-4):
-    """Test accuracy of a prepared copy after some epochs."""
+    """Return the test accuracy of a prepared copy after some epochs."""
     x, y, test_x, test_y = data
     torch.manual_seed(seed)
     qat = bp.prepare(model.eval(), config, example_inputs=(x[:8],))
@@ -46,7 +46,7 @@ def lenets():
     return found
 
 
-LENET = {  # config, epochs, learning rate, points below float that are allowed
+LENET = {  # config, epochs, learning rate, allowed percentage points below float
     "W8A8": (bp.QConfig.int8(), 5, 0.01, 0.2),
     "W4A4": (bp.QConfig.int4(), 15, 0.02, 0.3),
     "W2A2": (bp.QConfig.int2(), 30, 0.02, 0.6),
@@ -68,7 +68,7 @@ def test_lenet_on_digits(lenets, name):
     assert mean >= float_mean - margin, (runs, [a for _, _, a in lenets])
 
 
-PRUNED = {0.9: 0.3, 0.95: 0.7, 0.98: 3.0}  # sparsity, points below float that are allowed
+PRUNED = {0.9: 0.3, 0.95: 0.7, 0.98: 3.0}  # sparsity: allowed percentage points below float
 
 
 @pytest.mark.parametrize("sparsity", PRUNED)
@@ -92,7 +92,7 @@ def test_pruned_lenet_on_digits(lenets, sparsity):
 
 
 def test_shrunk_lenet_on_digits(lenets):
-    """Half of the channels go during training, and are removed with the optimizer at work."""
+    """Prune half of the channels during training, then remove them with the optimizer attached."""
     float_mean = sum(a for _, _, a in lenets) / len(lenets)
     runs = []
     for seed, (trained, data, _) in enumerate(lenets):
@@ -122,7 +122,7 @@ def test_shrunk_lenet_on_digits(lenets):
 
 
 def test_pruned_and_quantized_lenet_on_digits(lenets):
-    """Masks and 4 bits in one run."""
+    """Train with masks and 4 bits in one run."""
     trained, (x, y, test_x, test_y), float_accuracy = lenets[0]
     model = copy.deepcopy(trained)
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ def test_mobilenet_on_composed_digits(mobilenet, name):
 
 @pytest.fixture(scope="module")
 def scenes():
-    """Composed digits, a teacher of them and one of a quarter of its width."""
+    """Return composed digits, a trained teacher and a student of a quarter of its width."""
     data = [d.contiguous(memory_format=torch.channels_last) if d.dim() == 4 else d
             for d in composed_digits(5000, 2000)]  # fmt: skip
     trained = []
@@ -228,7 +228,7 @@ def test_two_bits_with_the_float_model_as_teacher(scenes):
             runs[kind].append(accuracy(qat, test_x, test_y))
     means = {kind: sum(found) / len(found) for kind, found in runs.items()}
     print(f"float {accuracy(model, test_x, test_y):.2f}, {means}")
-    # It brings nothing here (docs/distillation.md says so); what is broken costs more.
+    # Distillation does not help here (docs/distillation.md says so), but a bug would cost more.
     assert means["taught"] >= means["alone"] - 0.7, runs
 
 
@@ -236,7 +236,7 @@ def test_two_bits_with_the_float_model_as_teacher(scenes):
 
 
 def converted(model, config, data):
-    """Prepared and calibrated, in integers, and how they compare over the test images."""
+    """Prepare, calibrate and convert a model, and compare both over the test images."""
     x, _, test_x, _ = data
     qat = bp.prepare(model.eval(), config, example_inputs=(x[:1],))
     bp.calibrate(qat, data=[x[i : i + 128] for i in range(0, 1024, 128)])

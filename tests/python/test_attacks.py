@@ -28,18 +28,18 @@ PACKAGE = pathlib.Path(bp.__file__).parent
 encode = torch.ops.bitpare._encode_integer
 
 
-# -- specs that claim what cannot be
+# -- impossible specs
 
 
 def spec_file(spec: dict, tensors: dict[str, Tensor], path: pathlib.Path) -> pathlib.Path:
-    """Write a file with a right checksum, whatever the spec says."""
+    """Write a file with a valid checksum, whatever the spec contains."""
     text = json.dumps({"arguments": ["x"], "single": True, **spec})
     path.write_bytes(encode(text, list(tensors.values()), list(tensors)).numpy().tobytes())
     return path
 
 
 def pooled(**fields) -> tuple[dict, dict[str, Tensor]]:
-    """A model of one pool, with these fields in place of right ones."""
+    """Return a model of one pool, with some fields replaced."""
     pool = {
         "op": "pool", "name": "pool", "inputs": [0], "output": 1, "maximum": False,
         "adaptive": "size" in fields, "kernel": [2, 2], "stride": [2, 2], "dilation": [1, 1],
@@ -115,8 +115,8 @@ STRANGE = [
 
 
 def test_any_value_anywhere_in_a_spec_is_refused_or_runs(tmp_path):
-    """Each value of two specs replaced by each strange one: an error that names the file, or a
-    model that can be called."""
+    """Replace each value of two specs by each strange value. The result must be an error that names
+    the file, or a model that can be called."""
     refused = ran = 0
     for spec, tensors in (pooled(), programs.parts()):
         full = {"arguments": ["x"], "single": True, **spec}
@@ -216,8 +216,8 @@ def test_rows_that_are_given_out_as_an_image():
 
 
 WRONG_FILES = [
-    ({"arguments": ["self"]}, {}, "arguments must be names of Python"),
-    ({"arguments": ["a b"]}, {}, "arguments must be names of Python"),
+    ({"arguments": ["self"]}, {}, "arguments must be Python identifiers"),
+    ({"arguments": ["a b"]}, {}, "arguments must be Python identifiers"),
     ({"arguments": ["x", "x"]}, {}, "arguments must be 1 names"),
     ({"arguments": "x"}, {}, "arguments must be 1 names"),
     ({"single": 1}, {}, "single must be true"),
@@ -328,7 +328,7 @@ def test_one_of_two_inputs_is_empty(config):
     integer = bp.convert(model)
     whole = integer(x, y)
     for _ in range(3):
-        torch.rand(1000)  # other contents of freed memory
+        torch.rand(1000)  # changes the contents of freed memory
         first, second = integer(x, y[:0])
         assert torch.equal(first, whole[0]) and second.shape == (0, 2)
         first, second = integer(x[:0], y)
@@ -474,7 +474,7 @@ def test_paths_that_open_refuses(tmp_path, monkeypatch):
 
 
 def in_threads(*actions) -> list[Exception]:
-    """Run each action again and again until the first one has done it 25 times."""
+    """Run each action repeatedly until the first one has run 25 times."""
     errors: list[Exception] = []
     stop = threading.Event()
 
@@ -523,7 +523,7 @@ def test_unpickling_patches_nothing(monkeypatch):
 
 
 class Between(nn.Module):
-    """Functions in float, of several modules, between parts that are in integers."""
+    """Float functions of several modules between integer parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -581,7 +581,7 @@ def test_a_compiled_model_takes_weights_that_are_loaded_later():
 
 
 class Names(nn.Module):
-    """Names in several scripts, and one outside of the basic plane."""
+    """Names in several scripts, and one outside the basic multilingual plane."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -700,7 +700,7 @@ def test_a_damaged_teacher_cache(content, tmp_path):
         bp.distill.TeacherCache(tmp_path, 10).open(teacher)
 
 
-# -- what was silent
+# -- errors that were once silent
 
 
 def test_verify_of_nothing():
@@ -724,7 +724,7 @@ def attachable(model):
 def test_an_optimizer_of_another_model_is_refused():
     model = prepared("lenet")
     other = torch.optim.SGD(LeNet().parameters(), lr=0.1)
-    own = torch.optim.SGD(model.one.parameters(), lr=0.1)  # a part of the model is enough
+    own = torch.optim.SGD(model.one.parameters(), lr=0.1)  # part of the model is enough
     for name, made in attachable(model):
         with pytest.raises(ValueError, match=rf"{name}\.attach: the optimizer holds no parameter"):
             made.attach(other)
@@ -766,7 +766,7 @@ def test_doctor_answers_where_the_ops_cannot_be_loaded(what, tmp_path):
     assert by_name.returncode == 1 and by_name.stdout == ran.stdout
     ran = run_python("import bitpare", PYTHONPATH=str(folder))
     assert ran.returncode == 1 and "ImportError" in ran.stderr
-    assert _build_info.torch  # this one is as it was
+    assert _build_info.torch  # the package in use is unchanged
 
 
 # -- numbers

@@ -1,4 +1,5 @@
-"""bn_act_fake_quant beside torch's own modules: state, switches, statistics, the autograd graph."""
+"""Compare bn_act_fake_quant with torch's modules: state, switches, statistics, the autograd
+graph."""
 
 import bitpare as bp
 import pytest
@@ -36,7 +37,7 @@ def batch_norm(channels: int) -> torch.nn.BatchNorm2d:
 
 
 def fused(module, x, flags, pending, activation="relu6", scale=0.05, training=None) -> Tensor:
-    """Return what a module of the same state computes, and change that as the module would."""
+    """Compute the op with a module's state, and update the state as the module would."""
     return F.bn_act_fake_quant(
         x, module.weight, module.bias, module.running_mean, module.running_var,
         module.num_batches_tracked, torch.tensor(scale), None, flags, pending,
@@ -71,7 +72,7 @@ def test_without_quantizer_is_torchs_module(shape, training, activation, layout)
     dy = torch.randn(shape)
     y.backward(dy)
     expected.backward(dy)
-    # Both in float32, in sums of another order.
+    # Both are float32 sums in a different order.
     assert torch.allclose(y, expected, rtol=1e-5, atol=1e-5)
     assert torch.allclose(x1.grad, x2.grad, rtol=1e-4, atol=2e-5)
     elements = start.numel() / shape[1]
@@ -85,7 +86,7 @@ def test_without_quantizer_is_torchs_module(shape, training, activation, layout)
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_quantized_is_fake_quant_of_the_activation(activation):
-    """Folding the activation into the integer clamp leaves every bit as it is."""
+    """Check that folding the activation into the integer clamp changes no bit."""
     x, module = torch.randn(4, 24, 9, 9) * 3, batch_norm(24)
     plain = fused(copy_of(module), x, control(quantize=0), no_range(), activation)
     for low, high, zero in ((-128, 127, 3), (0, 255, 0), (0, 15, 4), (-8, 7, -8), (-8, 7, 7)):
@@ -104,7 +105,7 @@ def test_quantized_is_fake_quant_of_the_activation(activation):
 @pytest.mark.parametrize("freeze", [0, 1])
 @pytest.mark.parametrize("training", [True, False])
 def test_switches(training, freeze, quantize, observe):
-    """Each switch against the float64 reference: values, gradients, buffers, pending."""
+    """Compare each switch with the float64 reference: values, gradients, buffers, pending."""
     torch.manual_seed(17)
     module, x = batch_norm(12), torch.randn(5, 12, 6, 7) * 2
     start, flags, pending = buffers(module), control(observe, quantize, freeze, -8, 7), no_range()
@@ -131,7 +132,7 @@ def test_switches(training, freeze, quantize, observe):
 
 
 def test_what_the_forward_pass_used_is_remembered():
-    """Freezing between forward and backward changes nothing."""
+    """Check that freezing between forward and backward changes nothing."""
     x, module = torch.randn(8, 16, 5, 5, requires_grad=True), batch_norm(16)
     dy, grads = torch.randn(8, 16, 5, 5), []
     for freeze_before_backward in (0, 1):
@@ -145,7 +146,7 @@ def test_what_the_forward_pass_used_is_remembered():
 
 
 def test_mean_far_from_zero():
-    """mean / std = 1000: sums are shifted, so nothing but x's own rounding is lost."""
+    """Check mean / std = 1000, where sums are shifted so that only x's own rounding is lost."""
     module = torch.nn.BatchNorm2d(24)
     x = (torch.randn(16, 24, 12, 12) * 0.1 + 100).contiguous(memory_format=torch.channels_last)
     exact = torch.var_mean(x.double(), (0, 2, 3), correction=1)
@@ -153,7 +154,7 @@ def test_mean_far_from_zero():
     y = fused(module, x, control(quantize=0), no_range(), "none")
     mean = module.running_mean.double() / 0.1
     var = (module.running_var.double() - 0.9) / 0.1
-    assert (mean - exact[1]).abs().max() < 1e-4  # float32 of a tenth of 100
+    assert (mean - exact[1]).abs().max() < 1e-4  # the float32 rounding of a tenth of 100
     assert (var / exact[0] - 1).abs().max() < 1e-3  # 0.9 + 0.001 has 6e-8 to spare
     normal = (x.double() - exact[1].reshape(1, -1, 1, 1)) / exact[0].sqrt().reshape(1, -1, 1, 1)
     expected = normal / (1 + 1e-5 / exact[0].reshape(1, -1, 1, 1)).sqrt() * (1 + 1 / 4606) ** 0.5
@@ -218,7 +219,7 @@ def test_pending_is_folded_once_for_the_same_batch():
 
 
 def test_graph_used_twice_and_hooks():
-    """The incoming gradient is left alone, whoever else holds it."""
+    """Check that the incoming gradient is not changed if others hold it."""
     module, x = batch_norm(24), torch.randn(8, 24, 8, 8, requires_grad=True)
     y = fused(module, x, control(), no_range())
     dy = torch.randn_like(y)
@@ -241,7 +242,7 @@ def test_second_derivative_raises():
 
 
 def test_gradients_of_some():
-    """Whatever does not require a gradient gets none, and the others are the same."""
+    """Check that inputs without requires_grad get no gradient, and the others the same one."""
     x, dy = torch.randn(4, 6, 5, 5), torch.randn(4, 6, 5, 5)
     module = batch_norm(6)
     x.requires_grad_()
@@ -278,7 +279,7 @@ def test_scale_is_not_looked_at_before_it_is_used():
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_steps_move_the_same_state(backend):
-    """Three steps, each with the state that the one before left."""
+    """Run three compiled steps, each with the state that the last one left."""
     torch._dynamo.reset()
     step = torch.compile(fused, fullgraph=True, backend=backend)
     module = batch_norm(8)

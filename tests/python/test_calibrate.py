@@ -1,4 +1,4 @@
-"""Observers and calibration."""
+"""Test observers and calibration."""
 
 import math
 import warnings
@@ -25,7 +25,7 @@ def small(config: bp.QConfig | None = None) -> tuple[nn.Module, Tensor]:
 
 
 def test_a_training_forward_quantizes_with_the_range_in_force():
-    """This step's values move the range only when the next forward begins."""
+    """Check that a step's values change the range only when the next forward begins."""
     model, x = small()
     bp.calibrate(model, data=[x])
     q = model.bp_sites[0]
@@ -34,7 +34,7 @@ def test_a_training_forward_quantizes_with_the_range_in_force():
     assert torch.equal(q.scale, scale)
     assert q.pending[1].item() == (x * 3).max().item()
     model(x)
-    expected = 1 + int(q.count[0])  # merged again by now
+    expected = 1 + int(q.count[0])  # merged again in the meantime
     assert expected >= 3 and q.scale.item() > scale.item()
     held = q.scale.clone()
     model.eval()(x * 10)
@@ -88,7 +88,8 @@ def test_given_ranges_stay():
     ids=lambda o: str(o.get("range", "stretch")),
 )
 def test_outliers_are_clipped(options):
-    """A tail of one value in 5,000 does not rule the range, which still holds the bulk."""
+    """Check that one outlier in 5,000 values does not determine the range, which still covers the
+    rest."""
     torch.manual_seed(0)
     values = torch.randn(20_000)
     values[::5000], values[2500::5000] = 30.0, -30.0
@@ -103,7 +104,7 @@ def test_outliers_are_clipped(options):
 
 
 def test_histograms_accumulate_over_batches():
-    """The percentile of all batches, whatever their order."""
+    """Check that the percentile is that of all batches, whatever their order."""
     torch.manual_seed(0)
     parts = [torch.randn(4096) * s for s in (0.5, 4.0, 1.0)]
     found = []

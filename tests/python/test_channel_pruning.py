@@ -1,4 +1,4 @@
-"""Channel masks during training, in whole groups, and their removal at the end."""
+"""Test channel masks in training, in whole groups, and the removal of the channels at the end."""
 
 import io
 
@@ -51,7 +51,7 @@ def test_masks_grow_and_shrink_removes_them(name):
     assert sum(p.numel() for p in small.parameters()) == plan.sizes["parameters after"]
     held = {id(p) for g in optimizer.param_groups for p in g["params"]}
     assert held == {id(p) for p in small.parameters()}
-    assert not optimizer._optimizer_step_post_hooks  # the pruner has let go
+    assert not optimizer._optimizer_step_post_hooks  # the pruner has removed its hooks
     train(small.train(), optimizer, range(8, 10))
 
 
@@ -173,7 +173,7 @@ def test_errors():
     shot = Schedule.one_shot(0.5)
     for options, message in (
         (dict(), "pattern 'channel' needs example_inputs="),
-        (dict(example_inputs=X, mode="ste"), "goes with mode='hard'"),
+        (dict(example_inputs=X, mode="ste"), "needs mode='hard'"),
         (dict(example_inputs=X, ignore=["zz"]), "Pruner: ignore 'zz' matches no layer"),
         (
             dict(example_inputs=X, pattern="element", criterion="bn_gamma"),
@@ -185,7 +185,7 @@ def test_errors():
     pruner = Pruner(model, shot, pattern="channel", example_inputs=X)
     with pytest.raises(ValueError, match="the pruner works on another model"):
         shrink(trained("Plain"), example_inputs=X, pruner=pruner)
-    with pytest.raises(ValueError, match="its masks say what goes; leave out ignore="):
+    with pytest.raises(ValueError, match="its masks say what is removed; omit ignore="):
         shrink(model, example_inputs=X, pruner=pruner, ignore=["*"])
     for other in (dict(keep=bp.Budget(macs=0.5)), dict(sparsity=0.5)):
         with pytest.raises(ValueError, match="give one of sparsity=, keep= and pruner="):

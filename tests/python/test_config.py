@@ -1,4 +1,4 @@
-"""QSpec and QConfig: what they refuse, how they read, and that files bring them back."""
+"""Test the errors of QSpec and QConfig, their text, and their files."""
 
 import bitpare as bp
 import networks
@@ -130,7 +130,7 @@ def test_first_and_last_layers_keep_8_bits():
     assert set(bits.values()) == {2, 8}
     forms = {r.name: r.form for r in bp.report.placement(prepared).quantizers if r.role[0] == "a"}
     assert forms["input"] == "u8"
-    assert sum(form == "u8" for form in forms.values()) == 2  # and what the last layer reads
+    assert sum(form == "u8" for form in forms.values()) == 2  # also the input of the last layer
 
 
 def test_float_activations_of_some_layers():

@@ -1,4 +1,4 @@
-"""Distillation in a training loop: losses, hints, teachers, caches, smaller students."""
+"""Test distillation in a training loop: losses, hints, teachers, caches, smaller students."""
 
 import copy
 import io
@@ -27,7 +27,7 @@ def batch(step: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class Net(nn.Module):
-    """A student or a teacher with layers to look at."""
+    """A student or teacher with named layers."""
 
     def __init__(self, width: int = 4, size: int = 1) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def test_soft_target_is_the_op():
         zs, zt, y, temperature=3.0, alpha=0.2, label_smoothing=0.1, divergence="js"
     )
     assert torch.equal(got, expected)
-    # Classes of a segmentation lie along dimension 1.
+    # The classes of a segmentation lie along dimension 1.
     maps, taught = torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3, 3)
     target = torch.randint(0, 5, (2, 3, 3))
     rows = lambda m: m.movedim(1, -1).reshape(-1, 5)  # noqa: E731
@@ -159,7 +159,7 @@ def test_multi_task():
     assert torch.allclose(learned.log_variance.grad, 1 - parts)
     with pytest.raises(ValueError, match="the student has no head 'box'; it gave \\['kind'\\]"):
         loss({"kind": s["kind"]}, t, y)
-    with pytest.raises(ValueError, match="weights has 'size', which is no head"):
+    with pytest.raises(ValueError, match="weights has 'size', which is not a head"):
         D.MultiTask({"box": box}, weights={"size": 1.0})
 
 
@@ -186,7 +186,7 @@ def test_a_teacher_is_apart():
     before = copy.deepcopy(teacher.state_dict())
     kd.train()
     assert student.training and not teacher.training
-    teacher.train()  # whatever a user does
+    teacher.train()  # the user may have called train()
     trained(kd)
     assert not teacher.training
     assert all(torch.equal(v, before[n]) for n, v in teacher.state_dict().items())
@@ -214,7 +214,7 @@ def test_half_precision_and_micro_batches():
     expected = D.Distiller(net(2), teacher)(x, y)
     low = D.Distiller(net(2), teacher, teacher_dtype=torch.bfloat16)
     assert torch.allclose(low(x, y), expected, rtol=0.05)
-    assert teacher.head.weight.dtype == torch.float32  # the user's own
+    assert teacher.head.weight.dtype == torch.float32  # the user's own teacher is unchanged
     hints = lambda: [D.Hint("mid", "mid")]  # noqa: E731
     seen = []
     teacher.stem.register_forward_hook(lambda m, args, result: seen.append(len(args[0])))
@@ -272,7 +272,7 @@ def test_scheduled_numbers_follow_applied_steps_and_resume():
     for _ in range(5):
         kd.eval()
         found.append(float(kd(*batch())))
-        kd(*batch()).backward()  # an accumulation is no step
+        kd(*batch()).backward()  # accumulating gradients is not a step
         optimizer.step()
     student, teacher = kd.student, kd._teachers[0].model
     x, y = batch()
@@ -338,7 +338,7 @@ def test_hints_make_adapters_that_train():
     before = kd.hints[0].adapter.weight.clone()
     losses = trained(kd, 30, lr=0.005)
     assert losses[-1] < losses[0] and not torch.equal(before, kd.hints[0].adapter.weight)
-    # The parts of the sum.
+    # Compare the parts of the sum.
     kd.eval()
     features = {}
     for name, model in (("s", student), ("t", teacher)):
@@ -378,7 +378,7 @@ def test_hints_see_what_the_layer_gave_not_what_was_written_over_it():
 @pytest.mark.parametrize(
     "shapes",
     [
-        ((2, 8, 9), (2, 16, 18)),  # of a Conv1d
+        ((2, 8, 9), (2, 16, 18)),  # a Conv1d
         ((2, 5, 5, 8), (2, 5, 5, 16)),  # channels last
         ((2, 8, 6, 6), (2, 8, 3, 3)),
         ((2, 8, 6, 6), (2, 16, 6, 3)),
@@ -491,12 +491,12 @@ def test_a_cache_asks_the_teacher_once(tmp_path, top_k):
             teacher_indices=zt.topk(3, -1)[1], teacher_logsumexp=(zt / 4).logsumexp(-1),
         )  # fmt: skip
         assert torch.allclose(first, expected, rtol=1e-4)
-    # Only what is missing is asked for; another augmentation is another sample.
+    # Only missing samples are computed. Another augmentation is another sample.
     kd(x, y, index=torch.tensor([4, 0, 19, 7, 8, 3]))
     assert teacher.rows == 7
     kd(x, y, index=index, seed=5)
     assert teacher.rows == 13
-    # Another process goes on, with the teacher or without.
+    # Another process continues, with or without the teacher.
     again = D.Distiller(kd.student, None, D.SoftTarget(), cache=cache())
     assert torch.equal(again(x, y, index=index), first)
     with pytest.raises(KeyError, match="sample 1 is not there for seed 0"):
@@ -537,7 +537,7 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
     other = D.Distiller(net(2), teacher, wrapped, cache=D.TeacherCache(tmp_path, 20, top_k=3))
     with pytest.raises(ValueError, match="for temperature 4, the loss has 2"):
         other(x, y, index=torch.arange(6))
-    with pytest.raises(ValueError, match="say which samples these are: index="):
+    with pytest.raises(ValueError, match="a cache needs index="):
         kd(x, y)
     with pytest.raises(IndexError, match="samples must be from 0 to 19, got 15 to 20"):
         kd(x, y, index=torch.arange(15, 21))
@@ -559,7 +559,7 @@ def test_a_cache_takes_rows_of_what_has_rows(tmp_path):
             return self.inner(x * w.mean()) * scale
 
     x, w, y = torch.randn(3, 4), torch.arange(8.0), torch.tensor([0, 1, 2])
-    inputs = (x, w, torch.tensor(1e5))  # too much for fp16
+    inputs = (x, w, torch.tensor(1e5))  # too large for fp16
     cache = D.TeacherCache(tmp_path, 9)
     kd = D.Distiller(Weighted(0), Weighted(1), cache=cache)
     assert kd(inputs, y, index=torch.arange(3)).isfinite()
@@ -612,7 +612,7 @@ class Block(nn.Module):
 
 def deep() -> nn.Sequential:
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())  # of the same shape, but adds nothing
+    plain = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())  # the same shape, but without an addition
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), Block(4), plain, Block(4), Block(4), Block(4),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10),
@@ -696,13 +696,13 @@ def test_errors():
         (lambda: D.SoftTarget(temperature=0.0), "temperature must be above 0, got 0"),
         (lambda: D.SoftTarget(alpha=2.0), "alpha must be from 0 to 1, got 2"),
         (lambda: D.HardTarget("ranking"), "kind must be classification or regression"),
-        (lambda: D.HardTarget(bounded=True), "bounded goes with kind='regression'"),
-        (lambda: D.DKD()(x[:, 0, 0], x[:, 0, 0]), "give a target"),
+        (lambda: D.HardTarget(bounded=True), "bounded needs kind='regression'"),
+        (lambda: D.DKD()(x[:, 0, 0], x[:, 0, 0]), "it needs a target"),
         (lambda: D.Hint("a", "b", adapter="linear"), "adapter must be auto, None or a module"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             make()
-    assert not student.mid._forward_hooks  # nothing is left behind
+    assert not student.mid._forward_hooks  # no hook is left behind
     with pytest.raises(TypeError, match="hints must be Hint"):
         D.Distiller(student, teacher, hints=[nn.ReLU()], example_inputs=x)
 

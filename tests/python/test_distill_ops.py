@@ -1,5 +1,5 @@
-"""Losses of distillation: against float64 as their papers write them, in every layout and dtype, at
-the edges, under opcheck and compile."""
+"""Test distillation losses against the papers' formulas in float64: in every layout and dtype, with
+extreme values, under opcheck and compile."""
 
 import bitpare as bp
 import pytest
@@ -36,7 +36,7 @@ def gradient_of(loss, zs: Tensor, incoming: Tensor | None = None):
 
 
 def check(ours, theirs, zs: Tensor, incoming=None, rtol=1e-6, atol=1e-6):
-    """Value within rtol; gradient within atol of its largest element."""
+    """Check the value within rtol, and the gradient within atol of its largest element."""
     value, gradient = gradient_of(ours, zs, incoming)
     expected, slope = gradient_of(theirs, zs.double(), incoming)
     assert value.dtype == torch.float32 and gradient.dtype == zs.dtype
@@ -81,7 +81,7 @@ def test_distill_loss(shape, options, kind):
     elif kind == "probabilities":
         target = logits(*shape, seed=2).softmax(-1)
     incoming = logits(*shape[:-1], seed=3) if options.get("reduction") == "none" else None
-    # A row of one class has no loss; reverse subtracts numbers as large as log(q / p).
+    # A row with one class has no loss. "reverse" subtracts numbers as large as log(q / p).
     steep = options.get("divergence") == "reverse"
     check(
         lambda z: f.distill_loss(z, zt, target, **options),
@@ -110,7 +110,7 @@ def test_rows_that_are_left_out_and_weights(reduction):
         assert (gradient[out] == 0).all() and (gradient[~out] != 0).any()
         if reduction == "none":
             assert (value[out] == 0).all() and value.shape == target.shape
-    # A row that is left out may hold anything.
+    # An ignored row may contain anything.
     zs[0, 1], zt[2, 3] = torch.nan, torch.inf
     target[0, 1] = target[2, 3] = 7
     value, gradient = gradient_of(lambda z: f.distill_loss(z, zt, target, **options), zs)
@@ -176,7 +176,8 @@ def test_masked_classes():
     expected, slope = gradient_of(lambda z: f.distill_loss(z, zt[:, :5], target), zs[:, :5])
     assert torch.allclose(value, expected) and (gradient[:, 5:] == 0).all()
     assert torch.allclose(gradient[:, :5], slope, atol=1e-7)
-    # In the teacher alone the class contributes nothing, in the student alone it costs infinity.
+    # A class with probability 0 in the student only contributes nothing, in the teacher only
+    # infinity.
     value, gradient = gradient_of(lambda z: f.distill_loss(z, both_t, target), zs)
     assert value.isfinite() and gradient.isfinite().all() and (gradient[:, 5:] > 0).all()
     value, gradient = gradient_of(lambda z: f.distill_loss(z, zt, target), both_s)
@@ -210,7 +211,7 @@ def test_top_of_a_teacher(kind, k, temperature):
     top = dict(teacher_indices=indices, teacher_logsumexp=(zt / temperature).logsumexp(-1))
 
     def buckets(z):
-        """The k classes, and all others as one."""
+        """Return the k classes, and all others as one."""
         z = z.double() / temperature
         rest = z.scatter(-1, indices, -torch.inf).logsumexp(-1, keepdim=True)
         given = z.gather(-1, indices)
@@ -247,7 +248,7 @@ def test_small_gradients_of_halves_survive_a_scaled_loss():
     z = zs.clone().requires_grad_()
     (f.distill_loss(z, zt, temperature=1.0) * scale).backward()
     _, slope = gradient_of(lambda s: f.distill_loss(s, zt.float(), temperature=1.0), zs.float())
-    assert (slope.half() == 0).float().mean() > 0.3  # they would have been lost
+    assert (slope.half() == 0).float().mean() > 0.3  # they would have underflowed
     assert torch.allclose(z.grad.float() / scale, slope, rtol=2e-3, atol=1e-12)
 
 
@@ -270,12 +271,12 @@ def test_backward_twice_and_what_it_holds():
     loss = f.distill_loss(zs, zt)
     first = torch.autograd.grad(loss, zs, retain_graph=True)[0]
     kept = first.clone()
-    first.mul_(3)  # what was handed out is the caller's
+    first.mul_(3)  # the caller may change a returned gradient
     second = torch.autograd.grad(loss, zs, torch.tensor(2.0), retain_graph=True)[0]
     assert torch.equal(second, 2 * kept)
     loss.backward()
     assert torch.equal(zs.grad, kept)
-    # Both uses of one tensor add up.
+    # The gradients of both uses of a tensor are added.
     zs.grad = None
     (f.distill_loss(zs, zt) + 3 * f.distill_loss(zs, zt)).backward()
     assert torch.allclose(zs.grad, 4 * kept)
@@ -365,7 +366,7 @@ def test_dist_loss():
         rtol=2e-6,
         atol=2e-6,
     )
-    # Rows without weight might as well not be there; weights count, as often as a row is there.
+    # A row of weight 0 does not count, and a row of weight 2 counts twice.
     kept = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0])
     chosen = torch.tensor([0, 2, 2, 3])
     value, gradient = gradient_of(lambda z: f.dist_loss(z, t, row_weight=kept), s)

@@ -1,4 +1,4 @@
-"""README and docs: their code runs, and what they name is there."""
+"""Test README and docs: their code runs, and everything they name exists."""
 
 import ast
 import functools
@@ -28,11 +28,11 @@ def blocks(name: str, *languages: str) -> list[str]:
 
 @pytest.mark.parametrize("name", [n for n in DOCS if blocks(n, "python")])
 def test_code_in_the_docs_runs(name, tmp_path, monkeypatch):
-    """Block after block, as a reader would who copies all of them."""
-    monkeypatch.chdir(tmp_path)  # some of it writes files
+    """Run block after block, as a reader who copies all of them."""
+    monkeypatch.chdir(tmp_path)  # some blocks write files
     monkeypatch.syspath_prepend(ROOT / "examples")
-    torch.set_num_threads(1)  # networks of a toy's size
-    torch.manual_seed(1234)  # a reader's is another than the tests'
+    torch.set_num_threads(1)  # the networks are tiny
+    torch.manual_seed(1234)  # a reader has another seed
     scope: dict = {"__name__": "docs"}
     for number, block in enumerate(blocks(name, "python"), 1):
         exec(compile(block, f"{name}, block {number}", "exec"), scope)
@@ -44,7 +44,7 @@ def test_the_training_script_of_the_readme_is_short():
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that Markdown makes of headings."""
+    """Return the anchors that Markdown generates from headings."""
     prose = FENCE.sub("", text)
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
@@ -80,7 +80,7 @@ def test_names_of_the_package_are_there(name):
 
 
 def commands(name: str) -> list[str]:
-    """Lines of shell blocks, and code within sentences."""
+    """Return the lines of shell blocks, and the code within sentences."""
     text = text_of(name)
     lines = [line.strip() for block in blocks(name, "", "sh", "bash") for line in block.split("\n")]
     return lines + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
@@ -113,7 +113,7 @@ VALUE = "(.+?)"
 
 
 def _said(node: ast.AST) -> str | None:
-    """Return a pattern of what a literal of Python may say: any text where it has a value."""
+    """Return a pattern for the text of a Python literal, where any text matches a placeholder."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.escape(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -123,14 +123,14 @@ def _said(node: ast.AST) -> str | None:
 
 @functools.cache
 def sayings() -> list[str]:
-    """Expressions for all texts of the package: of Python, C++, CMake and the set-up script."""
+    """Return patterns for all texts of the package: Python, C++, CMake and the set-up script."""
     found = set()
     folders = [ROOT / "python" / "bitpare", ROOT / "csrc", ROOT / "cmake"]
     for path in [*(p for f in folders for p in f.rglob("*")), ROOT / "tools" / "setup.sh"]:
         if path.suffix == ".py":
             found |= {_said(node) for node in ast.walk(ast.parse(path.read_text()))}
         elif path.suffix in (".h", ".cpp", ".cmake", ".sh"):
-            text = re.sub(r'"\s*\n?\s*"', "", path.read_text())  # literals that are one
+            text = re.sub(r'"\s*\n?\s*"', "", path.read_text())  # join adjacent literals
             for literal in re.findall(r'"((?:[^"\\\n]|\\.)*)"', text):
                 plain = re.escape(literal.replace('\\"', '"'))
                 found.add(re.sub(r"\\\$\\\{\w+\\\}", VALUE, plain))
@@ -138,7 +138,8 @@ def sayings() -> list[str]:
 
 
 def is_said(fragment: str) -> bool:
-    """Return whether the package says this, or all of what it says stands in this."""
+    """Return whether the package has a text with this fragment, or a text that matches inside
+    it."""
     literal = re.escape(fragment)
     return any(literal in s for s in sayings()) or any(
         re.search(s, fragment, re.DOTALL) for s in sayings()
@@ -166,7 +167,7 @@ def test_other_messages_are_not():
 
 
 def test_every_public_name_is_in_the_reference(monkeypatch):
-    """`make docs` makes an entry of each name that public_names finds in the sources."""
+    """`make docs` makes an entry for each name that public_names finds in the sources."""
     monkeypatch.syspath_prepend(ROOT / "tools")
     found = importlib.import_module("public_names").public_names()
     inside = [v for v in vars(bp).values() if inspect.ismodule(v) and v.__name__[8:] in bp.__all__]

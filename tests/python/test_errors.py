@@ -1,4 +1,4 @@
-"""Wrong use: each documented error, by its message."""
+"""Test each documented error by its message."""
 
 import importlib.util
 import math
@@ -21,7 +21,7 @@ PENDING = torch.tensor([[math.inf], [-math.inf]])
 
 
 def states(**changes):
-    """Arguments of update_ranges_ for one quantizer."""
+    """Return the arguments of update_ranges_ for one quantizer."""
     right = {
         "pending": [PENDING],
         "range": [torch.zeros(2, 1)],
@@ -39,7 +39,7 @@ RANGE = {**GRID, "method": "mse", "symmetric": True}
 
 
 def bn(x=X, **changed):
-    """Arguments of bn_act_fake_quant that are right but for what is changed."""
+    """Return valid arguments of bn_act_fake_quant, with some changed."""
     c = x.shape[1] if x.dim() > 1 else 6
     right = {
         "weight": torch.ones(c), "bias": torch.zeros(c), "running_mean": torch.zeros(c),
@@ -51,7 +51,7 @@ def bn(x=X, **changed):
 
 
 def track(weight=X, **changed):
-    """Arguments of track_oscillations_ that are right but for what is changed."""
+    """Return valid arguments of track_oscillations_, with some changed."""
     n = weight.numel()
     right = {
         "scale": ONE, "control": torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32),
@@ -64,7 +64,7 @@ def track(weight=X, **changed):
 TRAIN = {"training": True}
 
 WRONG = [
-    # which op, arguments, keyword arguments, message
+    # op, arguments, keyword arguments, message
     (F.fake_quant, (X.double(), ONE), GRID, "fake_quant: x must be float32, float16 or bfloat16, got Double"),
     (F.fake_quant, (X.long(), ONE), GRID, "fake_quant: x must be float32, float16 or bfloat16, got Long"),
     (F.fake_quant, (X.to_sparse(), ONE), GRID, "fake_quant: x must be a dense tensor, got layout Sparse"),
@@ -310,7 +310,7 @@ def test_build_backend_with_an_old_setuptools(monkeypatch, kind):
 
 def test_build_backend_without_torch_says_what_to_install(monkeypatch):
     module = build_backend()
-    module.require_torch()  # this environment has one
+    module.require_torch()  # torch is installed here
     monkeypatch.setattr(module.subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1))
     with pytest.raises(SystemExit, match=r"pip install torch==[\s\S]*--no-build-isolation \."):
         module.build_wheel("unused")

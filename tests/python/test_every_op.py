@@ -99,13 +99,13 @@ PAIRS = [(op, name) for op in TABLE for name in tensor_names(op)]
 
 
 def outcome(op: str, given: dict):
-    """Return what a call gives, and what it leaves in the arguments it writes to; or its error."""
+    """Return the result of a call and the arguments it wrote to, or its error."""
     try:
         result = call(op, given)
     except (RuntimeError, ValueError, IndexError, NotImplementedError) as error:
         return str(error)
     if op == "_new_program":
-        result = None  # a number of its own
+        result = None  # a new number in each call
     return result, {k: given[k] for k in written(op)}
 
 
@@ -138,7 +138,7 @@ def expanded(x: Tensor) -> Tensor:
 
 
 def flipped(x: Tensor) -> Tensor:
-    """The same shape, its dimensions in the opposite order in memory."""
+    """Return a tensor with the reverse order of dimensions in memory."""
     return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
 
 
@@ -169,7 +169,7 @@ def test_any_strides_are_read_right_or_refused(op, name, layout):
 
 
 def close(got, expected) -> bool:
-    """Sums go through memory in its order, so that other strides may round otherwise."""
+    """Compare with tolerance, because sums follow the order in memory and may round differently."""
     if isinstance(got, Tensor):
         kinds = got.is_floating_point() and expected.is_floating_point()
         return kinds and torch.allclose(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
@@ -193,7 +193,7 @@ def test_another_device_is_refused(op, name):
     moved = [v.to("meta") for v in given[name]] if isinstance(given[name], list) else None
     given[name] = given[name].to("meta") if moved is None else moved
     if not tensors:
-        return  # the op runs on shapes alone
+        return  # the op only needs shapes
     if "rounding" in given:
         given["rounding"] = "nearest" if isinstance(given["rounding"], str) else 0
     with pytest.raises(RuntimeError, match=f"{op}: .* must be on (cpu|meta) like .*, got "):
@@ -233,8 +233,7 @@ OTHER_TYPES = [torch.float64, torch.int64, torch.int8, torch.bool, torch.complex
 
 @pytest.mark.parametrize("op, name", PAIRS, ids=[f"{op}-{name}" for op, name in PAIRS])
 def test_other_types_and_sizes_are_refused_or_taken_as_they_are(op, name):
-    """None is read as something else: a call either fails or does not depend on what lies behind
-    the tensor in memory."""
+    """Check that a call either fails or does not depend on the memory behind the tensor."""
     for dtype in OTHER_TYPES:
         for cut in (0, 1):
             given = sample(op)

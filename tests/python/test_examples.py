@@ -1,4 +1,4 @@
-"""Every example end to end with --quick, and what they share."""
+"""Run every example with --quick, and test their shared code."""
 
 import importlib
 import os
@@ -24,7 +24,7 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 @pytest.fixture(autouse=True)
 def one_thread(fixed_threads):
-    """Networks this small are slower on more."""
+    """Use one thread, because more slow down networks this small."""
     torch.set_num_threads(1)
 
 
@@ -56,11 +56,11 @@ def test_help_explains(name, capsys):
     assert len(module.__doc__.splitlines()) >= 5
 
 
-# -- each of them
+# -- the examples
 
 
 def check_compared(found, names, floor):
-    """Models side by side: as good as they should be, and alike where they are one network."""
+    """Check the compared models: accurate enough, and equal if they are the same network."""
     assert list(found) == names
     for name in names:
         assert floor <= found[name]["accuracy"] <= 100, found
@@ -74,7 +74,7 @@ def check_compared(found, names, floor):
 
 
 def forms():
-    """The rows of a table whose last model is an integer one."""
+    """Return the rows of a table whose last model is an integer one."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -141,7 +141,7 @@ def test_resnet_prune_schedule(tmp_path):
     found = run("resnet_prune_schedule", "--quick", "--output", tmp_path)
     untrained = found.pop("smaller, untrained")["accuracy"]
     check_compared(found, ["masked", "smaller"], floor=25)
-    assert untrained == found["masked"]["accuracy"]  # nothing but zeros was removed
+    assert untrained == found["masked"]["accuracy"]  # only zeros were removed
     assert found["smaller"]["nonzeros"] == found["masked"]["nonzeros"]
     assert found["smaller"]["macs"] < 0.3 * found["masked"]["macs"]
     small = bp.prune.Plan.load(tmp_path / "plan.json").apply(networks.ResNet(1, 8))
@@ -155,7 +155,7 @@ def test_static_vs_dynamic(tmp_path):
         found["static, in integers"]["accuracy"],
     )
     assert exact[1] > 85 and abs(static[1] - exact[1]) < 2 and abs(integer[1] - static[1]) < 1
-    assert dynamic[3] > exact[3] - 2  # brighter than calibration: dynamic ranges follow
+    assert dynamic[3] > exact[3] - 2  # dynamic ranges adapt to brightness
     assert static[3] < dynamic[3] - 2
     converted = found["dynamic, in integers"]["accuracy"]
     assert max(abs(a - b) for a, b in zip(converted, dynamic, strict=True)) < 1
@@ -183,7 +183,7 @@ def mobilenet(tmp_path_factory):
 def test_mobilenet_cifar10(mobilenet):
     folder, found = mobilenet
     assert list(found) == forms()
-    assert min(row["accuracy"] for row in found.values()) > 60  # 89 where it was written
+    assert min(row["accuracy"] for row in found.values()) > 60  # 89 when it was written
     assert found["integer"]["bytes"] < found["float"]["bytes"] / 3
     model = networks.MobileNetV2(width=0.25)
     model.load_state_dict(torch.load(folder / "float.pt"))
@@ -204,10 +204,10 @@ def test_mobilenet_in_mixed_precision_from_a_checkpoint(mobilenet, amp, tmp_path
 
 
 def test_mobilenet_in_two_processes(mobilenet, tmp_path):
-    """Under torchrun: one of them prints and writes, and --resume finds what it wrote."""
+    """Run under torchrun: only one process prints and writes, and --resume finds its files."""
     folder, _ = mobilenet
     example = [EXAMPLES / "mobilenet_cifar10.py", "--quick", "--images", "128", "--epochs", "1"]
-    with socket.socket() as free:  # not --standalone, which needs a name for this machine
+    with socket.socket() as free:  # --standalone would need a host name
         free.bind(("127.0.0.1", 0))
         meet = ["--master-addr=127.0.0.1", f"--master-port={free.getsockname()[1]}"]
     launch = [sys.executable, "-m", "torch.distributed.run", *meet, "--nproc-per-node=2"]
@@ -222,11 +222,11 @@ def test_mobilenet_in_two_processes(mobilenet, tmp_path):
     assert (tmp_path / "model.safetensors").exists()
 
 
-# -- going on where a run was stopped
+# -- resuming a run
 
 
 def same(a, b):
-    """Return whether two states are alike, bit for bit."""
+    """Return whether two states are equal, bit for bit."""
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
@@ -242,7 +242,7 @@ JOINT = ("joint", ["--quick", "--images", 192, "--epochs", 2, "--joint-epochs", 
 
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory):
-    """Uninterrupted runs, each made once: folders and results."""
+    """Return the folders and results of uninterrupted runs, each made once."""
     found = {}
 
     def made(name, options):
@@ -297,7 +297,7 @@ def test_an_interrupted_example_says_how_it_goes_on(tmp_path):
 
 
 class Counter:
-    """Something with a state."""
+    """An object with a state."""
 
     def __init__(self, count=0):
         self.count = count
@@ -375,7 +375,7 @@ def test_weights_of_another_network(tmp_path):
 
 
 def test_composed_digits():
-    """Always the same, from scans that training and test do not share."""
+    """Check that scenes are reproducible, and that training and test share no scans."""
     found, again = data.composed_digits(200, 100), data.composed_digits(200, 100)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     x, y, test_x, test_y = found
@@ -389,7 +389,8 @@ def test_composed_digits():
 
 
 def test_scenes_are_made_of_the_scans_given():
-    """Training scenes do not change with the test scans, nor test scenes with those of training."""
+    """Check that training scenes do not depend on the test scans, nor test scenes on training
+    scans."""
     x, y, test_x, test_y = data.digits()
     train, _ = data._compose(x, y, 50, 32, seed=1)
     test, _ = data._compose(test_x, test_y, 20, 32, seed=2)
@@ -398,7 +399,7 @@ def test_scenes_are_made_of_the_scans_given():
 
 
 def test_digits_are_lighter_than_their_background():
-    """Against the same scenes without the digit: with black scans."""
+    """Compare with the same scenes without the digit, made from black scans."""
     x, y = data.digits()[:2]
     scenes, labels = data._compose(x, y, 300, 32, seed=1)
     empty, again = data._compose(torch.zeros_like(x), y, 300, 32, seed=1)
@@ -407,7 +408,7 @@ def test_digits_are_lighter_than_their_background():
     mask = data._placed(*_places(x))
     on = (mask > 0.5).expand_as(added)
     assert on.flatten(1).any(1).all()  # every scene has its digit
-    # If noise has taken a pixel to the end of the range, nothing is left to add.
+    # Noise may saturate a pixel, so that the digit adds nothing.
     inside = on & (empty < 0.7) & (empty > 0)
     assert (added[inside] > 0).all()
     assert inside.sum() > 0.9 * on.sum()
@@ -417,14 +418,14 @@ def test_digits_are_lighter_than_their_background():
 
 
 def _places(x):
-    """The arguments that _compose places its digits with."""
+    """Return the arguments with which _compose places its digits."""
     generator = torch.Generator().manual_seed(1)
     pick = torch.randint(len(x), (300,), generator=generator)
     return x[pick], 32, generator, (0.5, 0.85)
 
 
 class Cifar:
-    """In place of torchvision's, with a few images."""
+    """A replacement of torchvision's class, with a few images."""
 
     def __init__(self, folder, train, download):
         if not (folder / "cifar").exists():

@@ -1,4 +1,4 @@
-"""bp.extend: layers, quantizers and operations that bitpare does not know."""
+"""Test bp.extend with layers, quantizers and operations of a user."""
 
 import bitpare as bp
 import pytest
@@ -10,7 +10,7 @@ X = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 
 
 class PlainConv(nn.Conv2d):
-    """A class of one's own that computes what torch's does."""
+    """A user's class that computes the same as torch's."""
 
     def forward(self, x):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
@@ -144,10 +144,14 @@ def test_a_quantizer(role):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: bp.extend.operation(Cube, "hardswish", kind="table"), ValueError, "has its rules"),
+        (
+            lambda: bp.extend.operation(Cube, "hardswish", kind="table"),
+            ValueError,
+            "has its own rules",
+        ),
         (lambda: bp.extend.operation(Cube, "brand_new"), ValueError, "kind must be table, same"),
         (lambda: bp.extend.operation(3, "relu"), TypeError, "must be a class of modules"),
-        (lambda: bp.extend.quantizer("lsq"), ValueError, "bitpare's own"),
+        (lambda: bp.extend.quantizer("lsq"), ValueError, "is a built-in quantizer"),
         (lambda: bp.extend.quantizer("new")(Cube), TypeError, "must derive from"),
         (lambda: bp.extend.quantized_layer(Cube, op="conv2d"), ValueError, "derive from torch's"),
         (lambda: bp.extend.quantized_layer(PlainConv)(Cube), TypeError, "QuantizedLayer"),

@@ -1,4 +1,4 @@
-"""A short part of `make fuzz`: the same seeds each time."""
+"""Run a short part of `make fuzz`, with fixed seeds."""
 
 import pathlib
 import re

@@ -1,4 +1,5 @@
-"""One grammar: every public signature as it was agreed, and errors for wrong mixtures."""
+"""Test that public signatures are as agreed, and that wrong combinations of arguments raise
+errors."""
 
 import inspect
 import pathlib
@@ -10,16 +11,17 @@ from torch import nn
 
 SNAPSHOT = pathlib.Path(__file__).parent / "signatures.txt"
 MODULES = ("bp", "functional", "prune", "distill", "deploy", "report", "extend")
-# Words that were replaced: what goes is sparsity=, what stays keep=, a run's length steps=.
+# Words that were replaced: sparsity= is the share to remove, keep= what to keep, steps= a run's
+# length.
 GONE = {"loader", "ratio", "ratios", "share", "amount", "final", "total_steps", "channels", "macs"}
 
 
 def public():
-    """Yield name and object of everything public, and of the methods of its classes."""
+    """Yield the name and object of everything public, and of the methods of public classes."""
     for module in MODULES:
-        held = bp if module == "bp" else getattr(bp, module)
-        for name in sorted(held.__all__):
-            value = getattr(held, name)
+        package = bp if module == "bp" else getattr(bp, module)
+        for name in sorted(package.__all__):
+            value = getattr(package, name)
             if inspect.ismodule(value) or not callable(value):
                 continue
             full = name if module == "bp" else f"{module}.{name}"
@@ -45,7 +47,7 @@ def signatures() -> list[str]:
 
 
 def test_signatures_are_as_agreed():
-    """After a change that is meant: python tests/python/test_grammar.py writes the file anew."""
+    """After an intended change, rewrite the file with python tests/python/test_grammar.py."""
     assert signatures() == SNAPSHOT.read_text().splitlines()
 
 
@@ -58,7 +60,7 @@ def test_words_that_went_name_no_argument():
         except ValueError:
             continue
         left = GONE & set(parameters)
-        if name in ("Budget", "report.SummaryRow"):  # its macs are what stays
+        if name in ("Budget", "report.SummaryRow"):  # macs= is what to keep
             left -= {"macs"}
         assert not left, f"{name} has {left}"
 
@@ -143,10 +145,10 @@ LINEAR = nn.Linear(4, 2)
         (lambda: bp.QatSchedule(prepared(), steps=9, delay=2.0), "delay must be a fraction"),
         (lambda: bp.distill.Ramp(0, 1, steps=9, when=(0.5, 0.5)), "begin < end"),
         (lambda: bp.prune.Regrowth("set", [0.5]), "is a fraction of the run"),
-        (lambda: bp.prune.Pruner(LINEAR, steps=9), "steps= goes with sparsity="),
-        (lambda: bp.prune.Pruner(LINEAR, "cubic"), "schedule= goes with sparsity="),
+        (lambda: bp.prune.Pruner(LINEAR, steps=9), "steps= needs sparsity="),
+        (lambda: bp.prune.Pruner(LINEAR, "cubic"), "schedule= needs sparsity="),
         (lambda: bp.prune.Pruner(LINEAR, "square", sparsity=0.5), "schedule must be one of cubic"),
-        (lambda: bp.prune.Pruner(LINEAR, "cubic", sparsity=0.5), "schedule= goes with steps="),
+        (lambda: bp.prune.Pruner(LINEAR, "cubic", sparsity=0.5), "schedule= needs steps="),
         (
             lambda: bp.prune.Pruner(LINEAR, sparsity=0.5, when=(0.0, 0.5)),
             "is a fraction of the run",
@@ -169,7 +171,7 @@ LINEAR = nn.Linear(4, 2)
         (lambda: bp.Budget(latency_ms=-1.0), "latency_ms must be milliseconds above 0"),
         (lambda: bp.calibrate(prepared(), data=[]), "data gave no batch"),
         (lambda: bp.calibrate(prepared(), data=[{"x": torch.ones(1, 4)}]), 'must hold "input"'),
-        (lambda: bp.report.layers(prepared(), batches=3), "go with data="),
+        (lambda: bp.report.layers(prepared(), batches=3), "need data="),
     ],
 )
 def test_wrong_mixtures(call, message):
@@ -182,7 +184,7 @@ def test_wrong_mixtures(call, message):
     [
         (lambda: bp.calibrate(prepared(), data=torch.ones(2, 4)), r"got a tensor; give \[tensor\]"),
         (lambda: bp.calibrate(prepared(), data=3), "data must be an iterable of batches, got int"),
-        (lambda: bp.calibrate(prepared(), data=[1], batches=[2]), "batches is their number"),
+        (lambda: bp.calibrate(prepared(), data=[1], batches=[2]), "batches must be an int"),
         (lambda: bp.calibrate(prepared(), data=[1], forward=3), "forward must be a function"),
         (lambda: bp.prune.shrink(LINEAR, keep=0.5, example_inputs=(torch.ones(1, 4),)), "Budget"),
         (lambda: bp.prune.Pruner(LINEAR, 0.5), "schedule must be a bp.prune.Schedule or one of"),

@@ -1,4 +1,5 @@
-"""convert and verify: integer models compute what the prepared ones do, and are used like them."""
+"""Test convert and verify: integer models compute what the prepared ones do, and can be used like
+them."""
 
 import copy
 import math
@@ -20,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def settle(model: nn.Module) -> nn.Module:
-    """BatchNorms as training leaves them: statistics, factors of both signs, small and large."""
+    """Set BatchNorms as after training: statistics, and factors of both signs and many sizes."""
     generator = torch.Generator().manual_seed(3)
 
     def draw(like: Tensor, low: float, high: float) -> Tensor:
@@ -55,7 +56,7 @@ class LeNet(nn.Module):
 
 
 class Residual(nn.Module):
-    """Additions with and without a ReLU, one of an earlier value, an inverted bottleneck."""
+    """Additions with and without a ReLU, one of an earlier value, and an inverted bottleneck."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class Residual(nn.Module):
 
 
 class Branches(nn.Module):
-    """Concatenations of what is and is not read by others, groups, dilation, ceil_mode, SiLU."""
+    """Concatenations of shared and unshared values, groups, dilation, ceil_mode, SiLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class Excite(nn.Module):
 
 
 class Partly(nn.Module):
-    """Integers, then something in float, then integers again."""
+    """Integer parts around a float part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +178,7 @@ def test_every_part_is_in_integers():
         n["op"] for n in bp.convert(prepared(name)).programs[0].spec["nodes"]
     ]
     assert ops("lenet") == ["conv", "pool", "conv", "pool", "conv", "conv"]
-    # Two of the additions are done by the convolution before them.
+    # Two of the additions are fused into the convolution before them.
     found = ops("residual")
     assert found.count("conv") == 6 and found.count("pair") == 1 and found.count("pool") == 1
     assert "concat" in ops("branches") and "map" in ops("branches")
@@ -216,7 +217,7 @@ def test_it_is_a_module_like_others():
     with torch.inference_mode():
         assert torch.equal(integer(x), expected)
     assert torch.equal(integer.to("cpu")(x), expected)
-    assert torch.equal(integer.half()(x), expected)  # its numbers are not for other types
+    assert torch.equal(integer.half()(x), expected)  # half() does not change its numbers
     assert not integer.train().training and not integer(x).requires_grad
     state = integer.state_dict()
     assert {t.dtype for t in state.values()} == {
@@ -258,7 +259,7 @@ def test_what_has_no_integer_form_stays_in_float():
     assert "its input is not quantized" in dict(alone.floating)["stem.0"]
     wide = QConfig(weight=QSpec(bits=12), activation=QSpec())
     reasons = dict(bp.convert(prepared("residual", wide)).floating)
-    assert "leave 8 bits" in reasons["head"]
+    assert "do not fit in 8 bits" in reasons["head"]
 
 
 def test_pruned_weights_are_the_same_zeros():
@@ -278,7 +279,7 @@ def test_pruned_weights_are_the_same_zeros():
     with torch.no_grad():
         codes[(codes == 0).nonzero()[0].tolist()[0]] = 3
     changed = copy.deepcopy(integer)
-    with pytest.raises(bp.Differs, match="weights are 0 in one of the models only"):
+    with pytest.raises(bp.Differs, match="weights are 0 in only one of the models"):
         bp.verify(model, changed, data=[images(8)], max_lsb=math.inf, max_differing=math.inf,
                   min_agreement=0.0)  # fmt: skip
 
@@ -312,8 +313,8 @@ print(_C.cpu_capability(), found.hexdigest())
 
 
 def test_same_bits_on_every_instruction_set(tmp_path):
-    """Other machines run what this one converted; so does a library for dense products, which CUDA
-    takes."""
+    """Check that other machines compute the same. So does the library for dense products that CUDA
+    uses."""
     configs = (QConfig.int8(), QConfig.int4(), QConfig.dynamic())
     models = [
         (bp.convert(prepared(name, config)), images(4, lenet_size(name)))
@@ -372,7 +373,7 @@ def test_cuda_has_the_same_bits(name):
 
 
 class Returned(nn.Module):
-    """A flattened image that a layer reads and the model returns, and values of two grids."""
+    """Returns a flattened image that a layer reads too, and values of two grids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -427,7 +428,7 @@ def test_save_and_load(tmp_path):
     halves = (tmp_path / "lenet int4 weights.safetensors").stat().st_size
     bits = (tmp_path / "lenet binary weights.safetensors").stat().st_size
     weights = sum(m.weight.numel() for m in LeNet().modules() if hasattr(m, "weight"))
-    # All but the first and last layer, less what says so.
+    # All layers except the first and last, minus some overhead.
     inner = weights - 450 - 200
     assert abs(inner / 2 - (whole - halves)) < 300 and abs(inner * 7 / 8 - (whole - bits)) < 300
     bp.deploy.save(loaded, tmp_path / "again")
@@ -443,7 +444,7 @@ def test_pruned_weights_take_a_bitmap(tmp_path):
     bp.deploy.save(integer, tmp_path / "sparse")
     bp.deploy.save(bp.convert(prepared("residual")), tmp_path / "dense")
     saved = (tmp_path / "dense").stat().st_size - (tmp_path / "sparse").stat().st_size
-    assert saved > 640 * (1 - 1 / 8 - 0.1) - 200  # a bit for each, a byte for a tenth
+    assert saved > 640 * (1 - 1 / 8 - 0.1) - 200  # a bit each, a byte for a tenth
     x = images(3)
     assert torch.equal(bp.deploy.load(tmp_path / "sparse")(x), integer(x))
 
@@ -484,7 +485,7 @@ def test_files_that_are_damaged_or_foreign(tmp_path):
     with pytest.raises(ValueError, match=r"none\.safetensors: cannot be opened: No such file"):
         bp.deploy.load(tmp_path / "none.safetensors")
     generator = torch.Generator().manual_seed(0)
-    for _ in range(200):  # a byte of the header, whichever: an error or the same model
+    for _ in range(200):  # change one byte of the header: an error or the same model
         at = int(torch.randint(8, 8 + header, (), generator=generator))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         try:
@@ -506,7 +507,7 @@ def test_what_cannot_be_saved(tmp_path):
 
 
 def test_a_program_without_python(tmp_path):
-    """examples/cpp/classify.cpp, built with the C++ tests."""
+    """Run examples/cpp/classify.cpp, which is built with the C++ tests."""
     built = ROOT / "build" / "package" / "tests" / "cpp" / "classify"
     if not built.exists():
         pytest.skip("the C++ tests are not built")

@@ -1,5 +1,5 @@
-"""Integer layers beyond images on fixed grids: rows of any rank, grids found at run time, integer
-weights alone, layers of forwards that cannot be traced."""
+"""Test integer layers beyond images on fixed grids: rows of any rank, dynamic grids, weight-only
+layers, layers in forwards that cannot be traced."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ def tokens(*shape: int, seed: int = 2) -> Tensor:
 
 
 class Mixer(nn.Module):
-    """Linear layers over the last dimension of rank-3 values, and an addition between."""
+    """Linear layers over the last dimension of rank-3 values, with an addition between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Mixer(nn.Module):
 
 
 class Channelslast(nn.Module):
-    """An image whose channels a permutation brings last, as in Swin and ConvNeXt."""
+    """An image whose channels a permutation moves last, as in Swin and ConvNeXt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Transformer(nn.Module):
 
 
 class Untraceable(nn.Module):
-    """Branches on values, so it keeps its forward; one of its layers is read, not called."""
+    """Keeps its forward, because it branches on values. One of its layers is read, not called."""
 
     def __init__(self, reads: bool = False) -> None:
         super().__init__()
@@ -94,7 +94,8 @@ def close(a: Tensor, b: Tensor, share: float = 0.02) -> bool:
 
 
 def checked(model: nn.Module, x: Tensor, **bounds: float) -> nn.Module:
-    """The integer model, held to the prepared one operation by operation and whole."""
+    """Return the integer model, after comparing it with the prepared one, per operation and as a
+    whole."""
     integer = bp.convert(model)
     bp.verify(model, integer, data=[x], min_agreement=0.9, **bounds)
     with torch.no_grad():
@@ -160,7 +161,7 @@ def test_a_transformer_has_integer_weights(kind):
     assert torch.equal(pickle.loads(pickle.dumps(integer))(x), integer(x))
 
 
-# -- grids found at run time
+# -- dynamic grids
 
 DYNAMIC = {
     "int8": QConfig.dynamic(),
@@ -209,7 +210,7 @@ def test_a_dynamic_network_refuses_what_has_no_range():
         integer(x)
 
 
-# -- weights alone
+# -- only weights in integers
 
 WEIGHTS = {
     "8 bits": QConfig.weight_only(bits=8),
@@ -266,7 +267,7 @@ def test_networks_with_integer_weights_alone_in_files(name, tmp_path):
     assert torch.equal(bp.deploy.load(tmp_path / "m.safetensors")(x), integer(x))
     bits, grouped = {"8 bits": 8, "4 bits": 4, "1 bit": 1}.get(name, 4), "groups" in name
     size, weights = (tmp_path / "m.safetensors").stat().st_size, 64 * 128 + 128 * 32
-    numbers = weights // 4 * 5 if grouped else 0  # a float32 and a zero point for each group of 4
+    numbers = weights // 4 * 5 if grouped else 0  # a float32 scale and a zero point per group of 4
     assert size < weights * bits / 8 * 1.01 + numbers + 4000
 
 
@@ -277,7 +278,7 @@ def test_convolutions_with_integer_weights_alone_stay_in_float():
     assert all("not quantized" in why for why in reasons.values())
 
 
-# -- what could not be traced
+# -- forwards that cannot be traced
 
 
 @pytest.mark.parametrize("kind", ["int8", "dynamic", "weight_only"])
@@ -301,13 +302,13 @@ def test_an_island_that_reads_its_layers_keeps_them():
     assert isinstance(integer.body.get_submodule("inner.linear"), nn.Linear)
 
 
-# -- few bits in the kernels
+# -- low-bit weights in the kernels
 
 
 @pytest.mark.parametrize("bits", [4, 2])
 def test_weights_of_few_bits_stay_packed(bits):
-    """The result is that of 8-bit codes; the bits are exact on every instruction set
-    (tests/cpp/test_integer.cpp)."""
+    """Check that the result is that of 8-bit codes. tests/cpp/test_integer.cpp tests that all
+    instruction sets give the same bits."""
     net = nn.Sequential(
         nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 50, 3), nn.ReLU(),
         nn.Flatten(), nn.Linear(50 * 169, 10),

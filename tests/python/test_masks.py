@@ -1,4 +1,4 @@
-"""Masks of weights: packing, selecting by them, and their gradients."""
+"""Test masks of weights: packing, selection by masks, and gradients."""
 
 import bitpare as bp
 import pytest
@@ -30,7 +30,7 @@ def test_pack_and_unpack(shape, seed):
     assert torch.equal(F.unpack_mask(mask, shape), kept)
     bits = [bool(int(mask[i // 64]) >> (i % 64) & 1) for i in range(kept.numel())]
     assert bits == kept.flatten().tolist()
-    if kept.numel() % 64:  # the rest is 0
+    if kept.numel() % 64:  # the remaining bits are 0
         assert (int(mask[-1]) & (2**64 - 1)) >> (kept.numel() % 64) == 0
 
 
@@ -105,7 +105,7 @@ def test_cuda_has_the_same_bits(layout):
 @pytest.mark.parametrize("axis", [None, 0, 1])
 @pytest.mark.parametrize("zero_point", [False, True])
 def test_masked_fake_quant(zero_point, axis, mode, layout, dtype):
-    """Fake quantization, then a selection; and the gradient of that."""
+    """Compare with fake quantization followed by a selection, and their gradient."""
     torch.manual_seed(1)
     shape = (7, 10, 3, 3)
     kept, x = a_mask(shape), LAYOUTS[layout](torch.randn(shape, dtype=dtype)).requires_grad_()

@@ -1,4 +1,4 @@
-"""export_onnx: other runtimes compute the same, in integers."""
+"""Test export_onnx: other runtimes compute the same results, in integers."""
 
 import collections
 
@@ -16,7 +16,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 class Exported:
-    """A model as ONNX Runtime runs it, and the operations it made of it."""
+    """A model in ONNX Runtime, with the operations after its optimization."""
 
     def __init__(self, path, folder) -> None:
         onnx.checker.check_model(str(path), full_check=True)
@@ -72,7 +72,7 @@ def test_public_networks(name, tmp_path):
     noise = (got - expected).square().sum() / expected.square().sum()
     assert noise < 1e-4 and torch.equal(got.argmax(1), expected.argmax(1))
     assert found.ops["Conv"] == found.ops["Gemm"] == found.ops["Add"] == 0
-    assert torch.equal(found(x[:3]), got[:3])  # any batch
+    assert torch.equal(found(x[:3]), got[:3])  # any batch size
 
 
 @pytest.mark.parametrize("opset", [18, 21])
@@ -83,7 +83,7 @@ def test_rows_of_any_rank(opset, tmp_path):
     assert found.ops["QGemm"] == 3 and found.ops["QLinearAdd"] == 1 and not found.ops["Gemm"]
     difference = (found(x) - integer(x)).abs()
     assert difference.max() <= 1e-3 * integer(x).abs().max()
-    assert found(x[:3]).shape == (3, 7, 5)  # any batch
+    assert found(x[:3]).shape == (3, 7, 5)  # any batch size
 
 
 @pytest.mark.parametrize("name", ["8 bits", "4 bits", "1 bit", "groups", "asymmetric"])
@@ -105,7 +105,7 @@ def test_integer_weights_alone(name, opset, tmp_path):
 
 @pytest.mark.parametrize("name", ["lenet", "residual"])
 def test_the_form_for_tensorrt(name, tmp_path):
-    """Only what its documentation lists: no operation on codes, biases in float."""
+    """Check that only documented forms are used: no operation on codes, biases in float."""
     integer = bp.convert(prepared(name, CONFIGS["tensorrt"]))
     x = images(8, lenet_size(name))
     found = exported(integer, x[:1], tmp_path, runtime="tensorrt")
@@ -134,7 +134,7 @@ def test_errors(tmp_path):
     with pytest.raises(bp.Unsupported, match=r"export_onnx: parts of the model are in float"):
         bp.deploy.export_onnx(bp.convert(prepared(Partly())), path, example_inputs=images(1))
     integer = bp.convert(prepared("lenet"))
-    with pytest.raises(ValueError, match="1 example inputs are wanted, got 2"):
+    with pytest.raises(ValueError, match="example_inputs must have 1 tensors, got 2"):
         bp.deploy.export_onnx(integer, path, example_inputs=(images(1), images(1)))
     pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 2, 1))
     with pytest.raises(bp.Unsupported, match=r"adaptive pooling to \[2, 2\]"):
@@ -145,6 +145,6 @@ def test_errors(tmp_path):
         bp.deploy.export_onnx(integer, path, example_inputs=images(1), opset=17)
     x = tokens(4, 12)
     dynamic = bp.convert(ready(nn.Sequential(nn.Linear(12, 4)), QConfig.dynamic(), x))
-    with pytest.raises(bp.Unsupported, match="ranges found at run time have no QDQ form"):
+    with pytest.raises(bp.Unsupported, match="dynamic ranges have no QDQ form"):
         bp.deploy.export_onnx(dynamic, path, example_inputs=x)
     assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ def test_is_the_reference(case):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if c.entry.halves], ids=by_id)
 def test_half_types_compute_in_float32(case, dtype):
-    """The result is the float32 result of the same values, rounded once: bit for bit."""
+    """Check that the result is the float32 result of the same values, rounded once, bit for bit."""
     low = replace(case, dtype=dtype)
     wide = _pytree.tree_map_only(
         torch.Tensor, lambda t: t.float() if t.dtype == dtype else t, low.arguments()
@@ -54,7 +54,8 @@ def test_half_types_compute_in_float32(case, dtype):
 
 
 def test_observe_histogram_in_inference_mode_and_with_a_gradient():
-    """Autograd must not be asked: inference tensors have no version, x may need a gradient."""
+    """Check that the op bypasses autograd: inference tensors have no version, and x may need a
+    gradient."""
     x = torch.randn(50)
     new = lambda: (  # noqa: E731
         torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
@@ -237,7 +238,7 @@ def test_dynamic_shapes_do_not_recompile():
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     f = torch.compile(bp.functional.fake_quant, fullgraph=True, backend=counter, dynamic=True)
-    for n in (40, 70, 131):  # fewer than 65 elements are one word of bits, and one is special
+    for n in (40, 70, 131):  # up to 64 elements fit in one word of bits, which is a special case
         x, scale = torch.randn(n, 4, requires_grad=True), torch.rand(4) + 0.1
         y = f(x, scale, quant_min=-8, quant_max=7, axis=1)
         y.sum().backward()
@@ -311,7 +312,7 @@ def test_cuda_gradients_have_the_same_bits(case, dtype):
 @pytest.mark.cuda
 @pytest.mark.parametrize("op", [bp.functional.fake_quant, bp.functional.fake_quant_lsq])
 def test_cuda_graph(op):
-    """Forward and backward in one graph: no synchronisation, on the capturing stream."""
+    """Capture forward and backward in one graph: no synchronisation, on the capturing stream."""
     x = torch.randn(64, 3, 9, 9, device="cuda", requires_grad=True)
     scale = (torch.rand(3, device="cuda") + 0.1).requires_grad_()
 
@@ -332,7 +333,7 @@ def test_cuda_graph(op):
 @pytest.mark.cuda
 @pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
 def test_cuda_graph_of_calibration(method):
-    """Observing and choosing a range in one graph: neither looks at anything on the host."""
+    """Capture observing and choosing a range in one graph. Neither reads anything on the host."""
     x = torch.randn(64, 3, 9, 9, device="cuda")
     grid = {"quant_min": -8, "quant_max": 7, "symmetric": True}
 

@@ -1,4 +1,4 @@
-"""Weights that jump between two integers: tracking them, freezing them, and going on with it."""
+"""Test oscillating weights: tracking, freezing, and resuming both."""
 
 import copy
 
@@ -21,7 +21,7 @@ def new_state(n: int, device="cpu") -> dict:
 
 
 def walk(scales: int, looks: int, **kwargs):
-    """A random walk that turns back often; yields (weight before, weight after, state)."""
+    """Do a random walk that turns back often, and yield (weight before, weight after, state)."""
     torch.manual_seed(1)
     scale, start = torch.rand(scales) + 0.2, torch.randn(12, 5, 3, 3)
     state = new_state(start.numel())
@@ -34,7 +34,7 @@ def walk(scales: int, looks: int, **kwargs):
 
 @pytest.mark.parametrize("scales", [1, 12, 60])
 def test_is_the_algorithm(scales):
-    momentum = torch.tensor(0.1).item()  # as float32 has it
+    momentum = torch.tensor(0.1).item()  # rounded to float32
     kwargs = {"momentum": 0.1, "threshold": 0.2}
     expected: dict = {}
     for look, (before, weight, state, scale) in enumerate(walk(scales, 20, **kwargs)):
@@ -45,7 +45,7 @@ def test_is_the_algorithm(scales):
         for name in TYPES:
             assert torch.equal(state[name].float(), expected[name].float()), (look, name)
     share = (state["turn"] == 2).float().mean()
-    assert 0.05 < share < 0.95  # both kinds are there
+    assert 0.05 < share < 0.95  # some are frozen and some are not
 
 
 def test_without_threshold_nothing_is_written():
@@ -124,7 +124,7 @@ def trained(qat, optimizer, steps, start=0):
         x = torch.randn(16, 3, 8, 8)
         optimizer.zero_grad()
         nn.functional.cross_entropy(qat(x), torch.randint(0, 4, (16,))).backward()
-        for p in (qat.conv.weight, qat.fc.weight):  # noise, so that some oscillate
+        for p in (qat.conv.weight, qat.fc.weight):  # add noise, so that some oscillate
             p.grad += torch.randn_like(p) * 0.1
         optimizer.step()
 
@@ -209,7 +209,7 @@ def test_other_bits_begin_anew():
     qat, optimizer, schedule = scheduled({0: 4, 0.5: 3})
     trained(qat, optimizer, 30)
     assert max(s[1] for s in schedule.oscillations.shares().values()) > 0
-    trained(qat, optimizer, 1, start=30)  # the first look on the new grid
+    trained(qat, optimizer, 1, start=30)  # the first step on the new grid
     assert max(s[1] for s in schedule.oscillations.shares().values()) == 0
 
 

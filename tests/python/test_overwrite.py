@@ -1,5 +1,4 @@
-"""A backward pass writes over the gradient that comes in where nobody else holds it, and only
-there: whoever kept it finds it as it was."""
+"""Test that a backward pass overwrites the incoming gradient only if nobody else holds it."""
 
 import bitpare as bp
 import pytest
@@ -37,13 +36,13 @@ def weight(x: Tensor) -> Tensor:
     return F.use_weight(x, value, inside)
 
 
-FIXED = torch.tensor([-20, 20, 0, 1, 0], dtype=torch.int32)  # the scale stays, so some are clamped
+FIXED = torch.tensor([-20, 20, 0, 1, 0], dtype=torch.int32)  # so some values are clamped
 OPS = [fake_quant, act, hardswish, norm, weight]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 class Producer(torch.autograd.Function):
-    """Gives its input the gradient that make(dy) makes."""
+    """Gives its input the gradient make(dy)."""
 
     @staticmethod
     def forward(context, y, make):
@@ -70,7 +69,7 @@ def inputs(layout: str = "contiguous") -> tuple[Tensor, Tensor]:
 
 
 def held(op, x, dy):
-    """The gradient where the incoming one is held by the caller."""
+    """Return the gradient if the caller holds the incoming one."""
     x = x.detach().requires_grad_()
     y, kept = op(x), dy.clone()
     (dx,) = torch.autograd.grad(y, x, dy)
@@ -139,7 +138,8 @@ def test_hooks_and_retained_gradients_see_what_came_in(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_several_readers_of_one_gradient(op):
-    """An addition gives both its operands one gradient; a value used twice adds up its own."""
+    """Test an addition, which gives both operands the same gradient, and a value that is used
+    twice."""
     x, dy = inputs()
     expected = held(op, x, dy)
     a, b = x.detach().requires_grad_(), x.detach().requires_grad_()
@@ -183,7 +183,7 @@ def test_both_addends_get_the_gradient():
 
 
 def test_a_leaf_s_gradient_may_be_accumulated():
-    """The gradient that reaches .grad is the leaf's own."""
+    """Check that the tensor in .grad belongs to the leaf alone."""
     x, dy = inputs()
     leaf = x.detach().requires_grad_()
     for _ in range(2):

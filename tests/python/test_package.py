@@ -1,4 +1,4 @@
-"""The package as installed: docstrings, command line, instruction sets, what it is made of."""
+"""Test the installed package: docstrings, command line, instruction sets, and its parts."""
 
 import doctest
 import importlib
@@ -47,7 +47,7 @@ def test_every_function_is_documented_and_has_cases(function):
 
 
 def test_every_op_has_its_files():
-    """One op, one stem: the families of each floor are the same."""
+    """Each op has one stem, and every floor has the same families."""
 
     def stems(folder, suffix):
         return {p.stem for p in (ROOT / "csrc" / folder).glob(f"*{suffix}")}
@@ -55,7 +55,7 @@ def test_every_op_has_its_files():
     cpu = stems("kernels/cpu", ".cpp") - {"capability"}
     assert cpu == stems("kernels/cuda", ".cu")
     no_op = {"arguments", "register", "version", "masked_weights"}
-    on_bytes = {s for s in cpu if s.startswith("int_")}  # run by integer models, not as ops
+    on_bytes = {s for s in cpu if s.startswith("int_")}  # called by integer models, not ops
     assert cpu - on_bytes == stems("ops", ".cpp") - no_op
     assert cpu <= stems("kernels", ".h")
     tests = "".join(p.read_text() for p in (ROOT / "tests" / "cpp").iterdir() if p.suffix != ".txt")
@@ -151,7 +151,7 @@ def test_cuda_code_for_every_architecture():
     if not _build_info.with_cuda:
         pytest.skip("this build has no CUDA")
     triton = pathlib.Path(torch.__file__).parents[1] / "triton/backends/nvidia/bin/cuobjdump"
-    cuobjdump = shutil.which("cuobjdump") or triton  # comes with torch where CUDA does
+    cuobjdump = shutil.which("cuobjdump") or triton  # triton includes it
     library = pathlib.Path(bp.__file__).parent / "libbitpare.so"
     listed = subprocess.run(
         [cuobjdump, "--list-elf", "--list-ptx", library], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The comparison with other tools: measurements, tables and plots."""
+"""Test the comparison with other tools: measurements, tables and plots."""
 
 import json
 import pathlib
@@ -77,7 +77,7 @@ def test_an_adapter_trains_and_converts(tool):
 
 
 def test_ratios_are_those_within_a_round():
-    """Rounds that were slow for both count as any other."""
+    """Check that rounds which are slow for both functions count like any other."""
     found = timing.ratio([1.0, 20.0, 1.0, 20.0, 1.0], [2.0, 40.0, 2.0, 40.0, 2.0])
     assert vars(found) == {"median": 0.5, "p20": 0.5, "p80": 0.5}
 

@@ -1,4 +1,4 @@
-"""prepare keeps a model's shape and, quantizers off, its results bit for bit."""
+"""Test that prepare keeps a model's structure, and its results bit for bit with quantizers off."""
 
 import collections
 import copy
@@ -15,7 +15,7 @@ from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.compare import quantizers_off
 from torch import Tensor, nn
 
-ISLANDS = {  # what no graph can hold, and a word of the reason
+ISLANDS = {  # what a graph cannot hold, and a word of the reason
     "NoGradRegion": "mode",
     "AutocastRegion": "mode",
     "BufferUpdate": "assigns",
@@ -39,7 +39,7 @@ def seeded(model: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def assert_same(float_model: nn.Module, prepared: nn.Module, x: Tensor, training: bool, seed: int):
-    """Outputs, gradients, buffers and random numbers, bit for bit, with quantizers off."""
+    """Compare outputs, gradients, buffers and random numbers, bit for bit, with quantizers off."""
     a, b = copy.deepcopy(float_model).train(training), copy.deepcopy(prepared).train(training)
     with quantizers_off(b):
         (ya, sa), (yb, sb) = seeded(a, x, seed), seeded(b, x, seed)
@@ -95,7 +95,7 @@ class Frozen(nn.Module):
         self.a, self.rate = networks.conv(), 0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate > 0.25:  # a number that decides the path cannot stay a variable
+        if self.rate > 0.25:  # this number selects the path, so it cannot stay a variable
             x = x + self.a(x)
         return x + self.rate
 
@@ -143,13 +143,13 @@ def test_hooks_still_run(mobilenet):
     hooked = copy.deepcopy(model)
     hooked.features[1].register_forward_hook(lambda m, a, y: seen.append(y.shape))
     prepared = bp.prepare(hooked, example_inputs=(x,))
-    assert not seen  # nor did prepare call them
+    assert not seen  # prepare did not call them either
     bp.calibrate(prepared, data=[x])
     assert len(seen) == 1
     inside = []
     prepared.features[0][1].register_forward_hook(lambda m, a, y: inside.append(y))
     prepared.eval()(x)
-    assert inside[0].min() < 0  # what BatchNorm gives, not what ReLU6 makes of it
+    assert inside[0].min() < 0  # the result of BatchNorm, before ReLU6
 
 
 def test_batch_norm_and_dropout_follow_train_and_eval(mobilenet):
@@ -187,7 +187,7 @@ def test_prepared_state_loads_strictly(mobilenet):
 
 
 def test_every_value_between_layers_is_on_its_grid(mobilenet):
-    """In eval each convolution and linear reads integers times a scale."""
+    """Check that in eval each convolution and linear reads integers times a scale."""
     model, _, x = mobilenet
     prepared = bp.prepare(model, example_inputs=(x,))
     bp.calibrate(prepared, data=[x])
@@ -272,7 +272,7 @@ def test_a_concat_and_its_only_inputs_share_a_scale():
 
 
 def test_fusion_gives_what_separate_modules_give(mobilenet):
-    """A hook on a BatchNorm unfuses it; the result stays within rounding."""
+    """Check that a hook on a BatchNorm turns fusion off, and that results agree within rounding."""
     _, prepared, x = mobilenet
     one, two = copy.deepcopy(prepared), copy.deepcopy(prepared)
     for model in (one, two):
@@ -403,8 +403,9 @@ def test_bad_input():
 
 
 def test_hardswish_joins_its_convolution_where_the_target_computes_both_at_once():
-    """ONNX Runtime reads a convolution's integers and looks Hardswish up: two quantizers. On the
-    grid of TensorRT there is one, and training computes BatchNorm, Hardswish and it in one op."""
+    """ONNX Runtime computes the convolution in integers and Hardswish by lookup, with two
+    quantizers. On TensorRT's grid there is one, and training fuses BatchNorm, Hardswish and the
+    quantizer in one op."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 4, 1))
     x = torch.randn(4, 3, 8, 8)
     counts = {}
@@ -421,14 +422,14 @@ def test_hardswish_joins_its_convolution_where_the_target_computes_both_at_once(
         ran = {event.key for event in profile.key_averages()}
         assert "bitpare::bn_act_fake_quant" in ran
         assert ("aten::hardswish" not in ran) and y.isfinite().all()
-        if target == "tensorrt":  # only the model's input is quantized by itself
+        if target == "tensorrt":  # only the model's input has a separate quantizer
             assert profile.key_averages() and qat[1].bp_tail[1] == "hardswish"
     assert counts["onnxruntime"] == counts["tensorrt"] + 1
 
 
 @dataclasses.dataclass
 class Output(collections.OrderedDict):
-    """A result such as libraries return: fields that are items too."""
+    """A result as libraries return them, whose fields are also items."""
 
     logits: Tensor | None = None
     hidden: Tensor | None = None

@@ -1,4 +1,4 @@
-"""tools/progress.py: what a build or an installation says on its way."""
+"""Test tools/progress.py: the output during a build or an installation."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ import progress
 
 @pytest.fixture(autouse=True)
 def without_waiting(monkeypatch):
-    """A log gets each state at once."""
+    """Write each state to the log at once."""
     monkeypatch.setattr(progress.Display, "every", 0.0)
 
 
@@ -34,7 +34,7 @@ def test_a_command_that_fails_shows_what_it_printed(capsys):
 
 @pytest.fixture
 def build(tmp_path, capsys):
-    """A build of ten objects by a script in place of CMake: its status, and what is said."""
+    """Run a build of ten objects with a script instead of CMake; return its status and output."""
     names = [f"CMakeFiles/bitpare.dir/csrc/ops/op{i}.cpp.o" for i in range(10)]
     commands = [{"directory": str(tmp_path), "output": name} for name in names]
     (tmp_path / "compile_commands.json").write_text(json.dumps(commands))

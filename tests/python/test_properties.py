@@ -1,4 +1,4 @@
-"""Properties that hold for every input: random shapes, granularities, grids and scales."""
+"""Test properties that hold for every input: random shapes, granularities, grids and scales."""
 
 import pathlib
 
@@ -44,8 +44,8 @@ def test_bit_equal_to_torch(values, scale, grid, data):
     x.requires_grad_()
     got = F.fake_quant(x, s, z, **grid)
     expected = torch.fake_quantize_per_tensor_affine(x, s, z, *grid.values())
-    # The product x / scale may overflow to infinity, of which torch's cast to an integer makes
-    # something else; a clamp in float keeps the end of the range.
+    # The product x / scale may overflow to infinity, which torch casts to a wrong integer. A clamp
+    # in float keeps the end of the range.
     product = x.detach() * (1 / s)
     safe = product.abs() < 2**30
     assert torch.equal(got[safe], expected[safe])
@@ -118,7 +118,7 @@ def test_qparams_cover_the_range_and_hold_zero(a, b, grid, power_of_two):
     assert zero.item() == 0.0
     if power_of_two:
         assert torch.frexp(s).mantissa == 0.5
-    # every value of the range is within a step of what it becomes
+    # every value of the range is within one step of its quantized value
     ends = torch.stack([low.clamp(max=0), high.clamp(min=0)])
     assert ((F.fake_quant(ends, s, z, **grid) - ends).abs() <= s * 1.001).all()
 
@@ -191,7 +191,7 @@ def test_mse_range_is_never_worse_than_minmax(x, grid, symmetric):
     hypothesis.assume(grid["quant_max"] > 0)
     low, high = F.mse_range(x, symmetric=symmetric, **grid)
     whole = total_error(x, *F.minmax(x), symmetric, grid)
-    # the sums that were compared are float32, and so is what cancels in x - fake_quant(x)
+    # the compared sums are float32, and so is the cancellation in x - fake_quant(x)
     slack = 1e-5 * whole + 1e-12 * x.double().square().sum().item()
     assert total_error(x, low, high, symmetric, grid) <= whole + slack
 

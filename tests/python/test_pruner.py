@@ -1,4 +1,4 @@
-"""Pruning during training: schedules, exact zeros, resume, and what it refuses."""
+"""Test pruning during training: schedules, exact zeros, resuming, and errors."""
 
 import copy
 import io
@@ -117,7 +117,7 @@ def test_pruned_is_zero_through_any_optimizer(name):
         assert pruner.pruned() == int(schedule.sparsity_at(step + 1) * total + 1e-6)
         for target in pruner.targets:
             kept = pruner.kept(target.name)
-            assert not (kept & ~before[target.name]).any()  # what is gone stays gone
+            assert not (kept & ~before[target.name]).any()  # pruned weights stay pruned
             before[target.name] = kept
             assert is_positive_zero(target.value[~kept])
             for value in optimizer.state[target.value].values():
@@ -151,7 +151,7 @@ def test_negative_zeros_and_nan_are_cleared():
 
 
 def test_weights_that_an_optimizer_spreads_stay_zero():
-    """An update that is not element by element, as of orthogonalised momentum."""
+    """Test an update that is not elementwise, such as orthogonalised momentum."""
 
     class Spread(torch.optim.SGD):
         def step(self, closure=None):
@@ -247,7 +247,7 @@ def test_the_forward_pass_sees_masked_weights_that_live_on():
     assert list(model.state_dict()) == names
     y.square().sum().backward()
     plain(x).square().sum().backward()
-    for target in pruner.targets:  # gradients pass to what is masked
+    for target in pruner.targets:  # masked weights get gradients
         assert torch.equal(target.value.grad, plain.get_parameter(target.name).grad)
     copied = copy.deepcopy(model)
     held = io.BytesIO()
@@ -270,10 +270,10 @@ def test_finalize_bakes_and_lets_go():
         assert pruner.finalize() is model and torch.equal(model(x), y)
         zeros = {t.name: t.value == 0 for t in pruner.targets}
         assert all(torch.equal(~pruner.kept(name), zero) for name, zero in zeros.items())
-        train(model, optimizer, [0])  # free again
+        train(model, optimizer, [0])  # the weights are free again
         assert any((t.value[zeros[t.name]] != 0).any() for t in pruner.targets)
         Pruner(model, Schedule.one_shot(0.1))
-    with pytest.raises(ValueError, match="they live on with mode='ste' only"):
+    with pytest.raises(ValueError, match="only mode='ste' keeps them"):
         Pruner(lenet(), Schedule.one_shot(0.5)).restore()
 
 
@@ -335,7 +335,7 @@ def test_criteria():
     assert not torch.equal(first.masks["fc1.weight"], third.masks["fc1.weight"])
     rows = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1], [9.0, 9.0]])
     layer = nn.Linear(2, 4, bias=False)
-    layer.weight.data.copy_(rows)  # the middle of the filters is nearest to the others
+    layer.weight.data.copy_(rows)  # the middle filter is nearest to the others
     Pruner(layer, Schedule.one_shot(0.25), criterion="fpgm", pattern="filter")
     assert (layer.weight[3] == 9).all() and (layer.weight[1, 0] == 0.1 or layer.weight[2, 1] == 0.1)
 
@@ -371,7 +371,7 @@ def test_rewinding():
     for target in pruner.targets:
         kept = pruner.kept(target.name)
         assert torch.equal(target.value, torch.where(kept, early[target.name], 0.0))
-    assert not optimizer.state  # momentum starts anew
+    assert not optimizer.state  # momentum starts again
     assert pruner.pruned() == int(0.5 * sum(t.value.numel() for t in pruner.targets))
 
 
@@ -414,7 +414,7 @@ def test_gradients_are_masked_before_anybody_sees_them():
     x = torch.randn(3, 6)
     dense = 2 * (F.linear(x, model.weight, model.bias).T @ x).detach()
     wanted = torch.where(kept, dense, 0.0)
-    # Asked for by hand, twice over, in pieces, differentiated again.
+    # Compute gradients by hand, twice, in parts, and of second order.
     (found,) = torch.autograd.grad(model(x).square().sum(), [model.weight])
     assert torch.allclose(found, wanted) and is_positive_zero(found[~kept])
     (found,) = torch.autograd.grad(model(x).square().sum(), [model.weight], create_graph=True)
@@ -424,7 +424,7 @@ def test_gradients_are_masked_before_anybody_sees_them():
     for part in x.split(1):
         model(part).square().sum().backward()
     assert torch.allclose(model.weight.grad, wanted) and is_positive_zero(model.weight.grad[~kept])
-    # NaN and infinity are 0 where pruned.
+    # NaN and infinity become 0 where pruned.
     model.zero_grad()
     (model(x) * torch.tensor([torch.nan, torch.inf, 1, 1])).sum().backward()
     assert is_positive_zero(model.weight.grad[~kept])
@@ -443,7 +443,7 @@ def test_a_gradient_that_somebody_holds_is_not_written_over():
     pruner.finalize()
     model.zero_grad()
     model.weight.backward(held)
-    assert (model.weight.grad == 1).all()  # the hook is gone
+    assert (model.weight.grad == 1).all()  # the hook is removed
     model.weight.grad = None
     Pruner(model, Schedule.one_shot(0.75))
     model.weight.backward(held)
@@ -454,7 +454,7 @@ def test_lamp():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
     with torch.no_grad():
-        model[0].weight.mul_(1e-3)  # of which plain magnitudes would leave nothing
+        model[0].weight.mul_(1e-3)  # plain magnitudes would prune all of it
     pruner = Pruner(model, Schedule.one_shot(0.9), criterion="lamp")
     scores = []
     for w in (m.weight.detach().double().flatten() for m in model):
@@ -540,9 +540,7 @@ def zero_sets_agree(model: nn.Module, pruner: Pruner) -> None:
         gone = ~pruner.kept(target.name)
         assert is_positive_zero(value[gone])
         q = target.quantizer
-        if isinstance(
-            q, RangeQuantizer | LearnedQuantizer
-        ):  # and the integers that will be shipped
+        if isinstance(q, RangeQuantizer | LearnedQuantizer):  # and the integers of convert
             weight = bp.functional.apply_mask(target.value.detach(), pruner.masks[target.name])
             scale = q.scale.detach()
             codes = bp.functional.quantize(
@@ -604,7 +602,7 @@ def test_statistics_are_those_of_kept_weights():
     kept, weight = pruner.kept("0.weight"), qat[0].weight.detach()
     value = qat[0].bp_weight(qat[0].weight)
     scale = (weight.abs() * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True)
-    if value.detach().abs().amax() == value.detach().abs()[kept].amin():  # one scale for all
+    if value.detach().abs().amax() == value.detach().abs()[kept].amin():  # one scale for the tensor
         scale = (weight.abs() * kept).sum() / kept.sum()
     assert torch.allclose(value.detach().abs(), scale * kept, atol=1e-6)
     pruner.finalize()
@@ -698,7 +696,7 @@ def test_two_processes_share_masks(tmp_path):
 
 
 def test_frozen_layers_and_other_types():
-    """Layers that are not trained are pruned as well; weights of any floating-point type."""
+    """Check that untrained layers are pruned too, and weights of any floating-point type."""
     for dtype in (torch.float64, torch.bfloat16):
         model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).to(dtype)
         model[0].requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Networks that others wrote, as a user has them: prepare, calibrate, train, save, go on."""
+"""Test networks from public libraries: prepare, calibrate, train, save, resume."""
 
 import io
 
@@ -32,13 +32,13 @@ NETWORKS = {
 
 
 def loss_of(outputs, labels):
-    """GoogLeNet gives a tuple of logits in training."""
+    """Return the loss. GoogLeNet returns a tuple of logits in training."""
     found = outputs if isinstance(outputs, tuple) else (outputs,)
     return sum(F.cross_entropy(logits, labels) for logits in found)
 
 
 def trained(model, optimizer, x, labels, seed):
-    torch.manual_seed(seed)  # of dropout
+    torch.manual_seed(seed)  # for dropout
     model.train()
     optimizer.zero_grad()
     loss_of(model(x), labels).backward()
@@ -50,7 +50,8 @@ def new_optimizer(model):
 
 
 def with_statistics(model, x):
-    """Running statistics such as training leaves them: without, late layers see next to nothing."""
+    """Set running statistics as after training. Without them, inputs of late layers are almost
+    0."""
     model.train()
     with torch.no_grad():
         for _ in range(30):

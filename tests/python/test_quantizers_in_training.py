@@ -1,5 +1,4 @@
-"""The effects of a training step's fused ops besides their values: they observe, and they
-mutate."""
+"""Test the side effects of the fused training ops: observing and mutation."""
 
 import math
 
@@ -34,7 +33,7 @@ TORCHS_OWN = {
 @pytest.mark.parametrize("n", [1, 70, 200_000])
 @pytest.mark.parametrize("activation", TORCHS_OWN)
 def test_act_fake_quant_is_torchs_ops_one_by_one(activation, n):
-    """Bit for bit: values, both gradients, and the range."""
+    """Compare values, both gradients and the range, bit for bit."""
     x, other = (torch.randn(n) * 3).requires_grad_(), torch.randn(n).requires_grad_()
     inputs = [x, other] if activation in ("none", "relu", "relu6") else [x]
     pending, scale = new_pending(), torch.tensor(0.03)
@@ -74,7 +73,7 @@ def test_act_fake_quant_folds_into_what_is_pending():
 def test_act_fake_quant_passes_values_while_quantize_is_off():
     x = torch.tensor([-100.0, 0.3, 100.0], requires_grad=True)
     off = control(quantize=0)
-    bad_scale = torch.tensor(0.0)  # nothing was observed yet, and nothing is asked of it
+    bad_scale = torch.tensor(0.0)  # the scale is not read, because nothing was observed yet
     y = F.act_fake_quant(x, None, bad_scale, None, off, new_pending(), activation="relu")
     assert torch.equal(y, torch.tensor([0, 0.3, 100.0]))
     assert torch.autograd.grad(y.sum(), x)[0].tolist() == [0, 1, 1]
@@ -103,7 +102,8 @@ def test_act_fake_quant_gradient_to_one_of_two():
 
 
 def version_after(mutated: list[torch.Tensor], call) -> None:
-    """Each mutated tensor counts each call, with gradients, without, and in inference mode."""
+    """Check that each call increases the version of each mutated tensor, with gradients, without
+    them, and in inference mode."""
     for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         before = [t._version for t in mutated]
         with mode():
@@ -138,7 +138,8 @@ def test_act_fake_quant_mutates_when_compiled(activation, backend):
 
 
 def states(pending, symmetric=False, low=0, high=255):
-    """Arguments of update_ranges_ for quantizers of which the lists of (low, high) are pending."""
+    """Return the arguments of update_ranges_ for quantizers with these pending lists of (low,
+    high)."""
     pending = [torch.tensor(p, dtype=torch.float32).T.contiguous() for p in pending]
     n = [p.shape[1] for p in pending]
     return (
@@ -186,9 +187,9 @@ def test_update_ranges_without_anything_pending():
     s = states([[(-1.0, 3.0)]], symmetric=True, low=-127, high=127)
     nothing = [[(INF, -INF)]]
     step(s, nothing, rule="ema", symmetric=True)
-    assert s[2][0].item() == 123 and s[4][0].tolist() == [0, 0]  # no range yet: nothing is set
+    assert s[2][0].item() == 123 and s[4][0].tolist() == [0, 0]  # without a range nothing is set
     step(s, [[(-1.0, 3.0)]], rule="ema", symmetric=True)
-    s[5][0][:2] = torch.tensor([-7, 7])  # the grid is annealed while nothing is observed
+    s[5][0][:2] = torch.tensor([-7, 7])  # the number of bits changes while nothing is observed
     step(s, nothing, rule="ema", symmetric=True)
     assert s[2][0].item() == pytest.approx(3 / 7) and s[4][0].tolist() == [1, 0]
 
@@ -253,7 +254,7 @@ def test_weights_are_fake_quant_of_each(dtype, layout, per_channel):
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_use_weight_has_the_gradient_of_fake_quant(layout, per_channel):
-    """With scales that were given, so that values are clamped."""
+    """Use fixed scales, so that values are clamped."""
     w = [v.requires_grad_() for v in weights(layout=layout)]
     scale = [s * 0.2 for s in scales_of(w, per_channel)]
     given = [s.clone() for s in scale]
@@ -287,10 +288,10 @@ def test_uses_of_a_weight_run_backward_by_themselves(clipped):
     scale = torch.full((4,), 0.1 if clipped else 1.0)
     (value,), (inside,) = F.fake_quant_weights([w], [scale], [control(observe=int(not clipped))])
     if clipped:
-        inside[0], inside[-1] = -2, 1  # the first value is outside
+        inside[0], inside[-1] = -2, 1  # the first value is out of range
     first, second = F.use_weight(w, value, inside), F.use_weight(w, value, inside)
     assert first._version == value._version and not first.is_leaf
-    first.sum().backward()  # micro-batches: each backward pass on its own
+    first.sum().backward()  # micro-batches: each backward pass runs separately
     (second * 2).sum().backward()
     with torch.no_grad():
         assert not F.use_weight(w, value, inside).requires_grad
@@ -379,7 +380,7 @@ def test_weights_bump_the_version_of_scales():
 @pytest.mark.parametrize("observe", [0, 1])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_weights_compile(backend, observe):
-    """A step of two layers, one of which uses its weight twice."""
+    """Compile a step of two layers, one of which uses its weight twice."""
     torch._dynamo.reset()
 
     def step(x, w, scale, controls):

@@ -1,4 +1,4 @@
-"""Recurrent layers in a prepared model: computed in float, with quantized weights."""
+"""Test recurrent layers in a prepared model: float computation with quantized weights."""
 
 import copy
 import io
@@ -29,7 +29,7 @@ class Text(nn.Module):
 
 
 class Cells(nn.Module):
-    """Steps through a sequence by hand."""
+    """Processes a sequence step by step."""
 
     def __init__(self) -> None:
         super().__init__()

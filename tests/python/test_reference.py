@@ -1,4 +1,4 @@
-"""The oracle itself: values worked out by hand, and torch's own ops."""
+"""Test the reference formulas against values worked out by hand and torch's own ops."""
 
 import math
 
@@ -122,5 +122,5 @@ def test_histogram_costs_by_hand():
     divergence = reference.histogram_divergence(counts, (2, 2), -1, 0, False)
     expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
     assert divergence == pytest.approx(expected)
-    # the outer bin folded into the inner one, which alone is left
+    # the outer bin is added to the inner one, the only one left
     assert reference.histogram_divergence(counts, (1, 1), -1, 0, False) == pytest.approx(0.0)

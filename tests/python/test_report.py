@@ -1,4 +1,4 @@
-"""bp.report: what the tables say, against counts by hand."""
+"""Test the tables of bp.report against counts by hand."""
 
 import json
 import math
@@ -39,7 +39,7 @@ class TestLayers:
 
     def test_activations_are_what_the_float_model_has(self):
         model = lenet()
-        x = images(6, 16) * 1.7  # beyond what it was calibrated with
+        x = images(6, 16) * 1.7  # beyond the calibrated range
         rows = bp.report.layers(model, data=[x[:4], x[4:]]).rows
         given = next(r for r in rows if r.name == "input")
         q = model.bp_sites[0] if hasattr(model, "bp_sites") else None

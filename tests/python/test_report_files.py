@@ -1,4 +1,4 @@
-"""python -m bitpare report: pages about files."""
+"""Test python -m bitpare report, which writes pages about files."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ def trained() -> Trained:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess:
-    """python -m bitpare report, in this process."""
+    """Run python -m bitpare report in this process."""
     out, err, words = io.StringIO(), io.StringIO(), ["report", *map(str, arguments)]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -35,8 +35,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def checkpoint_of_a_run(trained: Trained) -> dict:
-    """Save a checkpoint as training scripts keep them: stages, each with all that takes part in
-    it."""
+    """Return a checkpoint as training scripts save it: stages, each with all its parts."""
     optimizer = torch.optim.Adam(trained.float_model.parameters())
     trained.float_model(trained.x).sum().backward()
     optimizer.step()
@@ -56,7 +55,7 @@ def checkpoint_of_a_run(trained: Trained) -> dict:
 
 
 def spoilt(model: nn.Module, ending: str, value: torch.Tensor) -> dict:
-    """A state dict with another value where the first such name is."""
+    """Return a state dict in which the first value with such a name is replaced."""
     state = dict(model.state_dict())
     return state | {next(k for k in state if k.endswith(ending)): value}
 
@@ -110,7 +109,7 @@ class TestCommand:
         assert row["bytes"] == files["integer"].stat().st_size and row["p50"] > 0
         forms = {r["name"]: r["form"] for r in data["layers"]}
         assert (forms["features.0"], forms["one"], forms["two"]) == ("s8", "s4", "s8")
-        assert forms["features.3"] in ("s3", "s4")  # as many bits as hold what pruning left
+        assert forms["features.3"] in ("s3", "s4")  # as few bits as the unpruned weights need
         zeros = sum(r["sparsity"] * r["count"] for r in data["layers"])
         assert row["weights"] - row["nonzeros"] == round(zeros) > 0
         summary = bp.report.summary(trained.integer, example_inputs=(trained.x[:1],), rounds=1)
@@ -184,8 +183,8 @@ class TestCommand:
             ("text", "expected an integer model"),
             ("list", "no weights; expected"),
             ("optimizer", "no weights; expected"),
-            ("no_control", ".bp_weight is no state of a quantizer"),
-            ("no_scale", ".bp_weight is no state of a quantizer"),
+            ("no_control", ".bp_weight is not the state of a quantizer"),
+            ("no_scale", ".bp_weight is not the state of a quantizer"),
             ("missing", "No such file"),
         ],
     )

@@ -1,4 +1,4 @@
-"""Records of a model over time: Recorder and TensorBoard."""
+"""Test records of a model over time: Recorder and TensorBoard."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ class Writer:
 
 
 class Run:
-    """A training that can be taken up in the middle."""
+    """A training run that can be resumed."""
 
     def __init__(self, every: int = 4) -> None:
         torch.manual_seed(1)
@@ -77,7 +77,7 @@ class TestRecorder:
 
     def test_it_changes_nothing(self):
         watched, alone = Run(), Run()
-        alone.recorder.counter.step = lambda *_: None  # never records
+        alone.recorder.counter.step = lambda *_: None  # never record
         watched.go(range(9))
         alone.go(range(9))
         assert alone.recorder.records == []

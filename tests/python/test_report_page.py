@@ -1,4 +1,4 @@
-"""The content of a report's page, by parsing it and in a browser."""
+"""Test the content of a report's page, by parsing it and in a browser."""
 
 import html
 import json
@@ -133,7 +133,7 @@ class TestPage:
             if section == "weights":
                 drawn = next(a["d"] for t, a in elements if a.get("class") == "level")
                 levels[attributes["aria-label"].rpartition(" ")[2]] = drawn.count("M")
-        assert levels["one"] == 16 and levels["features.0"] == 63  # 255, each fourth
+        assert levels["one"] == 16 and levels["features.0"] == 63  # every fourth of 255
 
     def test_the_numbers_are_in_the_page(self, trained, full_page):
         data = json.loads(Parsed(full_page.read_text()).data)
@@ -166,7 +166,7 @@ class TestPage:
         graph = graph_of(model)
         assert graph.note == "" and graph.counts == {"integer": len(graph.steps) - 2}
         skips = [(i, k) for k, s in enumerate(graph.steps) for i in s.inputs if k - i > 1]
-        assert len(skips) == 2 and skips[0][0] == skips[1][0]  # of one value, to two additions
+        assert len(skips) == 2 and skips[0][0] == skips[1][0]  # from one value to two additions
         assert [s.kind for s in graph.steps if "+ add" in s.kind] != []
 
     def test_a_model_that_cannot_be_traced_is_a_tree(self, tmp_path):
@@ -252,7 +252,7 @@ class TestPage:
     def test_errors(self, tmp_path):
         with pytest.raises(ValueError, match=r"data= is compared .* this LeNet is not"):
             bp.report.html(LeNet(), tmp_path / "x.html", data=[images(2, 16)])
-        with pytest.raises(TypeError, match="got an IntegerModel; give that as integer="):
+        with pytest.raises(TypeError, match="got an IntegerModel; pass that as integer="):
             bp.report.html(bp.convert(lenet()), tmp_path / "x.html")
         with pytest.raises(TypeError, match="got a tensor"):
             bp.report.html(lenet(), tmp_path / "x.html", data=images(2, 16))

@@ -1,4 +1,4 @@
-"""bp.save and bp.load: a prepared model in a file, from which training goes on bit for bit."""
+"""Test bp.save and bp.load: training continues from the file bit for bit."""
 
 import contextlib
 import copy
@@ -36,7 +36,7 @@ X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Run:
-    """A training run with everything that has a state."""
+    """A training run with every object that has a state."""
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -215,7 +215,7 @@ def test_errors(tmp_path):
         bp.load(path, model=lambda: Block(3))
     with pytest.raises(ValueError, match="model must be the float model"):
         bp.load(path, model=model)
-    with pytest.raises(TypeError, match=r"model must make a torch\.nn\.Module, got int"):
+    with pytest.raises(TypeError, match=r"model must return a torch\.nn\.Module, got int"):
         bp.load(path, model=lambda: 3)
     with pytest.raises(FileNotFoundError, match="absent"):
         bp.load(tmp_path / "absent", model=Net)

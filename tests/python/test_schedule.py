@@ -1,4 +1,5 @@
-"""QatSchedule: a pure function of the applied steps. BatchNorm statistics anew."""
+"""Test QatSchedule, whose effect depends only on the applied steps, and the BatchNorm
+statistics."""
 
 import copy
 
@@ -92,7 +93,7 @@ def test_bits_are_annealed(learn):
 
 
 def test_the_state_is_a_function_of_the_step_alone():
-    """Loading a step count gives what stepping there gives."""
+    """Check that loading a step count gives the same state as stepping there."""
     options = dict(
         total_steps=20, delay=2, ramp=4, freeze_ranges=12, freeze_bn=15, bits={0: 8, 9: 4}
     )
@@ -120,7 +121,7 @@ def test_attach_counts_applied_steps():
 
 
 class Skipping(torch.optim.Optimizer):
-    """Looks at found_inf by itself, as fused optimizers do under GradScaler."""
+    """Reads found_inf by itself, as fused optimizers do under GradScaler."""
 
     def __init__(self, params):
         super().__init__(params, {})

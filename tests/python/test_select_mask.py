@@ -1,4 +1,4 @@
-"""Masks that prune a given number of elements, against a sort."""
+"""Test masks that prune a given number of elements, against a sort."""
 
 import bitpare as bp
 import pytest
@@ -11,7 +11,7 @@ F = bp.functional
 
 
 def by_sorting(scores, pruned, *, previous=None, least=None) -> list[Tensor]:
-    """Tensors of bool, True where kept: the definition, one element after the other."""
+    """Return bool tensors, True where kept, directly from the definition."""
     order = []
     for i, x in enumerate(scores):
         kept = torch.ones(x.numel()) if previous is None else previous[i].flatten()
@@ -42,7 +42,7 @@ def assert_masks(got, expected):
 
 @st.composite
 def selections(draw):
-    """Lists of tensors with many ties, masks in force, and how many stay."""
+    """Draw lists of tensors with many ties, previous masks, and the minimum numbers to keep."""
     shapes = draw(st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
     levels = draw(st.sampled_from([1, 3, 20, 10**6]))
@@ -71,7 +71,7 @@ def test_global_is_a_sort(selection):
     got = unpacked(masks, scores)
     assert sum(int((~kept).sum()) for kept in got) == k
     assert_masks(got, by_sorting(scores, k, previous=previous, least=least))
-    assert_masks(masks, [F.pack_mask(kept) for kept in got])  # what is past the end is 0
+    assert_masks(masks, [F.pack_mask(kept) for kept in got])  # bits past the end are 0
 
 
 @settings(max_examples=100, deadline=None)
@@ -93,7 +93,7 @@ def test_local_is_a_sort_of_each(selection, each):
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("masked", [None, 0.3, 0.95])
 def test_large_tensors(sparsity, masked):
-    """Several threads and parts, and scores that lie close together."""
+    """Test several threads and parts, and scores that are close together."""
     torch.manual_seed(0)
     shapes = [(300, 400), (7,), (64, 64, 3, 3), (1, 100000)]
     scores = [torch.randn(s).abs() for s in shapes]
@@ -128,7 +128,7 @@ def test_min_keep_moves_the_shortfall_elsewhere():
     a, b = unpacked(F.select_mask([small, large], 0.5, min_keep=3), [small, large])
     assert a.tolist() == [False, True, True, True] and int((~b).sum()) == 9
     a, b = unpacked(F.select_mask([small, large], 0.99, min_keep=3), [small, large])
-    assert int(a.sum()) == 3 and int(b.sum()) == 3  # as many as are eligible
+    assert int(a.sum()) == 3 and int(b.sum()) == 3  # as many as can be pruned
     (all_kept,) = F.select_mask([torch.randn(5)], 0.9, min_keep=9)
     assert all_kept.item() == 31
 
@@ -164,7 +164,8 @@ def test_n_of_m(shape, n, m, masked):
 
 
 def in_blocks(t: Tensor, rows: int, columns: int) -> Tensor:
-    """[units, elements of each], units in the order of rows, columns and what is behind."""
+    """Return [units, elements of each], with units ordered by rows, columns and later
+    dimensions."""
     blocks = t.reshape(t.shape[0] // rows, rows, t.shape[1] // columns, columns, -1)
     return blocks.permute(0, 2, 4, 1, 3).reshape(-1, rows * columns)
 
@@ -197,7 +198,7 @@ def test_blocks_filters_and_channels(pattern, masked):
 
 
 def test_makes_no_large_tensors():
-    """Past its result, less than a byte for each weight."""
+    """Check that it allocates less than a byte per weight besides its result."""
     x = [torch.rand(500, 1000)]
     F.select_mask(x, 0.5)
     with torch.profiler.profile(profile_memory=True) as profile:

@@ -1,4 +1,4 @@
-"""How much each layer loses when it alone is pruned."""
+"""Test how much each layer loses when it alone is pruned."""
 
 import json
 
@@ -12,7 +12,8 @@ from torch import nn
 
 
 def counts(model: nn.Module) -> float:
-    """A stand-in for accuracy: what is left of each layer, some worth more than others."""
+    """Return a stand-in for accuracy: the weights left in each layer, with different values per
+    layer."""
     worth = {"conv1": 40.0, "conv2": 5.0, "fc1": 1.0, "fc2": 20.0}
     return 100 - sum(
         worth[n] * float((m.weight == 0).float().mean())
@@ -52,7 +53,7 @@ def test_ratios_under_a_target():
     model = lenet()
     scan = sensitivity(model, counts, sparsities=(0.2, 0.4, 0.6, 0.8))
     by_drop = scan.sparsities(max_drop=4.0)
-    assert by_drop["conv1.weight"] == pytest.approx(0.1, abs=0.01)  # on a line between two
+    assert by_drop["conv1.weight"] == pytest.approx(0.1, abs=0.01)  # interpolated
     assert by_drop["conv2.weight"] == by_drop["fc1.weight"] == 0.8
     assert by_drop["fc2.weight"] == pytest.approx(0.2, abs=0.01)
     by_size = scan.sparsities(sparsity=0.5)
@@ -98,7 +99,7 @@ def test_an_interrupted_scan_goes_on(tmp_path):
     with torch.no_grad():
         model.fc1.weight[0] += 1
     sensitivity(model, evaluate, sparsities=(0.5,), cache=cache)
-    assert len(calls) == 6 + 5  # other weights
+    assert len(calls) == 6 + 5  # the scan of other weights starts again
     sensitivity(model, evaluate, sparsities=(0.5,), cache=cache, pattern="filter")
     assert len(calls) == 11 + 5
 
@@ -111,7 +112,7 @@ def test_channels_that_go_together():
 
     scan = sensitivity(model, evaluate, sparsities=(0.5,), pattern="channel", example_inputs=X)
     assert scan.found.keys() == {"first", "a"}
-    assert scan.found["first"][0.5] == pytest.approx(-1.5)  # columns of a go too
+    assert scan.found["first"][0.5] == pytest.approx(-1.5)  # the columns of a are pruned too
     assert scan.found["a"][0.5] == pytest.approx(-1.0)
     assert not (model.first.weight == 0).any()
     small = shrink(model, example_inputs=X, sparsity=scan.sparsities(max_drop=1.2))

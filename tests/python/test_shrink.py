@@ -1,4 +1,5 @@
-"""Channels removed for good: exact, in whole groups, with the optimizer's state, or refused."""
+"""Test the removal of channels: exact results, whole groups, the optimizer's state, and
+refusals."""
 
 import copy
 import io
@@ -18,7 +19,7 @@ def conv(inputs: int, outputs: int, size: int = 3, **options) -> nn.Conv2d:
 
 
 class Net(nn.Module):
-    """conv - BatchNorm - ReLU - a body - pooling - linear."""
+    """A network of conv - BatchNorm - ReLU - body - pooling - linear."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class Net(nn.Module):
         self.head = nn.Linear(self.make(channels), 5)
 
     def make(self, c: int) -> int:
-        """The layers of the body; how many channels come out of it."""
+        """Make the layers of the body, and return the number of channels of its result."""
         raise NotImplementedError
 
     def body(self, x: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class Nets:
 
         def body(self, x: Tensor) -> Tensor:
             x = x + self.bn(self.b(F.gelu(self.a(x))))
-            return F.relu(x + self.bn(self.b(F.gelu(self.a(x)))))  # the same layers once more
+            return F.relu(x + self.bn(self.b(F.gelu(self.a(x)))))  # the same layers again
 
     class Concatenated(Net):
         def make(self, c: int) -> int:
@@ -85,7 +86,7 @@ class Nets:
             return self.b(self.a(x))
 
     class Gated(Net):
-        """Squeeze and excite."""
+        """A squeeze-and-excite block."""
 
         def make(self, c: int) -> int:
             self.down, self.up, self.b = nn.Conv2d(c, 4, 1), nn.Conv2d(4, c, 1), conv(c, 6)
@@ -132,7 +133,7 @@ class Nets:
             return self.b(F.interpolate(self.act(self.a(x)), scale_factor=0.5))
 
     class Scaled(Net):
-        """A parameter of the module's own along the channels, and instance norms."""
+        """Its own parameter along the channels, and instance norms."""
 
         def make(self, c: int) -> int:
             self.scale = nn.Parameter(torch.randn(c, 1, 1))
@@ -162,7 +163,7 @@ class Nets:
             return self.c(F.silu(self.bn(self.b(x.view(x.size(0), -1)))))
 
     class Functional(Net):
-        """Layers of which a forward uses the parameters alone, and values that are stacked."""
+        """A forward that uses only the parameters of layers, and stacked values."""
 
         def make(self, c: int) -> int:
             self.a, self.b, self.bn = conv(c, 10), conv(10, 6), nn.BatchNorm2d(10)
@@ -201,7 +202,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def trained(name: str) -> nn.Module:
-    """With running statistics and constants that are not the ones at the start."""
+    """Return a model with running statistics and constants other than the initial ones."""
     torch.manual_seed(0)
     model = NETS[name]()
     for m in model.modules():
@@ -214,7 +215,7 @@ def trained(name: str) -> nn.Module:
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """Set what goes to 0, in a model of the old size."""
+    """Set the removed channels to 0, in a model of the old size."""
     other = copy.deepcopy(model)
     held = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     for (name, dim), (size, kept) in plan.kept.items():
@@ -238,16 +239,16 @@ def test_is_exact(name, ratio):
     assert torch.allclose(found, expected, atol=1e-5 * max(1, float(expected.abs().max())))
     assert [type(m) for m in small.modules()] == [type(m) for m in model.modules()]
     assert list(small.state_dict()) == list(before)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # untouched
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # unchanged
     assert sum(p.numel() for p in small.parameters()) == plan.sizes["parameters after"]
-    # an ordinary model
+    # the result is an ordinary model
     small.train()(X).square().sum().backward()
     held = io.BytesIO()
     torch.save(small, held)
     held.seek(0)
     assert torch.equal(copy.deepcopy(small).eval()(X), small.eval()(X))
     assert torch.equal(torch.load(held, weights_only=False).eval()(X), small(X))
-    for module in small.modules():  # what layers say of themselves
+    for module in small.modules():  # the attributes of layers match their weights
         if isinstance(module, nn.modules.conv._ConvNd):
             transposed = isinstance(module, nn.ConvTranspose2d)
             sizes = (module.in_channels, module.out_channels)
@@ -381,7 +382,7 @@ def test_factored_states_are_sliced_and_odd_ones_refused():
     optimizer.state[model[0].weight] = {"flat": torch.rand(48)}
     with pytest.raises(bp.Unsupported, match=r"state 'flat' of 0\.weight has shape \(48,\)"):
         shrink(model, example_inputs=torch.randn(1, 8), sparsity=0.5, optimizer=optimizer)
-    assert optimizer.param_groups[0]["params"][0] is model[0].weight  # nothing half done
+    assert optimizer.param_groups[0]["params"][0] is model[0].weight  # nothing is half done
     foreign = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"holds a parameter of shape .* that is not the model's"):
         shrink(model, example_inputs=torch.randn(1, 8), sparsity=0.5, optimizer=foreign)
@@ -497,8 +498,7 @@ CONFIGS = {
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("name", ["Plain", "Residual", "Concatenated", "Depthwise", "Tied"])
 def test_prepared_models(name, kind):
-    """A channel takes along what belongs to it: its scales, ranges, and the optimizer's state
-    of those."""
+    """Check that a channel is removed with its scales, ranges and optimizer state."""
     qat = bp.prepare(trained(name), CONFIGS[kind](), example_inputs=(X,))
     bp.calibrate(qat, data=[X], progress=False)
     optimizer = torch.optim.SGD(bp.param_groups(qat), lr=1e-3, momentum=0.9)
@@ -514,7 +514,7 @@ def test_prepared_models(name, kind):
     small = plan.apply(qat, optimizer=optimizer)
     for before, after in zip(qat.modules(), small.modules(), strict=True):
         assert type(before) is type(after)
-    if kind != "binary":  # where a masked weight is not 0
+    if kind != "binary":  # for binary a masked weight is not 0
         expected, found = masked(qat, plan)(X), small(X)
         assert torch.allclose(found, expected, atol=0.03 * float(expected.detach().abs().max()))
     step(small)
@@ -580,7 +580,7 @@ def test_errors():
         (dict(sparsity=None), "give one of sparsity=, keep= and pruner=, got none of them"),
         (dict(keep=bp.Budget(macs=0.5)), "got sparsity and keep"),
         (dict(sparsity=None, keep=bp.Budget(macs=1)), "cannot be met"),
-        (dict(sparsity=None, keep=bp.Budget(latency_ms=1)), "a latency cannot be foretold"),
+        (dict(sparsity=None, keep=bp.Budget(latency_ms=1)), "a latency cannot be predicted"),
         (dict(not_understood="guess"), "not_understood must be refuse or leave"),
         (dict(ignore=["zz*"]), r"ignore 'zz\*' matches no layer"),
     ):
@@ -589,7 +589,7 @@ def test_errors():
     with pytest.raises(TypeError, match="example_inputs must be a tuple"):
         shrink(model, example_inputs=3, sparsity=0.5)
     plan = plan_shrink(model, example_inputs=X, sparsity=0.5)
-    with pytest.raises(ValueError, match="quantized, with a scale for each channel, in this model"):
+    with pytest.raises(ValueError, match="quantized with a scale for each channel in this model"):
         plan.apply(bp.prepare(model, example_inputs=(X,)))
     with pytest.raises(bp.Unsupported, match="no channels of the model can be removed"):
         shrink(nn.Linear(4, 2), example_inputs=torch.randn(1, 4), sparsity=0.5)

@@ -1,4 +1,4 @@
-"""report.summary: what it counts, against counts by hand."""
+"""Test the counts of report.summary against counts by hand."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from test_integer import LeNet, images, prepared
 from torch import nn
 
-# The MACs of LeNet on 16 x 16 pixels: outputs times what each sums up.
+# The MACs of LeNet on 16 x 16 pixels: outputs times the number of terms of each.
 MACS = 6 * 256 * 75 + 10 * 16 * 150 + 20 * 40 + 10 * 20
 WEIGHTS = 6 * 75 + 10 * 150 + 20 * 40 + 10 * 20
 
@@ -40,9 +40,9 @@ def test_counts():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="no model is prepared, so example_inputs are wanted"):
+    with pytest.raises(ValueError, match="example_inputs= is needed, because no model is prepared"):
         bp.report.summary(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="at least one model"):
         bp.report.summary()
-    with pytest.raises(ValueError, match="1 models, 2 names"):
+    with pytest.raises(ValueError, match="names must have 1 entries, got 2"):
         bp.report.summary(nn.Linear(2, 2), example_inputs=images(1), names=["a", "b"])

@@ -1,4 +1,4 @@
-"""The needs of a training run: exact resume, copies, averages, compile, processes,
+"""Test the parts of a training run: exact resume, copies, averages, compile, processes,
 checkpointing."""
 
 import copy
@@ -33,7 +33,7 @@ def data(network: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Run:
-    """A training run that can be stored and taken up."""
+    """A training run that can be saved and resumed."""
 
     def __init__(self, network: str, config: bp.QConfig) -> None:
         torch.manual_seed(0)
@@ -179,14 +179,15 @@ def test_ema_is_the_average_it_says():
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("network", networks.NETWORKS)
 def test_compile(network, backend):
-    """No graph break, no recompilation when flags change, the eager results."""
+    """Check that there is no graph break, no recompilation after flag changes, and the eager
+    results."""
     torch._dynamo.reset()
     x, target = data(network, 0)
     run = Run(network, CONFIGS["int8"])
     bp.calibrate(run.model, data=[x])
     for module in run.model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # inductor draws other numbers
+            module.p = 0.0  # inductor draws different random numbers
     eager = copy.deepcopy(run.model)
     count = torch._dynamo.testing.CompileCounterWithBackend(backend)
     compiled = torch.compile(run.model, backend=count, fullgraph=True)
@@ -219,7 +220,7 @@ SWITCHED = {
 
 @pytest.mark.parametrize("name", SWITCHED)
 def test_switches_do_not_recompile(name):
-    """Whatever the quantizer, a graph reads its switches on the device."""
+    """Check that graphs read the switches of every quantizer on the device."""
     torch._dynamo.reset()
     weight, activation = SWITCHED[name]
     torch.manual_seed(0)
@@ -267,7 +268,7 @@ def test_compiled_models_are_found_inside():
 
 
 def test_activation_checkpointing_gives_the_same_gradients():
-    """Parts recomputed in the backward pass see the same ranges and weights."""
+    """Check that parts recomputed in the backward pass see the same ranges and weights."""
     x, _ = data("mobilenet", 0)
     for calibrated in (True, False):
         model = bp.prepare(networks.SmallMobileNet(), example_inputs=(x,)).train()
@@ -320,7 +321,7 @@ def test_grad_scaler_skips_a_step():
 
 
 def test_micro_batches_accumulate():
-    """Two halves of a batch, one step: each use of a weight has its own gradient."""
+    """Split a batch into two for one step. Each use of a weight has its own gradient."""
     x, target = data("lenet", 0)
     model = bp.prepare(networks.LeNet(), example_inputs=(x,)).train()
     bp.calibrate(model, data=[x])

@@ -1,4 +1,4 @@
-"""From a trained model to what is shipped."""
+"""Deploy a trained model: integer models, files and ONNX."""
 
 from bitpare.deploy.checks import LayerRow
 from bitpare.deploy.convert import convert

@@ -1,4 +1,4 @@
-"""Programs, and the float operations around them, as one graph."""
+"""Combine integer programs and the float operations between them into one graph."""
 
 import copy
 import dataclasses
@@ -22,13 +22,13 @@ VERSION = 1
 
 
 def assemble(root: nn.Module, graph: fx.Graph, lowering: Lowering) -> Body:
-    """Programs, and what is computed in float around them, as one graph."""
+    """Return the graph of integer programs and the float operations between them."""
     return _Assembly(root, graph, lowering).build()
 
 
 def integer_layer(layer: Any, shape: tuple[int, ...], known: Codes | None = None) -> fx.GraphModule:
-    """A layer with a quantizer of its input, as a graph of one program. shape: of its input; known:
-    the grid that its input is on already."""
+    """Return the graph of a layer and its input quantizer, as one program. ``shape``: the shape of
+    the input. ``known``: the grid of the input, if it is quantized already."""
     root, graph, value = layer_graph(layer, shape)
     lowering = lowered(root, graph, {} if known is None else {value: known})
     if lowering.floating:
@@ -46,8 +46,8 @@ def raw_module(root: nn.Module, node: fx.Node) -> nn.Module:
 
 @dataclasses.dataclass
 class _Part:
-    """A program in the making: the nodes it computes, what it reads (a node's value, as codes or,
-    without any, as floats), values it gives."""
+    """A program while it is built. entries: the values that it reads from outside, as codes or
+    (None) as floats."""
 
     nodes: list[fx.Node] = dataclasses.field(default_factory=list)
     entries: dict[tuple[fx.Node, Codes | None], int] = dataclasses.field(default_factory=dict)
@@ -55,18 +55,18 @@ class _Part:
 
 
 class _Assembly:
-    """Puts integer items into programs, and programs and what is in float into one graph.
+    """Puts integer items into programs, and connects programs and float operations in one graph.
 
-    Stages: 0, 2, ... are in float, 1, 3, ... in integers; each reads earlier ones. raw: nodes whose
-    value in float a program reads, by the stage that computes it.
-    """
+    Stages alternate: 0, 2, ... are computed in float, 1, 3, ... in integers, and each reads
+    earlier ones. raw: nodes whose float value a program reads -> the stage that computes the
+    value."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, lowering: Lowering) -> None:
         self.root, self.graph, self.lowering = root, graph, lowering
         self.items = lowering.items
         self.stages: dict[fx.Node, int] = {}
         self.raw: dict[fx.Node, int] = {}
-        self.flattened: dict[fx.Node, fx.Node] = {}  # read in float -> the image
+        self.flattened: dict[fx.Node, fx.Node] = {}  # flattened value, read in float -> its image
         needed = self._needed()
         for node in graph.nodes:
             if node in needed:
@@ -96,8 +96,9 @@ class _Assembly:
         return max((self._stage_after(s, item) for s in self.lowering.reads(node)), default=1)
 
     def _stage_after(self, source: fx.Node, item: Item) -> int:
-        """The stage of a program's node that reads a source: its own, unless that has another form
-        than what is read, which then passes through floats."""
+        """Return the stage of a node that reads ``source`` in a program. It is the source's own
+        stage, unless one uses floats and the other codes; then the value passes through a float
+        stage."""
         stage, made = self.stages[source], self.items.get(source)
         if made is None:
             return stage + 1
@@ -127,7 +128,7 @@ class _Assembly:
         return self._graph_module(programs)
 
     def _program(self, part: _Part) -> IntegerProgram:
-        numbers: dict[tuple[fx.Node, bool], int] = {}  # of a node's value, as floats or codes
+        numbers: dict[tuple[fx.Node, bool], int] = {}  # value numbers, of floats or codes
         for node in part.nodes:
             self._enter(part, node, numbers)
         count = len(part.entries)
@@ -164,7 +165,7 @@ class _Assembly:
         return IntegerProgram(spec, tensors)
 
     def _enter(self, part: _Part, node: fx.Node, numbers: dict[tuple[fx.Node, bool], int]) -> None:
-        """Note what a node reads from outside of its program."""
+        """Register what a node reads from outside its program."""
         item = self.items[node]
         if item.source is not None:
             key: tuple[fx.Node, Codes | None] = (item.source, item.codes)
@@ -181,7 +182,7 @@ class _Assembly:
         name = _unused(item.name, tensors)
         fields = {"name": name, **item.fields, **_named(item, name, tensors)}
         fields["of"] = node.name
-        shape = node.meta["shape"]  # of the example, for reports
+        shape = node.meta["shape"]  # the shape with the example inputs, for reports
         rows = self.lowering.rows(node)
         fields["positions"] = math.prod(shape[1:-1] if rows else shape[2:])
         if item.codes is not None:  # for other runtimes
@@ -189,7 +190,7 @@ class _Assembly:
             fields["zero_of_output"] = item.codes.zero
         return fields
 
-    # -- the graph around them
+    # -- the graph of programs and float operations
 
     def _graph_module(self, programs: dict[int, IntegerProgram]) -> Body:
         made = fx.Graph()
@@ -229,8 +230,7 @@ class _Assembly:
 def _holder(
     root: nn.Module, modules: dict[str, Any], made: fx.Graph, traced: fx.Graph
 ) -> nn.Module:
-    """Return a module that holds what the graph calls and reads: programs, and modules of the
-    model."""
+    """Return a module that contains the programs and modules that the graph calls or reads."""
     held = nn.Module()
     for node in made.nodes:
         target = str(node.target)
@@ -259,7 +259,7 @@ def _holder(
 
 
 def _unused(name: str, tensors: dict[str, Tensor]) -> str:
-    """A layer that is used twice has its numbers twice."""
+    """Return an unused name. A layer that is called twice has its tensors twice."""
     made, count = name, 1
     while any(key.startswith(made + ".") for key in tensors):
         count += 1
@@ -268,7 +268,7 @@ def _unused(name: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _named(item: Item, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The fields that name tensors, which are added to the others."""
+    """Return the fields that name tensors, and add the tensors to ``tensors``."""
     fields: dict[str, Any] = {}
     for field, held in item.tensors.items():
         if isinstance(held, list):
@@ -282,7 +282,7 @@ def _named(item: Item, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def input_entry(source: fx.Node, codes: Codes | None, value: int, rows: bool) -> dict[str, Any]:
-    """Return a spec's input: floats that become codes, or stay as they are."""
+    """Return an input of a spec: floats to quantize, or floats to keep."""
     shape = source.meta["shape"]
     channels = shape[-1] if rows else shape[1]
     made: dict[str, Any] = {"value": value, "channels": channels, "rows": rows}
@@ -292,7 +292,7 @@ def input_entry(source: fx.Node, codes: Codes | None, value: int, rows: bool) ->
 
 
 def output_entry(item: Item, value: int, rows: bool) -> dict[str, Any]:
-    """Return a spec's output: codes that become floats, or floats as they are."""
+    """Return an output of a spec: codes to convert to floats, or floats."""
     made: dict[str, Any] = {"value": value, "rows": rows, "floats": item.gives_floats}
     if item.codes is not None:
         made |= {"scale": item.codes.scale, "zero": item.codes.zero}

@@ -1,4 +1,4 @@
-"""Attention: its projections in integers, the products between and the softmax in float."""
+"""Run the projections of an attention in integers, and its products and softmax in float."""
 
 import copy
 from typing import Any
@@ -14,10 +14,9 @@ from bitpare.nn.quantizer import Quantizer
 
 
 class IntegerAttention(QMultiheadAttention):
-    """Projections in integers; the products between, and the softmax, in float.
+    """An attention with integer projections. Its products and softmax are computed in float.
 
-    bp_projections: of query, key and value. bp_last: of the output.
-    """
+    bp_projections: the projections of query, key and value. bp_last: the output projection."""
 
     bp_projections: nn.ModuleList
     bp_last: nn.Module
@@ -40,12 +39,13 @@ def _linear(weight: Tensor, bias: Tensor | None, q: Quantizer | None, enter: Any
     return made
 
 
-def _held(modules: nn.ModuleDict, name: str) -> Any:
+def _quantizer_of(modules: nn.ModuleDict, name: str) -> Any:
     return modules._modules.get(name)
 
 
 def integer_attention(attention: Any, grids: list[Codes | None]) -> nn.Module:
-    """grids: of query, key and value, as far as they are known."""
+    """Return the integer form of an attention. ``grids``: the grids of query, key and value, None
+    where unknown."""
     grids = [*grids, None, None, None][:3]
     shape = (1, 1, attention.embed_dim)
     made = copy.copy(attention)
@@ -53,7 +53,7 @@ def integer_attention(attention: Any, grids: list[Codes | None]) -> nn.Module:
     made._buffers = dict(attention._buffers)
     quantizers = attention.bp_in
     if attention.in_proj_weight is not None:
-        q = _held(quantizers, "in_proj_weight")
+        q = _quantizer_of(quantizers, "in_proj_weight")
         whole = _linear(attention.in_proj_weight, attention.in_proj_bias, q, None)
         projections = [_third(integer_layer(whole, shape, grid), i) for i, grid in enumerate(grids)]
     else:
@@ -61,9 +61,9 @@ def integer_attention(attention: Any, grids: list[Codes | None]) -> nn.Module:
         biases = [None] * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
         for name, bias, grid in zip(("q", "k", "v"), biases, grids, strict=True):
             weight = getattr(attention, f"{name}_proj_weight")
-            layer = _linear(weight, bias, _held(quantizers, f"{name}_proj_weight"), None)
+            layer = _linear(weight, bias, _quantizer_of(quantizers, f"{name}_proj_weight"), None)
             projections.append(integer_layer(layer, (1, 1, weight.shape[1]), grid))
-    enter = _held(attention.bp_values, "context")
+    enter = _quantizer_of(attention.bp_values, "context")
     out = _linear(attention.out_proj.weight, attention.out_proj.bias, attention.bp_out, enter)
     last = integer_layer(out, shape)
     for name in ("in_proj_weight", "in_proj_bias", *(f"{n}_proj_weight" for n in "qkv")):
@@ -80,7 +80,7 @@ def integer_attention(attention: Any, grids: list[Codes | None]) -> nn.Module:
 
 
 def _third(body: fx.GraphModule, index: int) -> fx.GraphModule:
-    """A third of a layer's outputs."""
+    """Return a layer's program with only one third of the outputs."""
     made = copy.deepcopy(body)
     program: Any = made.program0
     held = {name: tensor.chunk(3)[index].clone() for name, tensor in program.named_buffers()}

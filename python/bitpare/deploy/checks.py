@@ -1,4 +1,4 @@
-"""Operations of an integer model, each held to what the prepared model computes there."""
+"""Compare each operation of an integer model with the same operation of the prepared model."""
 
 import dataclasses
 import math
@@ -17,22 +17,22 @@ from bitpare.deploy.numbers import Codes, codes_of
 from bitpare.deploy.traced import Traced
 from bitpare.nn.quantizer import ACTIVATIONS
 
-RAW = ".raw"  # what a quantizer of a node's result was given
-UNITS_OF_FLOATS = 2.0**14  # of the largest result
-# Attention quantizes again within: codes there may differ by one.
+RAW = ".raw"  # suffix for the input of a node's output quantizer
+UNITS_OF_FLOATS = 2.0**14  # tolerance of float results: 2^-14 of the largest result
+# Attention quantizes inside, where codes may differ by one, so its tolerance is 2^-6.
 UNITS_OF_SEVERAL = 2.0**6
 RESOLUTION = 2.0**-22
 
 
 @dataclasses.dataclass
 class LayerRow:
-    """How an integer operation differs from the fake-quantized one, given the same integers.
+    """The difference between an integer operation and the fake-quantized one, for the same input
+    codes.
 
-    lsb: the largest difference, in units of the result's scale; of floats: of what one unit of the
-    accumulator is worth, or where activations have no fixed grid of 2^-14 of the largest result (of
-    attention, which quantizes within, 2^-6).
-    differing: the share of elements that differ at all, of floats by more than a unit. sqnr: in dB.
-    """
+    lsb: the largest difference in units. The unit is the result's scale. For float results it
+    is the value of one accumulator unit. Without a fixed activation grid it is 2^-14 of the
+    largest result, or 2^-6 for attention. differing: the share of elements that differ; float
+    results differ if they are off by more than one unit. sqnr: the signal-to-noise ratio in dB."""
 
     name: str
     op: str
@@ -68,13 +68,13 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def values_of(traced: Traced, x: Any) -> dict[str, Any]:
-    """Return what each node of the prepared model gives, and what dynamic quantizers are given."""
+    """Return the value of each node of the prepared model, and the inputs of dynamic quantizers."""
     values: dict[str, Any] = {}
 
-    class Noting(fx.Interpreter):
+    class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            # Later nodes may write into it.
+            # Later nodes may change the value in place.
             values[n.name] = value.clone() if isinstance(value, Tensor) else value
             return value
 
@@ -82,7 +82,8 @@ def values_of(traced: Traced, x: Any) -> dict[str, Any]:
         def record(_: nn.Module, args: Any, kwargs: Any) -> None:
             given, other, activation = (*args, None, None, None)[:3]
             other = kwargs.get("other", other)
-            given = given.clone() if other is None else given + other  # plain may write into it
+            # Copy the value, because plain may change it in place.
+            given = given.clone() if other is None else given + other
             plain = (
                 kwargs.get("plain") or ACTIVATIONS[kwargs.get("activation", activation) or "none"]
             )
@@ -100,7 +101,7 @@ def values_of(traced: Traced, x: Any) -> dict[str, Any]:
         if item.found is not None and item.fields is not None and item.fields["op"] == "dynamic"
     ]
     try:
-        Noting(traced.root, graph=traced.graph).run(*leaves)
+        Recorder(traced.root, graph=traced.graph).run(*leaves)
     finally:
         for hook in hooks:
             hook.remove()
@@ -108,7 +109,8 @@ def values_of(traced: Traced, x: Any) -> dict[str, Any]:
 
 
 class Check:
-    """One operation, as a program of its own. codes: what the expected values are rounded to."""
+    """One operation, run as a program of its own. ``codes``: the grid that expected values are
+    rounded to."""
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class Check:
 
     def run(self, values: dict[str, Any]) -> None:
         expected = values[self.output]
-        if self.codes is not None:  # in the prepared model the whole is quantized, not its parts
+        if self.codes is not None:  # the prepared model quantizes the whole, not its parts
             expected = self.codes.nearest(expected)
         given = [values[name] for name in self.inputs]
         got = self.program(*given)[0].view(expected.shape)
@@ -135,35 +137,35 @@ class Check:
 def _unit(
     unit: Tensor | float | None, expected: Tensor, units: float = UNITS_OF_FLOATS
 ) -> tuple[Tensor | float, bool]:
-    """Return the unit in which differences are counted, and whether the result is floats.
-    units: of the largest result, where there is no unit."""
+    """Return the unit in which differences are counted, and whether the result is float. Without a
+    given unit it is the largest result divided by ``units``."""
     if unit is None:
         most = float(expected.abs().max()) if expected.numel() else 0.0
         return max(most, 1e-30) / units, True
-    if isinstance(unit, Tensor) and expected.numel():  # what floats can tell apart
+    if isinstance(unit, Tensor) and expected.numel():  # not below the float resolution
         unit = unit.clamp(min=float(expected.abs().max()) * RESOLUTION)
     return unit, isinstance(unit, Tensor)
 
 
 def checks_of(traced: Traced, integer: IntegerModel) -> Iterator[Check]:
-    """Return a check of each operation of the traced graph."""
+    """Yield a check for each operation of the traced graph."""
     by_name = {n.name: n for n in traced.graph.nodes}
     for program in integer.body.children():
         if not isinstance(program, IntegerProgram):
             continue
         unquantized: dict[str, Any] = {}
-        making = _Making(traced, dict(program.named_buffers()))
+        making = _CheckBuilder(traced, dict(program.named_buffers()))
         for node in program.spec["nodes"]:
             target = by_name[node["of"]]
             item = traced.lowering.items[target]
-            if node["op"] == "quantize":  # together with what it is of
+            if node["op"] == "quantize":  # together with its operation
                 yield making.check(unquantized, item.inputs, target, then=node)
             elif item.before is not None and (item.fields or {})["op"] == "quantize":
                 unquantized = node
             elif node["op"] == "dynamic":
                 yield making.check(node, [], target, raw=target)
             elif item.before is not None:
-                assert item.fields is not None  # its activation comes before the quantizer
+                assert item.fields is not None  # the activation comes before the quantizer
                 node = {**node, "bounds": item.fields["bounds"]}
                 yield making.check(node, item.inputs, target, to_raw=True)
             elif "add" not in node:
@@ -177,8 +179,9 @@ def checks_of(traced: Traced, integer: IntegerModel) -> Iterator[Check]:
 
 
 @dataclasses.dataclass
-class _Making:
-    """Programs of single operations. A grid that is found at run time is found by them, too."""
+class _CheckBuilder:
+    """Builds programs of single operations. For a dynamic grid, the program includes the operation
+    that computes the grid."""
 
     traced: Traced
     buffers: dict[str, Tensor]
@@ -192,8 +195,8 @@ class _Making:
         to_raw: bool = False,
         then: dict[str, Any] | None = None,
     ) -> Check:
-        """raw: whose value before its quantizer is read. to_raw: the result is such a value. then:
-        an operation on the result."""
+        """Return a check of one operation. ``raw``: the node whose value is read before its
+        quantizer. ``to_raw``: the result is such a value. ``then``: an operation on the result."""
         lowering = self.traced.lowering
         entries: list[dict[str, Any]] = []
         names: list[str] = []
@@ -234,7 +237,7 @@ class _Making:
     def _unit(
         self, node: dict[str, Any], target: fx.Node
     ) -> tuple[Tensor | float | None, Codes | None, Item]:
-        """Return the result's unit, the codes it is compared in, and its form."""
+        """Return the result's unit, the codes it is compared in, and its item."""
         lowering = self.traced.lowering
         if node["op"] == "dynamic" or (node["op"] == "pool" and lowering.items[target].found):
             return None, None, Item("", [], None, found=lowering.items[target].found)
@@ -249,8 +252,8 @@ class _Making:
         return codes.scale, reached, Item("", [], codes)
 
     def _chain(self, source: fx.Node) -> tuple[fx.Node, list[dict[str, Any]]]:
-        """Return where a grid is found, and the operations from there to a value that keeps
-        it."""
+        """Return the node that computes a dynamic grid, and the operations from there to
+        ``source``."""
         items, moves = self.traced.lowering.items, []
         while (fields := items[source].fields) is None or fields["op"] != "dynamic":
             if fields is not None:
@@ -271,7 +274,7 @@ class _Making:
 
 
 def _unbounded(node: dict[str, Any]) -> dict[str, Any]:
-    """Return the value that is read before a dynamic quantizer has passed the activation."""
+    """Drop the activation bounds, because the value before a dynamic quantizer already has them."""
     return {"bounds": [None, None]} if node["op"] == "dynamic" else {}
 
 
@@ -282,8 +285,8 @@ def _codes(traced: Traced, node: fx.Node) -> Codes:
 
 
 class PartCheck:
-    """A part that became integers by itself, given what the prepared model gives it: operation by
-    operation where it was traced, else as a whole."""
+    """A check of a part that was converted separately, with the inputs of the prepared model. A
+    traced part is checked operation by operation, another part as a whole."""
 
     def __init__(self, traced: Traced, path: str, made: nn.Module) -> None:
         self.made = made
@@ -331,7 +334,7 @@ def _cloned(value: Any) -> Any:
 
 
 def all_checks(traced: Traced, integer: IntegerModel) -> list[Any]:
-    """Return the checks of a traced model's operations, and of its parts that could not be
+    """Return the checks of a traced model's operations and of the parts that could not be
     traced."""
     made: list[Any] = list(checks_of(traced, integer))
     done: list[str] = []

@@ -1,4 +1,4 @@
-"""convert: from a prepared, trained model to one that runs in integers."""
+"""Convert a prepared, trained model to one that runs in integers."""
 
 from torch import nn
 
@@ -7,10 +7,11 @@ from bitpare.deploy.traced import prepared_trace
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """A copy of a prepared model that computes in integers; the same call, on the same device.
+    """Return a copy of a prepared model that computes in integers. It takes the same arguments, on
+    the same device.
 
-    Weights become integers, BatchNorm goes into the requantization, activations into its clamps or
-    into tables, residual additions into the convolution before them. What has no integer form is
-    computed in float between integer parts, and listed in ``floating``. ``model`` is untouched.
-    """
+    Weights become integers. BatchNorm is folded into the requantization, activations become
+    clamps or tables, and residual additions are fused into the convolution before them.
+    Operations without an integer form are computed in float between integer parts, and
+    ``floating`` lists them. ``model`` is unchanged."""
     return integer_model(prepared_trace(model, "convert"))

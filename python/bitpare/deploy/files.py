@@ -1,4 +1,4 @@
-"""Integer models in files: safetensors, read by `load` and by C++ programs alike."""
+"""Save integer models to safetensors files, which `load` and C++ programs read."""
 
 import ctypes
 import json
@@ -19,11 +19,10 @@ _NO_BYTES = torch.empty(0, dtype=torch.uint8)
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Write what `convert` made to one file. It must be in integers from end to end.
+    """Write a converted model to one file. The whole model must be in integers.
 
-    Weights take as few bits as hold them; pruned ones are stored as a bitmap and what is left. The
-    file appears whole or not at all.
-    """
+    Weights are stored with as few bits as their values need. Pruned weights are stored as a
+    bitmap and the remaining values. The file appears only once it is complete."""
     program, single = whole_program(model, "save")
     spec = {**program.spec, "arguments": _arguments_of(model), "single": single}
     held = {name: tensor.detach() for name, tensor in program.named_buffers()}
@@ -32,7 +31,8 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 def _arguments_of(model: Any) -> list[str]:
-    """Return the names of the arguments that are tensors; others had one value at conversion."""
+    """Return the names of the tensor arguments; all others were fixed when the model was
+    converted."""
     values = _pytree.tree_unflatten(model._constants, model._form)
     for name, value in values.items():
         if not isinstance(value, Tensor) and _tensors_in(value):
@@ -45,7 +45,7 @@ def _tensors_in(value: Any) -> bool:
 
 
 def load(path: Path) -> IntegerModel:
-    """Return the model that `save` wrote, on the CPU; no class of the user's is needed."""
+    """Return the model that `save` wrote, on the CPU. The original class is not needed."""
     try:
         return _decoded(read_whole(path))
     except OSError:
@@ -80,7 +80,8 @@ def _decoded(content: bytes) -> IntegerModel:
 
 
 def _python_fields(spec: Any) -> tuple[list[str], bool]:
-    """Take the fields that Python alone reads out of a spec, checked; C++ checks the others."""
+    """Remove the fields that only Python reads from a spec and return them. C++ checks the
+    others."""
     if not isinstance(spec, dict) or not isinstance(spec.get("inputs"), list):
         raise ValueError("inputs must be a list")
     arguments, single = spec.pop("arguments", None), spec.pop("single", None)
@@ -88,15 +89,16 @@ def _python_fields(spec: Any) -> tuple[list[str], bool]:
     if not texts or len({*arguments}) != len(spec["inputs"]) or len(arguments) != len({*arguments}):
         raise ValueError(f"arguments must be {len(spec['inputs'])} names, one for each input")
     if not all(a.isidentifier() and a != "self" for a in arguments):
-        raise ValueError(f"arguments must be names of Python, got {arguments}")
+        raise ValueError(f"arguments must be Python identifiers, got {arguments}")
     outputs = spec.get("outputs")
     if not isinstance(single, bool) or (single and isinstance(outputs, list) and len(outputs) != 1):
-        raise ValueError("single must be true where there is one output, or false")
+        raise ValueError("single must be true or false, and false unless there is one output")
     return arguments, single
 
 
 def whole_program(model: nn.Module, caller: str) -> tuple[IntegerProgram, bool]:
-    """The one program of a model that is nothing else, and whether it gives a tensor."""
+    """Return the only program of a model that has no float part, and whether it returns one
+    tensor."""
     if not isinstance(model, IntegerModel):
         raise TypeError(
             f"{caller}: the model must come from bp.convert, got {type(model).__name__}"

@@ -16,25 +16,24 @@ _new_program = torch.ops.bitpare._new_program
 _release_program = torch.ops.bitpare._release_program
 _run_program = torch.ops.bitpare.run_program.default
 
-WEIGHTED = ("conv", "weights")  # operations
+WEIGHTED = ("conv", "weights")  # operations with weights
 
 
 def holder_of(module: nn.Module, path: str) -> nn.Module:
-    """The module at a path below another, made of empty ones where there is none yet."""
+    """Return the module at a path below another. Missing modules on the path are created empty."""
     for part in path.split(".") if path else []:
-        if module._modules.get(part) is None:  # whatever attribute has that name
+        if module._modules.get(part) is None:  # ignore other attributes of that name
             module._modules[part] = nn.Module()
         module = module._modules[part]  # type: ignore[assignment]
     return module
 
 
 class IntegerProgram(nn.Module):
-    """A part of a model that is computed in integers from end to end: floats in, floats out.
+    """A part of a model that computes only in integers, between float inputs and float outputs.
 
-    spec: its operations, see docs/integer.md. Buffers: integer weights and what goes with them, by
-    the names in the spec. They are laid out for the kernels once, and anew where they were loaded
-    or moved; who writes into them calls ``rebuild()``.
-    """
+    spec: its operations, see docs/integer.md. Its buffers are the integer weights and other
+    tensors, with the names in the spec. They are packed for the kernels once, and again after
+    they are loaded or moved. Call ``rebuild()`` after you write to them."""
 
     def __init__(self, spec: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         super().__init__()
@@ -48,37 +47,36 @@ class IntegerProgram(nn.Module):
         self.register_load_state_dict_post_hook(_rebuilt)
 
     def get_buffer(self, target: str) -> Tensor:
-        """Return a buffer by its name in the spec, also where an attribute has that name."""
-        found = dict(self.named_buffers()).get(target)
-        if found is None:
+        """Return a buffer by its name in the spec, even if an attribute has that name."""
+        buffer = dict(self.named_buffers()).get(target)
+        if buffer is None:
             raise AttributeError(f"there is no tensor {target}")
-        return found
+        return buffer
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         made: list[Tensor] = _run_program(inputs, self._number)
         return made
 
     def weighted(self) -> list[tuple[dict[str, Any], Tensor]]:
-        """Convolutions and linear layers, each with its integers."""
+        """Return the convolutions and linear layers, each with its integer weight."""
         nodes = [n for n in self.spec["nodes"] if n["op"] in WEIGHTED]
         return [(node, self.get_buffer(node["weight"])) for node in nodes]
 
     def rebuild(self) -> None:
-        """Lay the buffers out for the kernels as they are now.
+        """Pack the current buffers for the kernels.
 
-        The number stays and calls that are running finish with what they began with, so that other
-        threads may call the program meanwhile.
-        """
+        The program keeps its number, and running calls finish with the old buffers, so
+        other threads may call the program meanwhile."""
         held, spec = dict(self.named_buffers()), json.dumps(self.spec)
         number = _new_program(spec, list(held.values()), list(held), self._number)
         if not self._number:
-            self.__dict__["_number"] = number  # a layer may have that name
+            self.__dict__["_number"] = number  # a layer may have the name "_number"
             weakref.finalize(self, _release_program, number)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         numbers = {k: v for k, v in self.named_buffers() if v.is_floating_point()}
         made = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in numbers.items():  # .half() is not for them
+        for name, before in numbers.items():  # .half() must not change them
             path, _, last = name.rpartition(".")
             now = self.get_buffer(name)
             if now.dtype != before.dtype:
@@ -103,18 +101,18 @@ def _rebuilt(program: IntegerProgram, _: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Result:
-    """The result of a node, by the node's place in its graph."""
+    """The result of a node, by the node's position in its graph."""
 
     node: int
 
 
 @dataclasses.dataclass(frozen=True)
 class _Named:
-    """A part of torch that pickle does not take, by its name."""
+    """A part of torch that pickle cannot store, by its name."""
 
     name: str
 
-    def found(self) -> Any:
+    def resolve(self) -> Any:
         value: Any = torch
         for part in self.name.split("."):
             value = getattr(value, part)
@@ -122,7 +120,7 @@ class _Named:
 
 
 def _picklable(value: Any) -> Any:
-    """Return what stands for a node's target, or for one of its arguments, in a pickle."""
+    """Return what a pickle stores for a node's target or one of its arguments."""
     if isinstance(value, torch._ops.OpOverload):
         space, _, name = value._schema.name.partition("::")
         return _Named(f"ops.{space}.{name}.{value._overloadname}")
@@ -134,13 +132,13 @@ def _picklable(value: Any) -> Any:
 
 
 def _restored(state: dict[str, Any], nodes: list[tuple[Any, ...]]) -> "Body":
-    """Return the body that was pickled, built node by node."""
+    """Return the body from a pickle, built node by node."""
     graph, made = fx.Graph(), list[fx.Node]()
 
     def value_of(stored: Any) -> Any:
         if isinstance(stored, _Result):
             return made[stored.node]
-        return stored.found() if isinstance(stored, _Named) else stored
+        return stored.resolve() if isinstance(stored, _Named) else stored
 
     for op, name, target, arguments in nodes:
         args, kwargs = fx.node.map_aggregate(arguments, value_of)  # type: ignore[misc]
@@ -153,11 +151,11 @@ def _restored(state: dict[str, Any], nodes: list[tuple[Any, ...]]) -> "Body":
 
 
 class Body(fx.GraphModule):
-    """The graph of programs, and of what is computed in float between them.
+    """The graph of programs and of the float operations between them.
 
-    Its pickle holds the graph itself. That of an fx.GraphModule is traced anew when it is read,
-    which replaces methods of torch.nn.Module meanwhile: calls of other threads fail.
-    """
+    Its pickle stores the graph itself. An fx.GraphModule is traced again when it is unpickled,
+    and tracing temporarily replaces methods of torch.nn.Module, so that calls in other threads
+    fail."""
 
     def __reduce__(self) -> tuple[Callable[..., "Body"], tuple[Any, ...]]:
         places = {node: _Result(i) for i, node in enumerate(self.graph.nodes)}
@@ -173,11 +171,11 @@ class Body(fx.GraphModule):
 
 
 class IntegerModel(nn.Module):
-    """The result of `convert`: the same call as the model, in integers where that is possible.
+    """The result of `convert`. It is called like the original model and computes in integers where
+    possible.
 
-    floating: layers that stay in float, with the reason. body: the graph of programs, and of what
-    is computed in float between them.
-    """
+    floating: layers that stay in float, with the reason. body: the graph of programs and of the
+    float operations between them."""
 
     def __init__(
         self,
@@ -223,5 +221,5 @@ class IntegerModel(nn.Module):
         return len(self._constants) == self._tensors and all(isinstance(a, Tensor) for a in args)
 
     def train(self, mode: bool = True) -> "IntegerModel":
-        """Stays in eval: integers are not trained."""
+        """Stay in eval mode, because integers are not trained."""
         return super().train(False)

@@ -1,4 +1,4 @@
-"""A traced model as integers: its graph first, then what the graph calls as a whole."""
+"""Convert a traced model to integers: its graph, then the modules that could not be traced."""
 
 import copy
 from typing import Any
@@ -18,7 +18,8 @@ from bitpare.nn import layers
 from bitpare.nn.attention import QMultiheadAttention
 from bitpare.nn.quantizer import Quantizer
 
-# How far a part of a model may be from what it was, of its norm: past this it is something else.
+# The largest error of a converted part, relative to the norm of its result. A larger error means
+# that the module does more than call its layers.
 MOST_ERROR = 0.05
 
 
@@ -35,8 +36,8 @@ def integer_model(traced: Traced) -> IntegerModel:
 
 
 def _convert_calls(body: fx.GraphModule, traced: Traced) -> list[tuple[str, str]]:
-    """Makes what a body calls, but could not be traced, integers part by part. Returns layers with
-    quantized weights that stay in float, with the reason."""
+    """Convert the modules that a body calls but that could not be traced, layer by layer. Return
+    the layers with quantized weights that stay in float, with the reason."""
     floating: list[tuple[str, str]] = []
     nodes = {str(n.target): n for n in traced.graph.nodes if n.op == "call_module"}
     for node in list(body.graph.nodes):
@@ -45,7 +46,7 @@ def _convert_calls(body: fx.GraphModule, traced: Traced) -> list[tuple[str, str]
             continue
         module = body.get_submodule(target)
         if isinstance(module, (IntegerProgram, Quantizer, layers.QuantizedLayer)):
-            continue  # layers stand in the trace's own list
+            continue  # the trace lists these layers itself
         inputs = [a for a in nodes[target].args if isinstance(a, fx.Node)]
         grids = [traced.lowering.grid(n) for n in inputs]
         floating += _Island(body, target, traced, grids).convert()
@@ -60,29 +61,30 @@ class _Island:
     ) -> None:
         self.body, self.target, self.traced, self.grids = body, target, traced, grids
         self.floating: list[tuple[str, str]] = []
-        self.made: dict[str, nn.Module] = {}
+        self.converted: dict[str, nn.Module] = {}
 
     def convert(self) -> list[tuple[str, str]]:
         self._visit(self.body.get_submodule(self.target), self.target)
-        if self.made:
-            self._put(self.made)
+        if self.converted:
+            self._put(self.converted)
         return self.floating
 
     def _visit(self, module: Any, path: str) -> None:
         try:
-            made = self._converted(module, path)
+            converted = self._converted(module, path)
         except Unsupported as refused:
             if isinstance(module, QMultiheadAttention) or module.bp_weight is not None:
                 self.floating.append((path, str(refused)))
             return
-        if made is not None:
-            self.made[path] = made
+        if converted is not None:
+            self.converted[path] = converted
             return
         for name, child in module.named_children():
             self._visit(child, f"{path}.{name}")
 
     def _converted(self, module: nn.Module, path: str) -> nn.Module | None:
-        """None where the module's children are looked at instead."""
+        """Return the integer form of a module, or None if its children are to be converted
+        instead."""
         calls = self.traced.calls.get(path)
         if isinstance(module, QMultiheadAttention):
             return integer_attention(module, self.grids if path == self.target else [])
@@ -101,22 +103,22 @@ class _Island:
 
     def _part(self, path: str) -> nn.Module | None:
         try:
-            made = integer_model(self.traced.part(path))
-        except Unsupported:  # what prepare traced in its owner need not trace by itself
+            converted = integer_model(self.traced.part(path))
+        except Unsupported:  # it was traced inside its owner, but may not be traceable by itself
             return None
-        self.floating += [(f"{path}.{name}", why) for name, why in made.floating]
-        return made
+        self.floating += [(f"{path}.{name}", why) for name, why in converted.floating]
+        return converted
 
-    def _put(self, made: dict[str, nn.Module]) -> None:
-        """Replaces the layers, if the whole computes the same with them."""
-        before = {path: self.body.get_submodule(path) for path in made}
+    def _put(self, converted: dict[str, nn.Module]) -> None:
+        """Replace the layers, unless the result of the whole module then differs."""
+        before = {path: self.body.get_submodule(path) for path in converted}
         try:
             expected = self._run()
-            for path, module in made.items():
+            for path, module in converted.items():
                 self.body.set_submodule(path, module)
             wrong = _error(expected, self._run()) > MOST_ERROR
             reason = "the module around it computes something else with it in integers"
-        except (AttributeError, TypeError) as error:  # of a forward that reads what is replaced
+        except (AttributeError, TypeError) as error:  # a forward reads attributes of the layer
             wrong, reason = True, f"the module around it does more than call it ({error})"
         if wrong:
             for path, module in before.items():

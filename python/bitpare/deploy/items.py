@@ -1,4 +1,5 @@
-"""How the values of a model are made in integers: what `lower` finds and `convert` assembles."""
+"""Describe how the values of a model are computed in integers. `lower` makes the items, `convert`
+assembles them."""
 
 import dataclasses
 from typing import Any
@@ -15,8 +16,8 @@ NOTHING = Activation()
 
 
 class Layout:
-    """The place of a value's channels: the last dimension (rows) or the second (an image). It
-    is known from what makes or reads the value; values that must lie alike share one."""
+    """The place of the channels of a value: the last dimension (rows) or the second (an image).
+    Values that must have the same layout share one, and it is set once one of them is known."""
 
     def __init__(self, rows: bool | None = None) -> None:
         self._rows, self._same = rows, self
@@ -43,14 +44,13 @@ class Layout:
 
 @dataclasses.dataclass
 class Item:
-    """How a node's value is made in integers.
+    """How the value of a node is computed in integers.
 
-    fields: of the spec's node; None where the value is that of ``inputs[0]`` under another name, or
-    (source) codes of a value in float. codes: of the result; None where it is of floats, or (found)
-    of codes on the grid that this quantizer finds at each run. tensors: what the fields name, by
-    the field. before: what makes the value that the fields read, in place of inputs of their own.
-    raw: the fields read the node's own value in float, without its quantizer.
-    """
+    fields: the fields of the spec's node, or None if the value is that of ``inputs[0]`` or
+    (source) is quantized from a float value. codes: the grid of the result, or None for a float
+    result or a dynamic grid. found: the quantizer that computes a dynamic grid. tensors: field
+    -> the tensor that it names. before: an item whose result the fields read instead of
+    ``inputs``. raw: the fields read the node's own float value, before its quantizer."""
 
     name: str
     inputs: list[fx.Node]
@@ -75,8 +75,8 @@ class Item:
 
 @dataclasses.dataclass
 class Expression:
-    """The argument of a quantizer: an activation of a BatchNorm of the core, each optional; or
-    of the value of ``source``. inside: the nodes between."""
+    """The argument of a quantizer: activation(norm(core)), where each is optional, or a function of
+    ``source``. inside: the nodes in between."""
 
     core: fx.Node | None
     source: fx.Node | None = None
@@ -86,7 +86,7 @@ class Expression:
 
 
 def before_flattening(items: dict[fx.Node, Item], node: fx.Node) -> fx.Node:
-    """The image that a flattened value is, or the node itself."""
+    """Return the image that a flattened value comes from, or the node itself."""
     item = items.get(node)
     while item and item.fields is None and item.source is None and item.flattened is not None:
         node = item.inputs[0]
@@ -103,7 +103,7 @@ def pairing(a: Codes, b: Codes, result: Codes) -> dict[str, Any]:
 
 
 def table_codes(entering: Codes, leaving: Codes, activation: Activation) -> Tensor:
-    """Return the new code of each byte."""
+    """Return the new code for each byte."""
     values = entering.values()
     if activation.table is not None:
         with torch.no_grad():

@@ -154,7 +154,7 @@ def _make(lowering: Lowering, node: fx.Node, found: Expression, codes: Codes) ->
     if found.core is None:
         _of_source(lowering, node, found, codes, activation)
     elif activation.table is not None:
-        raise Unsupported("its activation is not of a quantized value")
+        raise Unsupported("the input of its activation is not quantized")
     else:
         clamped = codes.clamped(activation.low, activation.high)
         _of_core(lowering, node, found, codes, clamped)
@@ -177,7 +177,7 @@ def _of_source(
     check_whole(lowering, source)
     if found.norm is not None:
         if activation.table is not None:
-            raise Unsupported("its activation is not of a quantized value")
+            raise Unsupported("the input of its activation is not quantized")
         lowering.require(source, rank_of(source) == 2)
         fields: dict[str, Any] = {"op": "map", "tables": [], "zero": entering.zero}
         fields["range"] = clamped.range
@@ -204,7 +204,7 @@ def _of_core(
     assert core is not None
     meaning = lowering.meanings[core]
     if found.norm is not None and meaning.core != CONV:
-        raise Unsupported("its BatchNorm follows no convolution")
+        raise Unsupported("its BatchNorm does not follow a convolution")
     if meaning.core not in RULES:
         raise Unsupported("it has no integer form")
     lowering.items[node] = RULES[meaning.core](lowering, node, found, codes, clamped)

@@ -1,4 +1,4 @@
-"""The meaning of each node of a prepared model's flat trace, as far as integers are concerned."""
+"""Determine what each node of a prepared model's flat trace means for integer lowering."""
 
 import dataclasses
 import operator
@@ -13,7 +13,7 @@ from bitpare.nn import layers
 from bitpare.nn.quantizer import Quantizer
 from bitpare.quant.kinds import TABLE, kind_of
 
-# The work of a node before its quantizer. value: hands its input on; float: anything else.
+# The computation of a node before its quantizer. value: passes its input on. float: anything else.
 CONV, NORM, ADD, MUL, CAT, MAX_POOL, MEAN_POOL, FLATTEN, VALUE, FLOAT = (
     "conv", "norm", "add", "mul", "cat", "max_pool", "mean_pool", "flatten", "value", "float",
 )  # fmt: skip
@@ -21,7 +21,7 @@ CONV, NORM, ADD, MUL, CAT, MAX_POOL, MEAN_POOL, FLATTEN, VALUE, FLOAT = (
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """A function of each value: a clamp, or one that a table holds."""
+    """A function of each value: a clamp, or a function that is stored as a table."""
 
     low: float | None = None
     high: float | None = None
@@ -30,8 +30,8 @@ class Activation:
 
 @dataclasses.dataclass
 class Meaning:
-    """The work of a node on its inputs. before, after: quantizers of its input and result.
-    window: of a pool, as the spec has it."""
+    """The computation of a node. before, after: the quantizers of its input and result. window: the
+    window of a pool, as in the spec."""
 
     core: str
     inputs: list[fx.Node]
@@ -42,7 +42,7 @@ class Meaning:
     window: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# The activations that quantizers compute, see `nn.quantizer.ACTIVATIONS`.
+# Activations that quantizers compute; see `nn.quantizer.ACTIVATIONS`.
 _NAMED = {
     "relu": Activation(low=0.0),
     "relu6": Activation(low=0.0, high=6.0),
@@ -70,14 +70,14 @@ def _adaptive(size: Any) -> dict[str, Any]:
 
 
 def conv_window(layer: Any) -> dict[str, Any] | None:
-    """Return a convolution's window; None if its padding is not one of zeros, given as numbers."""
+    """Return a convolution's window, or None if it does not pad with a number of zeros."""
     if isinstance(layer, nn.Linear):
         return _window(1, 1, 0)
     if layer.padding_mode != "zeros":
         return None
     kernel, dilation = layer.kernel_size, layer.dilation
     if layer.padding == "same":
-        # An odd number's rest goes to the end.
+        # If the sum is odd, the larger part goes to the end.
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         first = [t // 2 for t in total]
         padding = [*first, *(t - f for t, f in zip(total, first, strict=True))]
@@ -93,7 +93,7 @@ def conv_window(layer: Any) -> dict[str, Any] | None:
     }
 
 
-# -- a rule for each operation: None where it is computed in float
+# -- one rule per operation, which returns None if it is computed in float
 
 Rule = Callable[[fx.Node, Op], Meaning | None]
 
@@ -132,8 +132,8 @@ def _max_pool(node: fx.Node, op: Op) -> Meaning | None:
     if op["return_indices"]:
         return None
     window = _window(op["kernel_size"], op["stride"], op["padding"], op["dilation"])
-    shown = {"adaptive": False, **window, "ceil": bool(op["ceil_mode"])}
-    return Meaning(MAX_POOL, _first(node), window=shown)
+    window_fields = {"adaptive": False, **window, "ceil": bool(op["ceil_mode"])}
+    return Meaning(MAX_POOL, _first(node), window=window_fields)
 
 
 def _adaptive_pool(node: fx.Node, op: Op) -> Meaning | None:
@@ -155,7 +155,7 @@ def _mean_pool(node: fx.Node, op: Op) -> Meaning:
 
 
 def _mean(node: fx.Node, op: Op) -> Meaning | None:
-    """A mean over height and width is a pool."""
+    """Treat a mean over height and width as a pool."""
     first, dims = _first(node), op["dim"]
     image = first and len(first[0].meta.get("shape") or ()) == 4
     if not image or not isinstance(dims, tuple | list) or sorted(d % 4 for d in dims) != [2, 3]:
@@ -199,7 +199,7 @@ RULES: dict[str, Rule] = {
 
 
 def meaning_of(root: nn.Module, node: fx.Node) -> Meaning:
-    """Return the meaning of a node of a flat trace in eval."""
+    """Return the meaning of a node in a flat trace of eval mode."""
     if node.op not in ("call_module", "call_function", "call_method"):
         return Meaning(FLOAT, [])
     op = op_of(root, node)
@@ -243,7 +243,7 @@ def _of_layer(node: fx.Node, op: Op) -> Meaning | None:
 
 
 def table_of(module: Any, node: fx.Node) -> Any:
-    """Return the function of one value that a node computes, without quantizers."""
+    """Return the function of one value that a node computes, without its quantizers."""
     if module is not None:
         base = getattr(type(module), "_bitpare_source", (type(module), ""))[0]
         return lambda x: base.forward(module, x)

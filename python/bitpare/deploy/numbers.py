@@ -1,4 +1,5 @@
-"""The numbers of integer layers: codes of activations and weights, BatchNorm absorbed."""
+"""Compute the numbers of integer layers: codes of activations and weights, with BatchNorm folded
+in."""
 
 import dataclasses
 from typing import Any
@@ -11,15 +12,14 @@ from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.weights import is_sharded
 from bitpare.spec.grid import LEAST_SCALE
 
-SIGNED = 128  # codes are bytes: a signed grid is moved up by this
+SIGNED = 128  # codes are bytes, so signed codes are stored plus 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """How the bytes of a tensor stand for its values: (byte - zero) * scale.
+    """A grid of bytes, where a byte has the value (byte - zero) * scale.
 
-    low, high: the least and most byte.
-    """
+    low, high: the smallest and largest byte in use."""
 
     scale: float
     zero: int
@@ -28,11 +28,11 @@ class Codes:
 
     @property
     def range(self) -> list[int]:
-        """The range as kernels take it: the bounds less the zero point, and the zero point."""
+        """Return the range in the form of the kernels: low - zero, high - zero, zero."""
         return [self.low - self.zero, self.high - self.zero, self.zero]
 
     def clamped(self, low: float | None, high: float | None) -> "Codes":
-        """With the bounds of a clamp that comes before the quantizer."""
+        """Return the codes with the bounds of a clamp that comes before the quantizer."""
         least = self.low if low is None else max(self.low, self.code(low))
         most = self.high if high is None else min(self.high, self.code(high))
         return dataclasses.replace(self, low=min(least, most), high=most)
@@ -45,17 +45,17 @@ class Codes:
         return float(torch.tensor(1.0) / torch.tensor(self.scale))
 
     def nearest(self, x: Tensor) -> Tensor:
-        """x on this grid."""
+        """Round x to this grid."""
         codes = torch.round(x * self.inverse()) + self.zero
         return (codes.clamp(self.low, self.high) - self.zero) * self.scale
 
     def values(self) -> Tensor:
-        """Return the value of each of 256 bytes."""
+        """Return the values of the 256 bytes."""
         return (torch.arange(256, dtype=torch.float32) - self.zero) * torch.tensor(self.scale)
 
 
 def no_integers(q: Quantizer) -> str | None:
-    """Why a quantizer of activations makes no bytes; None where it does."""
+    """Return why a quantizer of activations produces no bytes, or None if it does."""
     if q.bypass or not q.quantizing:
         return "its quantizer is switched off"
     if q.spec.is_float:
@@ -68,7 +68,7 @@ def no_integers(q: Quantizer) -> str | None:
 
 
 def no_codes(q: Quantizer) -> str | None:
-    """Why a quantizer of activations has no bytes on one fixed grid; None where it has."""
+    """Return why a quantizer of activations has no fixed grid of bytes, or None if it has."""
     reason = no_integers(q)
     if reason is not None:
         return reason
@@ -78,7 +78,7 @@ def no_codes(q: Quantizer) -> str | None:
 
 
 def codes_of(q: Quantizer) -> Codes | None:
-    """None where the quantizer has no integer form in bytes."""
+    """Return the codes of a quantizer, or None if it has no fixed grid of bytes."""
     if no_codes(q) is not None:
         return None
     q._require_calibrated()
@@ -91,21 +91,22 @@ def codes_of(q: Quantizer) -> Codes | None:
 
 @dataclasses.dataclass
 class WeightCodes:
-    """codes * scale is the quantized weight, exactly. scale: float64, for each output."""
+    """The integers of a weight: codes * scale is exactly the quantized weight. ``scale`` is
+    float64, with one value per output."""
 
     codes: Tensor  # int64, [outputs, ...]
     scale: Tensor
 
     def finer(self) -> tuple[Tensor, Tensor]:
-        """The same weights in codes of 8 bits: a bias is rounded to what one unit of the sum is
-        worth, which is much where weights have few bits."""
+        """Return the same weights in codes of 8 bits. A bias is rounded to one accumulator unit,
+        which would be coarse if the weights had few bits."""
         most = max(int(self.codes.abs().max()), 1) if self.codes.numel() else 1
         factor = 2 ** max((127 // most).bit_length() - 1, 0)
         return self.codes * factor, self.scale / factor
 
 
 def integer_quantizer(layer: Any) -> Quantizer:
-    """The quantizer of a layer's weight, if it makes integers."""
+    """Return the quantizer of a layer's weight. Raise Unsupported if it gives no integers."""
     q: Quantizer | None = layer.bp_weight
     if q is None:
         raise Unsupported("its weight is in float")
@@ -119,10 +120,10 @@ def integer_quantizer(layer: Any) -> Quantizer:
 
 
 def weight_codes(layer: Any) -> WeightCodes:
-    """The integers of a layer's weight. Raises Unsupported where there are none."""
+    """Return the integers of a layer's weight. Raise Unsupported if there are none."""
     q = integer_quantizer(layer)
     if q.grid.group is not None or q.grid.axis not in (None, 0):
-        raise Unsupported("its weight's scales do not belong to outputs")
+        raise Unsupported("its weight's scales are not one per output")
     with torch.no_grad():
         value = layer.quantized_weight().detach().float()
         scale = q.output_scales(value)
@@ -130,7 +131,7 @@ def weight_codes(layer: Any) -> WeightCodes:
         shape = (-1, *[1] * (value.dim() - 1))
         codes = torch.round(value / scale.view(shape))
         if bool((codes.abs() > 128).any()) or bool((codes == 128).any()):
-            raise Unsupported(f"weights of {q.integer_form()} leave 8 bits")
+            raise Unsupported(f"weights of {q.integer_form()} do not fit in 8 bits")
         if not torch.equal(codes * scale.view(shape), value):
             raise Unsupported(f"weights of {q.integer_form()} have no integer form")
     return WeightCodes(codes.long(), scale.double())
@@ -139,7 +140,8 @@ def weight_codes(layer: Any) -> WeightCodes:
 def norm_of(
     layer: Any, bn: Any | None, outputs: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Factor and offset of each output of a layer, its BatchNorm's with its bias, in float64."""
+    """Return the factor and offset of each output in float64, from the layer's bias and
+    BatchNorm."""
     factor = torch.ones(outputs, dtype=torch.float64, device=device)
     offset = torch.zeros_like(factor)
     if layer.bias is not None:
@@ -153,7 +155,7 @@ def norm_of(
 
 
 def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
-    """Return what a BatchNorm in eval multiplies by and adds, in float64."""
+    """Return the factor and the offset of a BatchNorm in eval, in float64."""
     factor = (bn.running_var.double() + bn.eps).rsqrt()
     if bn.weight is not None:
         factor = factor * bn.weight.detach().double()
@@ -166,8 +168,8 @@ def affine_of(bn: Any) -> tuple[Tensor, Tensor]:
 def conv_numbers(
     layer: Any, bn: nn.Module | None, entering: Codes, leaving: Codes | None
 ) -> dict[str, Tensor]:
-    """Return the numbers of a convolution or linear layer, with the BatchNorm after it: int8
-    codes of its weight, int32 biases, float32 multipliers. leaving: None for floats."""
+    """Return the tensors of a convolution or linear layer and its BatchNorm: int8 weight codes,
+    int32 biases, float32 multipliers. ``leaving`` is None for a float result."""
     codes, scale = weight_codes(layer).finer()
     factor, offset = norm_of(layer, bn, codes.shape[0], codes.device)
     shape = (-1, *[1] * (codes.dim() - 1))
@@ -182,7 +184,7 @@ def conv_numbers(
     bias = torch.round(offset / (unit.double() * sign))
     extent = codes.abs().flatten(1).sum(1) * 255 + bias.abs()
     if bool((extent >= 2.0**31 - 1).any()):
-        raise Unsupported("its sums could leave 32 bits")
+        raise Unsupported("its sums could overflow 32 bits")
     multiplier = unit if leaving is None else unit / torch.tensor(leaving.scale)
     return {
         "weight": codes.to(torch.int8),

@@ -1,7 +1,7 @@
-"""Integer models as ONNX, in the form that runtimes fuse: quantize, dequantize, and between them
-the operations in float."""
+"""Export integer models to ONNX, as float operations between QuantizeLinear and DequantizeLinear,
+which runtimes fuse."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from bitpare.deploy.files import whole_program
 from bitpare.errors import Unsupported
 from bitpare.files import Path, write_whole
 
-OPSET = 18  # the least that has all that is used
-INT4_OPSET = 21  # has 4-bit integers and scales of blocks
+OPSET = 18  # the lowest opset with all operations in use
+INT4_OPSET = 21  # the first opset with 4-bit integers and block scales
 RUNTIMES = ("onnxruntime", "tensorrt")
-IR_VERSIONS = {True: 10, False: 9}  # that go with them
+IR_VERSIONS = {True: 10, False: 9}  # the IR version for each: with int4, without
 
 
 def export_onnx(
@@ -22,15 +22,22 @@ def export_onnx(
     *,
     example_inputs: tuple[Any, ...] | Tensor,
     opset: int = OPSET,
-    runtime: str = "onnxruntime",
+    runtime: Literal["onnxruntime", "tensorrt"] = "onnxruntime",
 ) -> None:
-    """Writes what `convert` made as ONNX. The batch may vary; the other sizes are those of the
-    example inputs.
+    """Write a converted model to an ONNX file.
 
-    Weights are int8, with an ``opset`` of 21 or more int4 where 4 bits hold them; biases int32,
-    activations uint8, or int8 where all their zero points are 0 (the grid of target="tensorrt").
-    Tables of activations become lookups. ``runtime``: who is to read it; for "tensorrt" biases are
-    floats, and bounds come before the rounding. Needs the onnx package.
+    The batch size may vary; the other sizes are those of the example inputs. Weights are int8.
+    Biases are int32. Activations are uint8, or int8 if all their zero points are 0 (the grid of
+    target="tensorrt"). Activations such as SiLU become table lookups (Cast and Gather). Models
+    with dynamic ranges cannot be exported. The onnx package is needed.
+
+    Args:
+        model: a converted model, with every operation in integers.
+        path: the file to write.
+        example_inputs: the positional arguments of a call, or a single tensor.
+        opset: 18 or more. From 21 on, weights that fit in 4 bits are int4.
+        runtime: the runtime that will read the file, "onnxruntime" or "tensorrt". For TensorRT
+            biases are floats, and clamps come before rounding.
     """
     if runtime not in RUNTIMES:
         raise ValueError(
@@ -42,7 +49,7 @@ def export_onnx(
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if len(inputs) != len(program.spec["inputs"]):
         raise ValueError(
-            f"export_onnx: {len(program.spec['inputs'])} example inputs are wanted, "
+            f"export_onnx: example_inputs must have {len(program.spec['inputs'])} tensors, "
             f"got {len(inputs)}"
         )
     results = program(*inputs)
@@ -52,8 +59,8 @@ def export_onnx(
 
 
 class _Graph:
-    """Values are codes, or floats: [batch, channels, height, width], or [rows, channels] where the
-    channels come last, whatever is before them."""
+    """An ONNX graph while it is built. Values are codes or floats, with shape [batch, channels,
+    height, width], or [rows, channels] if the channels come last."""
 
     def __init__(
         self, spec: dict[str, Any], tensors: dict[str, Tensor], opset: int, runtime: str
@@ -69,7 +76,7 @@ class _Graph:
         self.scales: dict[int, float] = {}
         self.zeros: dict[int, int] = {}
         zeros = {e["range"][2] for e in (*spec["inputs"], *spec["nodes"]) if "range" in e}
-        self.down = 128 if zeros == {128} else 0  # codes are bytes less this
+        self.down = 128 if zeros == {128} else 0  # codes are stored as bytes minus this
 
     # -- pieces
 
@@ -92,7 +99,8 @@ class _Graph:
         ]
 
     def floats(self, value: int, reader: str) -> str:
-        """A value in float, for one reader: each has its own, as fusions look for."""
+        """Return a value as float for one reader. Each reader gets its own node, which fusions
+        require."""
         name = self.codes[value]
         grid = self.grid(name, self.scales[value], self.zeros[value])
         output = f"{name}.for.{reader}"
@@ -101,7 +109,7 @@ class _Graph:
         return self.node("DequantizeLinear", [name, *grid], output)
 
     def quantized(self, source: str, name: str, scale: float, bounds: list[int]) -> str:
-        """Codes of a float, within the bounds."""
+        """Quantize a float value, clamped to the bounds."""
         low, high, zero = bounds[0] + bounds[2], bounds[1] + bounds[2], bounds[2]
         whole = (low, high) == (0, 255)
         if self.tensorrt and not whole:
@@ -140,9 +148,7 @@ class _Graph:
             self.keep(entry["value"], made, entry["scale"], entry["range"][2])
         for node in self.spec["nodes"]:
             if node["op"] == "dynamic":
-                raise Unsupported(
-                    f"export_onnx: {node['name']}: ranges found at run time have no QDQ form"
-                )
+                raise Unsupported(f"export_onnx: {node['name']}: dynamic ranges have no QDQ form")
             getattr(self, node["op"])(node)
         for i, (entry, y) in enumerate(zip(self.spec["outputs"], results, strict=True)):
             name, value = f"output{i}", entry["value"]
@@ -206,8 +212,8 @@ class _Graph:
         self.keep(value, self.quantized(total, name, whole, add["range"]), whole, add["range"][2])
 
     def _weights(self, node: dict[str, Any], scale: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes, biases and what one unit of the sum is worth; factors of both signs go into the
-        codes, as ONNX's scales are positive."""
+        """Return weight codes, biases and the value of one accumulator unit. ONNX needs positive
+        scales, so negative factors are moved into the codes."""
         multiplier = self.tensors[node["multiplier"]].double().cpu()
         weight = self.tensors[node["weight"]].short().cpu()
         bias = self.tensors[node["bias"]].cpu()
@@ -221,7 +227,8 @@ class _Graph:
     def _dequantized(
         self, name: str, codes: Tensor, scale: Tensor, zeros: Tensor | None, how: dict[str, Any]
     ) -> str:
-        """Weights as floats of int8 codes, or int4 ones where opset and codes allow it."""
+        """Return weights as floats, dequantized from int8 codes, or from int4 if opset and codes
+        allow."""
         codes = codes.cpu()
         shift = _shift_to_4_bits(codes) if self.opset >= INT4_OPSET and zeros is None else None
         zeros = torch.zeros(scale.shape, dtype=torch.int8) if zeros is None else zeros.cpu()
@@ -265,7 +272,7 @@ class _Graph:
         return self.node("Clip", [value, *limits], f"{value}.bounded")
 
     def weights(self, node: dict[str, Any]) -> None:
-        """A linear layer with activations in float."""
+        """Add a linear layer with float activations."""
         name = node["name"]
         codes, scale = self.tensors[node["weight"]], self.tensors[node["multiplier"]]
         zeros = self.tensors[node["zeros"]] if node.get("zeros") else None
@@ -276,7 +283,7 @@ class _Graph:
         elif self.opset >= INT4_OPSET:
             how = {"axis": 1, "block_size": node["group"]}
             weight = self._dequantized(name, codes, scale, zeros, how)
-        else:  # each group a row of its own
+        else:  # each group becomes a row
             flat = None if zeros is None else zeros.flatten()
             in_rows = codes.view(outputs * groups, -1)
             rows = self._dequantized(name, in_rows, scale.flatten(), flat, {"axis": 0})
@@ -310,7 +317,7 @@ class _Graph:
             self.node("GlobalMaxPool" if node["maximum"] else "GlobalAveragePool", [x], result)
         else:
             if node["divisor"]:
-                raise Unsupported(f"export_onnx: {name}: pooling with a divisor of its own")
+                raise Unsupported(f"export_onnx: {name}: pooling with divisor_override")
             window = self._window(node)
             del window["dilations"]
             self.node(
@@ -375,7 +382,7 @@ class _Graph:
 
 
 def _shift_to_4_bits(codes: Tensor) -> int | None:
-    """With how many zeros at their ends codes are of 4 bits; None where they are not."""
+    """Return by how many bits codes can be shifted right without loss to fit in 4 bits, or None."""
     for shift in range(5):
         kept = codes >> shift
         if bool((kept << shift != codes).any()):

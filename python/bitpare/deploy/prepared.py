@@ -1,4 +1,4 @@
-"""Prepared models in files, to go on training."""
+"""Save and load prepared models, to continue training."""
 
 import copy
 import json
@@ -22,15 +22,15 @@ _LAYOUTS = {"channels_last": torch.channels_last, "channels_last_3d": torch.chan
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Write a prepared model to one safetensors file, from which `load` goes on training.
+    """Write a prepared model to one safetensors file. `load` reads it to continue training.
 
-    The file holds the state, the config, the form of the example inputs and the plans of `shrink`
-    that led to the model; it appears whole or not at all. Optimizers, schedules and pruners have a
-    state_dict of their own, to be saved beside it.
+    The file holds the state, the config, the shapes and types of the example inputs, and the
+    `shrink` plans that were applied to the model. It appears only once it is complete. Save the
+    state_dict of optimizers, schedules and pruners separately.
 
     Args:
-        model: a prepared model. Its config must have globs and types as patterns, no functions.
-        path: where the file is written.
+        model: a prepared model. The patterns of its config must be globs or types, not functions.
+        path: the file to write.
     """
     safetensors = _safetensors("save")
     inner = unwrapped(model)
@@ -62,12 +62,12 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 def load(path: Path, *, model: Callable[[], nn.Module] | nn.Module) -> nn.Module:
-    """Return the prepared model that `save` wrote, on the CPU; training goes on bit for bit.
+    """Return the prepared model that `save` wrote, on the CPU. Training continues bit for bit.
 
     Args:
-        path: a file of `save`.
-        model: the class of the float model, a function without arguments that makes one, or one
-            that was made already, which is not changed.
+        path: a file that `save` wrote.
+        model: the class of the float model, a function without arguments that makes one, or a float
+            model, which is not changed.
     """
     safetensors = _safetensors("load")
     content = read_whole(path)
@@ -78,7 +78,7 @@ def load(path: Path, *, model: Callable[[], nn.Module] | nn.Module) -> nn.Module
         raise ValueError(f"{shown(path)}: {error}") from error
     net = copy.deepcopy(unwrapped(model)) if isinstance(model, nn.Module) else model()
     if not isinstance(net, nn.Module):
-        raise TypeError(f"load: model must make a torch.nn.Module, got {type(net).__name__}")
+        raise TypeError(f"load: model must return a torch.nn.Module, got {type(net).__name__}")
     try:
         return _restored(net, spec, tensors)
     except (ValueError, RuntimeError, KeyError, AttributeError) as error:
@@ -96,7 +96,7 @@ def _safetensors(caller: str) -> Any:
     return safetensors.torch
 
 
-# -- what a file holds
+# -- the contents of a file
 
 
 def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -106,7 +106,7 @@ def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     first: dict[Any, str] = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"save: the state {name} is no tensor, got {type(value).__name__}")
+            raise ValueError(f"save: the state {name} must be a tensor, got {type(value).__name__}")
         key = (value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.dtype)
         if value.numel() and key in first:
             same[name] = first[key]
@@ -117,7 +117,7 @@ def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _layouts_of(model: nn.Module) -> dict[str, str]:
-    """Return the memory format of the parameters that have another one than torch's default."""
+    """Return the memory formats of parameters that do not have the default format."""
     found = {}
     for name, value in model.named_parameters():
         for layout, form in _LAYOUTS.items():
@@ -128,8 +128,8 @@ def _layouts_of(model: nn.Module) -> dict[str, str]:
 
 
 def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return an argument of the example call as plain values; tensors that are no floats go to the
-    others."""
+    """Return an argument of the example call as plain values. Integer tensors are added to
+    ``tensors``."""
     if isinstance(value, Tensor):
         kind = str(value.dtype).removeprefix("torch.")
         if value.is_floating_point():
@@ -170,7 +170,9 @@ def _spec_of(content: bytes) -> dict[str, Any]:
     if not isinstance(spec, dict) or spec.get("format") != _FORMAT:
         raise ValueError("not a prepared model; bp.deploy.load reads integer models")
     if spec.get("version") != _VERSION:
-        raise ValueError(f"version {spec.get('version')} of the format; this reads {_VERSION}")
+        raise ValueError(
+            f"the format has version {spec.get('version')}, but version {_VERSION} is supported"
+        )
     return spec
 
 
@@ -214,7 +216,7 @@ def _restored(net: nn.Module, spec: dict[str, Any], tensors: dict[str, Tensor]) 
 
 
 def _changed(model: nn.Module, plans: dict[str, list[dict[str, Any]]]) -> nn.Module:
-    """Return a model with plans carried out on its parts."""
+    """Return a model with pruning plans applied to its parts."""
     holder = nn.Module()
     holder.model = model
     for path, held in plans.items():

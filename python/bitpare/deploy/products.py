@@ -40,7 +40,7 @@ def convolution(
         raise Unsupported(f"padding of mode '{layer.padding_mode}'")
     if found is not None:
         if codes is not None:
-            raise Unsupported("its input has dynamic ranges, its result has not")
+            raise Unsupported("its input has dynamic ranges, but its result does not")
         tensors = dynamic_numbers(layer, norm)
         fields["dynamic"] = True
     elif entering is not None:

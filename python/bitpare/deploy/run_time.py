@@ -1,5 +1,5 @@
-"""Layers whose activations have no grid of their own: it is found for each batch, or they are
-floats and the weights alone are integers."""
+"""Layers without a fixed grid of activations: the grid is computed for each batch, or activations
+are float and only weights are integers."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ from bitpare.spec.grid import LEAST_SCALE
 
 
 def no_form(q: Quantizer) -> str | None:
-    """Why a quantizer of activations has no integer form; None where it has."""
+    """Return why a quantizer of activations has no integer form, or None if it has one."""
     return no_integers(q) if isinstance(q, DynamicQuantizer) else no_codes(q)
 
 
 def dynamic_fields(q: Quantizer, activation: Activation) -> dict[str, Any]:
-    """Return the fields of the operation that finds a grid and takes values to it."""
+    """Return the fields of the operation that computes a grid and quantizes values to it."""
     return {
         "op": "dynamic",
         "grid": [q.grid.quant_min, q.grid.quant_max],
@@ -40,13 +40,12 @@ def dynamic_fields(q: Quantizer, activation: Activation) -> dict[str, Any]:
 
 
 def dynamic_numbers(layer: Any, bn: nn.Module | None) -> dict[str, Tensor]:
-    """Return the numbers of a convolution or linear layer whose input's grid is found at run
-    time, with the BatchNorm after it: the weight's codes, the worth of their unit, and the
-    offset."""
+    """Return the tensors of a convolution or linear layer with a dynamic input grid, and its
+    BatchNorm: the weight codes, the multipliers and the offsets."""
     codes = weight_codes(layer)
     factor, offset = norm_of(layer, bn, codes.codes.shape[0], codes.codes.device)
     if bool((codes.codes.abs().flatten(1).sum(1) * 510 >= 2**31).any()):
-        raise Unsupported("its sums could leave 32 bits")
+        raise Unsupported("its sums could overflow 32 bits")
     return {
         "weight": codes.codes.to(torch.int8),
         "multiplier": (codes.scale * factor).float(),
@@ -55,8 +54,8 @@ def dynamic_numbers(layer: Any, bn: nn.Module | None) -> dict[str, Tensor]:
 
 
 def linear_numbers(layer: Any) -> dict[str, Any]:
-    """Return the numbers of a linear layer with integer weights and activations in float:
-    codes, scales and zero points, [outputs, groups], and the inputs of a group."""
+    """Return the tensors of a linear layer with integer weights and float activations: codes,
+    scales and zero points as [outputs, groups], and the number of inputs per group."""
     q = integer_quantizer(layer)
     outputs, inputs = layer.weight.shape
     grouped = q.grid.group is not None and isinstance(q, RangeQuantizer | LearnedQuantizer)
@@ -84,7 +83,7 @@ def _grouped(layer: Any, q: Any, outputs: int, groups: int) -> tuple[Tensor, Ten
         codes = torch.round(value / scale[..., None])
         zeros = getattr(q, "zero_point", None)
         if zeros is not None:
-            down = 2 ** (q.bits - 1) if q.grid.quant_min >= 0 else 0  # fields have a sign
+            down = 2 ** (q.bits - 1) if q.grid.quant_min >= 0 else 0  # store signed codes
             zeros = _by_group(zeros.detach().float(), outputs, groups) - down
             codes = codes + zeros[..., None]
         less = codes if zeros is None else codes - zeros[..., None]
@@ -96,7 +95,7 @@ def _grouped(layer: Any, q: Any, outputs: int, groups: int) -> tuple[Tensor, Ten
 
 
 def _by_group(numbers: Tensor, outputs: int, groups: int) -> Tensor:
-    """Numbers of a tensor, of its outputs or of its groups as those of its groups."""
+    """Return numbers of a tensor, its outputs or its groups as [outputs, groups]."""
     if numbers.numel() == outputs * groups:
         return numbers.reshape(outputs, groups)
     return numbers.reshape(-1, 1).expand(outputs, groups)

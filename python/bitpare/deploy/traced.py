@@ -1,4 +1,4 @@
-"""A prepared model in eval, as `convert` and `verify` see it."""
+"""Trace a prepared model in eval mode, for `convert` and `verify`."""
 
 import copy
 import inspect
@@ -16,17 +16,16 @@ from bitpare.nn.hub import find_hub
 
 
 class Traced:
-    """A module's call, its flat graph, and what that means.
+    """A module with a call of it, its flat graph, and the lowering of the graph.
 
-    islands: modules below that keep their own forward. calls: of each module below. arguments: of
-    the call, by name.
-    """
+    islands: submodules that keep their own forward. calls: the calls of each submodule.
+    arguments: the arguments of the call, by name."""
 
     def __init__(
         self, root: nn.Module, call: g.Call, islands: set[str], calls: dict[str, list[g.Call]]
     ) -> None:
         self.root, self.call, self.islands, self.calls = root, call, islands, calls
-        self.prefix = ""  # of names in the graph, before those in the module
+        self.prefix = ""  # prefix of names in the graph that the module itself does not have
         bound = inspect.signature(type(root).forward).bind(root, *call.args, **call.kwargs)
         self.arguments = dict(list(bound.arguments.items())[1:])
         with torch.no_grad():
@@ -43,7 +42,7 @@ class Traced:
             self.lowering = lowered(self.root, self.graph)
 
     def _as_one_call(self) -> None:
-        """Return a graph that calls a module which cannot be traced."""
+        """Set a graph that only calls the module, because it cannot be traced."""
         graph, held = fx.Graph(), nn.Module()
         held.model = self.root
         graph.bitpare_constants = {}  # type: ignore[attr-defined]
@@ -67,7 +66,7 @@ class Traced:
         self.calls = {f"model.{name}".rstrip("."): found for name, found in self.calls.items()}
 
     def part(self, path: str) -> "Traced":
-        """Return the trace of a module below."""
+        """Return the trace of a submodule."""
         start = f"{path}."
 
         def below(name: str) -> bool:
@@ -90,16 +89,16 @@ def prepared_trace(model: nn.Module, caller: str) -> Traced:
     g.clear_hooks(root)
     for module in root.modules():
         if isinstance(module, layers.NORMS):
-            module.bp_tail = None  # each node computes what it says
+            module.bp_tail = None  # trace each node by itself, not fused
     calls = g.record_calls(root, call, False)
     return Traced(root, call, set(hub.islands), calls)
 
 
 def layer_graph(layer: Any, shape: tuple[int, ...]) -> tuple[nn.Module, fx.Graph, fx.Node]:
-    """A layer, and the quantizer of its input before it, as a graph; and the layer's input there.
-    shape: of the input."""
+    """Return a module with the layer and its input quantizer, its graph, and the graph's input
+    node. ``shape``: the shape of the input."""
     root, graph = nn.Module(), fx.Graph()
-    root.layer = copy.copy(layer)  # the same weights
+    root.layer = copy.copy(layer)  # a copy that shares the weights
     root.layer._modules = {**layer._modules, "bp_input": None}
     value = given = graph.placeholder("x")
     if layer.bp_input is not None:

@@ -1,4 +1,4 @@
-"""verify: whether what was trained is what runs."""
+"""Check that a converted model computes what the trained model does."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -19,10 +19,11 @@ from bitpare.text import table
 
 @dataclasses.dataclass
 class Verification:
-    """rows: one for each integer operation. zeros: (layer, weights that are 0 in one model only).
+    """The result of `verify`.
 
-    samples, agreeing: of the outputs, if they are of classes, how often the largest is the same.
-    """
+    rows: one for each integer operation. zeros: (layer, number of weights that are 0 in only
+    one of the models). samples, agreeing: the number of samples, and of those with the same
+    largest output, if the outputs are classes."""
 
     rows: list[LayerRow]
     zeros: list[tuple[str, int]]
@@ -72,21 +73,23 @@ def verify(
     max_differing: float = 0.05,
     min_agreement: float = 0.99,
 ) -> Verification:
-    """Compare a converted model with the prepared one in eval, operation by operation and whole.
+    """Compare a converted model with the prepared one in eval mode, each operation and the outputs.
 
-    Each operation is given the integers that the prepared model has there, so that a difference is
-    its own: one unit, where a value lies between two codes but for the rounding of floats.
+    Each operation gets the codes that the prepared model has there, so every difference is its
+    own. It may be one unit if float rounding puts a value on the other side of a tie.
 
     Args:
         model: the prepared model.
-        integer: what `convert` made of it.
-        data, batches, forward: see `calibrate`.
-        max_lsb: the most that an operation's result may be off, in units of its codes.
-        max_differing: the largest share of an operation's elements that may be off at all.
-        min_agreement: the least share of samples whose largest output is the same.
+        integer: the result of `convert`.
+        data: an iterable of batches, as for `calibrate`.
+        batches: the number of batches to use; None uses all.
+        forward: ``forward(model, batch)``, to call the models in another way.
+        max_lsb: the largest allowed difference of an operation's result, in units of its codes.
+        max_differing: the largest allowed share of an operation's elements that differ.
+        min_agreement: the smallest allowed share of samples with the same largest output.
 
     Raises:
-        Differs: a bound is exceeded; the message holds the table. ``math.inf`` lifts a bound.
+        Differs: a bound is exceeded; the message holds the table. ``math.inf`` disables a bound.
         ValueError: the data hold no sample.
     """
     source = Data("verify", data, batches=batches, forward=forward)
@@ -140,11 +143,11 @@ def _raise_past(
             f"an operation differs by {found.lsb:.3g} units, at most {max_lsb:g} are allowed"
         )
     if found.differing > max_differing:
-        why.append(f"of an operation {found.differing:.2g} of the elements differ")
+        why.append(f"a share of {found.differing:.2g} of an operation's elements differ")
     if found.agreement < min_agreement:
-        why.append(f"the class is the same for {found.agreement:.2%} of the samples only")
+        why.append(f"only {found.agreement:.2%} of the samples have the same class")
     if any(count for _, count in found.zeros):
-        why.append("weights are 0 in one of the models only")
+        why.append("some weights are 0 in only one of the models")
     if why:
         raise Differs(f"verify: {'; '.join(why)}\n{found}")
 
@@ -166,12 +169,12 @@ def _compare_outputs(expected: Any, got: Any, found: Verification) -> None:
 
 
 def _zeros(traced: Traced, integer: IntegerModel) -> list[tuple[str, int]]:
-    """Return for each layer how many weights are 0 in one of the models only."""
+    """Return for each layer how many weights are 0 in only one of the models."""
     found = []
     for path, program in integer.body.named_modules():
         if not isinstance(program, IntegerProgram):
             continue
-        prefix = path.rpartition(".")[0].removesuffix(".body")  # of a part of its own
+        prefix = path.rpartition(".")[0].removesuffix(".body")  # part prefix
         for node, weight in program.weighted():
             name = node["name"]
             layer: Any = _layer(traced.root, f"{prefix}.{name}" if prefix else name)
@@ -183,7 +186,7 @@ def _zeros(traced: Traced, integer: IntegerModel) -> list[tuple[str, int]]:
             if node.get("zeros"):
                 zeros = program.get_buffer(node["zeros"]).repeat_interleave(node["group"], 1)
                 codes = codes.short() - zeros[:, : codes.shape[1]]
-            lost = (value == 0) & (codes != 0)  # a code may become 0 where its BatchNorm is
+            lost = (value == 0) & (codes != 0)  # BatchNorm may scale a code to 0
             found.append((f"{prefix}.{name}" if prefix else name, int(lost.sum())))
     return found
 

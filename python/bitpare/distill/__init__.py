@@ -1,4 +1,4 @@
-"""Losses of a student against a teacher, and the two in one module."""
+"""Train a student with a teacher: losses, hints, and a module that runs both."""
 
 from bitpare.distill.cache import TeacherCache
 from bitpare.distill.distiller import Distiller

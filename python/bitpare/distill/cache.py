@@ -1,4 +1,4 @@
-"""TeacherCache: a teacher's logits on disk, so that it runs once for each sample."""
+"""TeacherCache: store a teacher's logits on disk, so that the teacher runs once per sample."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _VERSION = 1
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells models apart by the bits of their parameters and buffers; the same on every device."""
+    """Return a hash of the bits of a model's parameters and buffers, the same on every device."""
     total = 0
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, Tensor):
@@ -25,7 +25,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _hashed(rows: Tensor) -> Tensor:
-    """A number for each row from its bits."""
+    """Return a hash of each row."""
     contiguous = rows.detach().contiguous()
     wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = contiguous.view(wide[contiguous.element_size()]).to(torch.int64)
@@ -34,14 +34,19 @@ def _hashed(rows: Tensor) -> Tensor:
 
 
 class TeacherCache:
-    """Logits of ``samples`` samples, in files of a directory that are mapped into memory.
+    """A cache of a teacher's logits in memory-mapped files of a directory.
 
-    top_k: only so many of the largest logits of each, with the logsumexp of all at
-    ``temperature``; None: all of them. dtype: of the logits. Rows are known by the index of a
-    sample and the seed of its augmentation (``seed``: one pair of files for each).
+    Rows are identified by the index of a sample and the seed of its augmentation; each seed has
+    its own files. Each row has a checksum, so a row that was not written completely counts as
+    missing. An existing directory is continued. A directory of another teacher or with other
+    settings is an error.
 
-    Each row carries a checksum: what was not written whole counts as missing. A directory goes on
-    where it stood; one of another teacher, or made with other settings, is an error.
+    Args:
+        directory: the directory of the files.
+        samples: the number of samples.
+        top_k: the number of largest logits to store per sample; None stores all.
+        temperature: the temperature of the logsumexp of all logits, which ``top_k`` stores too.
+        dtype: the type of the stored logits.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class TeacherCache:
         }
 
     def open(self, teacher: nn.Module | None) -> None:
-        """Checks that the directory, if it is there, holds what this teacher said."""
+        """Check that an existing directory holds the logits of this teacher."""
         path, settings = self.directory / "cache.json", self._settings()
         if not path.exists():
             if teacher is None:
@@ -134,10 +139,10 @@ class TeacherCache:
             if n != "checksum"
         )
         assert isinstance(total, Tensor)
-        return torch.where(total == 0, 1, total)  # 0 is what an empty file holds
+        return torch.where(total == 0, 1, total)  # an empty file holds 0
 
     def missing(self, index: Tensor, seed: int = 0) -> Tensor:
-        """Which of the samples are not there, as bool."""
+        """Return a bool tensor that is True for samples that are not stored."""
         index = self._checked(index)
         if self.classes is None:
             return torch.ones(len(index), dtype=torch.bool)
@@ -145,7 +150,7 @@ class TeacherCache:
         return files["checksum"][index, 0] != self._checksums(files, index)
 
     def write(self, index: Tensor, logits: Tensor, seed: int = 0) -> None:
-        """Keeps a teacher's logits of these samples."""
+        """Store a teacher's logits of these samples."""
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"TeacherCache: it holds one tensor of logits, and the teacher gave "
@@ -178,13 +183,13 @@ class TeacherCache:
         files["checksum"][index, 0] = self._checksums(files, index)
 
     def _narrowed(self, logits: Tensor) -> Tensor:
-        """In the dtype of the files; what is too large for it, as its largest number."""
+        """Convert logits to the type of the files. Numbers that are too large saturate."""
         most = torch.finfo(self.dtype).max
         bounded = torch.where(logits.isfinite(), logits.float().clamp(-most, most), logits)
         return bounded.to(self.dtype)
 
     def read(self, index: Tensor, seed: int = 0, device: torch.device | None = None) -> Teacher:
-        """The logits of samples that are there."""
+        """Return the stored logits of these samples."""
         index = self._checked(index)
         gone = self.missing(index, seed)
         if gone.any():
@@ -208,4 +213,4 @@ class TeacherCache:
         return index
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # mapped anew by a copy
+        return {**self.__dict__, "_files": {}}  # a copy maps the files again

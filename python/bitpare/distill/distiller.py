@@ -1,4 +1,4 @@
-"""Distiller: a student, its teachers, and the losses between them, in any training loop."""
+"""Distiller: run a student and its teachers, and compute the loss, in any training loop."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,8 @@ from bitpare.steps import Attached, StepCounter
 
 
 class _Teacher:
-    """A teacher as no part of the module tree: neither parameters() nor state_dict() sees it."""
+    """A teacher outside the module tree, so that parameters() and state_dict() do not include
+    it."""
 
     def __init__(self, model: nn.Module, layers: Sequence[str], owner: str) -> None:
         self.model = model.eval()
@@ -27,20 +28,27 @@ class _Teacher:
 
 
 class Distiller(Attached, nn.Module):
-    """Runs student and teacher, and returns the loss.
+    """Run student and teacher, and return the loss.
 
-    student, teacher: any modules of the same inputs; teacher may be a list, whose losses are
-        averaged (``teacher_weights``), or None where a ``cache`` has all it says. A teacher is in
-        eval mode and gets no gradient; it is not among parameters, buffers or the state.
-    loss: a `SoftTarget`, another `Loss`, or a function of (student's result, teacher's, target).
-    hints: `Hint`, `AttentionTransfer`, `Relation` between layers, by name, with the first teacher.
-        They need example_inputs, from which adapters are made.
-    logits: how to get at what the loss takes, from a model's result; by default the result, or its
-        attribute ``logits``.
-    teacher_dtype: the teacher is a copy in that precision. microbatch: the teacher takes so many
-    samples at a time. cache: a `TeacherCache`; calls then name their samples.
+    Args:
+        student: any module.
+        teacher: a module with the same inputs, or a list of them, whose losses are averaged. It may
+            be None if ``cache`` holds all its logits. Teachers are in eval mode and get no
+            gradient; their parameters and buffers are not part of this module.
+        loss: a `SoftTarget`, another `Loss`, or a function of (student's result, teacher's result,
+            target).
+        hints: `Hint`, `AttentionTransfer` or `Relation` losses between layers of the student and of
+            the first teacher. They need ``example_inputs``.
+        teacher_weights: the weight of each teacher; None weights them equally.
+        logits: a function that returns the part of a model's result that the loss uses. By default
+            it is the attribute ``logits`` of the result, or the result itself.
+        teacher_dtype: the precision of the teacher, which is then a copy.
+        microbatch: the largest number of samples per call of the teacher.
+        cache: a `TeacherCache`. Calls must then give ``index=``.
+        example_inputs: the arguments of a call, from which the adapters of hints are made.
 
-    Compile, distribute or copy the Distiller, not the student: hooks come first.
+    Compile, distribute or copy the Distiller rather than the student, because hooks must be
+    added first.
 
     >>> kd = Distiller(nn.Linear(4, 3), nn.Linear(4, 3), SoftTarget(temperature=2.0))
     >>> loss = kd(torch.randn(2, 4), torch.tensor([0, 2]))
@@ -89,7 +97,7 @@ class Distiller(Attached, nn.Module):
         except Exception:
             self.detach()
             raise
-        # A compiled graph would be made anew for each step that it reads.
+        # A compiled graph that reads the step would be recompiled at each step.
         self._scheduled = any(
             is_scheduled(m) for part in (self.loss, self.hints) for m in _modules_of(part)
         )
@@ -104,7 +112,7 @@ class Distiller(Attached, nn.Module):
         cache: TeacherCache | None,
     ) -> None:
         if not teachers and cache is None:
-            raise ValueError("Distiller: give a teacher, or a cache of what one said")
+            raise ValueError("Distiller: give a teacher, or a cache of a teacher's logits")
         for hint in hints:
             if not isinstance(hint, LayerLoss):
                 raise TypeError(
@@ -116,11 +124,11 @@ class Distiller(Attached, nn.Module):
         if hints and cache is not None:
             raise ValueError("Distiller: a cache holds logits; hints need the teacher itself")
         if cache is not None and len(teachers) > 1:
-            raise ValueError("Distiller: a cache is of one teacher")
+            raise ValueError("Distiller: a cache can replace only one teacher")
         if hints and (is_compiled(student) or any(is_compiled(t) for t in teachers)):
             raise ValueError(
-                "Distiller: the model is compiled already, and would not see hooks; build the "
-                "Distiller of the model itself, then compile the Distiller"
+                "Distiller: a compiled model would not call the hooks; build the Distiller from "
+                "the model itself, then compile the Distiller"
             )
         if microbatch is not None and microbatch < 1:
             raise ValueError(f"Distiller: microbatch must be 1 or more, got {microbatch}")
@@ -173,10 +181,14 @@ class Distiller(Attached, nn.Module):
         index: Tensor | None = None,
         seed: int = 0,
     ) -> Any:
-        """The loss of a batch: ``inputs`` a tensor, a tuple of arguments or a dict of them.
+        """Return the loss of a batch. With the student in eval mode it is computed in the same way.
 
-        return_logits: (loss, the student's result). index, seed: with a cache, which samples these
-        are, and how they were augmented. In eval mode as in training, with the student in eval.
+        Args:
+            inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+            target: the target of the loss, or None.
+            return_logits: whether to return (loss, the student's logits).
+            index: the indices of the samples, needed with a cache.
+            seed: the seed of their augmentation, for the cache.
         """
         args, kwargs = _arguments(inputs)
         step = 0
@@ -184,7 +196,7 @@ class Distiller(Attached, nn.Module):
             step = self.counter.count()
             if isinstance(self.loss, nn.Module):
                 set_step(self.loss, step)
-        said, taught = self._taught(args, kwargs, index, seed)
+        said, taught = self._teacher_results(args, kwargs, index, seed)
         self._taps.active = len(self.hints) > 0
         try:
             result = self.student(*args, **kwargs)
@@ -205,13 +217,13 @@ class Distiller(Attached, nn.Module):
             return self.logits(result)
         return getattr(result, "logits", result)
 
-    def _taught(
+    def _teacher_results(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor | None, seed: int
     ) -> tuple[list[Any], dict[str, Tensor]]:
         """Return the logits of each teacher, and the features of the first."""
         if self.cache is not None:
             if index is None:
-                raise ValueError("Distiller: with a cache, say which samples these are: index=")
+                raise ValueError("Distiller: a cache needs index=, the indices of the samples")
             return [self._cached(args, kwargs, index, seed)], {}
         found = [self._of_teacher(t, args, kwargs) for t in self._teachers]
         return [said for said, _ in found], found[0][1]
@@ -249,7 +261,7 @@ class Distiller(Attached, nn.Module):
         gone = cache.missing(index, seed)
         if gone.any():
             if not self._teachers:
-                cache.read(index, seed)  # says which one is missing
+                cache.read(index, seed)  # raises an error that names the missing sample
             rows = gone.nonzero().flatten()
             some = _pytree.tree_map(
                 lambda v: v[rows.to(v.device)] if _has_rows(v, len(index)) else v, (args, kwargs)
@@ -285,7 +297,7 @@ class Distiller(Attached, nn.Module):
         self.counter.reset(int(state["step"]))
 
     def detach(self) -> nn.Module:
-        """Take the hooks off student, teachers and optimizer, and return the student."""
+        """Remove the hooks from student, teachers and optimizer, and return the student."""
         self.counter.detach()
         self._taps.release()
         for teacher in getattr(self, "_teachers", []):
@@ -306,7 +318,7 @@ def _modules_of(part: Any) -> list[nn.Module]:
 
 
 def _shares(weights: Sequence[float] | None, teachers: int) -> list[float]:
-    count = max(teachers, 1)  # a cache stands for one
+    count = max(teachers, 1)  # a cache counts as one teacher
     if weights is None:
         return [1.0 / count] * count
     if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
@@ -325,7 +337,7 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _split(value: Any, size: int | None) -> list[Any]:
-    """Parts of all tensors along dimension 0."""
+    """Split all tensors along dimension 0 into parts of at most ``size``."""
     leaves, spec = _pytree.tree_flatten(value)
     count = next((len(v) for v in leaves if isinstance(v, Tensor) and v.dim() > 0), 0)
     if size is None or count <= size:

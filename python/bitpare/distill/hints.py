@@ -1,5 +1,7 @@
 """Losses between layers of a student and of a teacher."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -8,15 +10,15 @@ from bitpare.distill.ramp import Scheduled, value_at
 
 
 class LayerLoss(nn.Module):
-    """Compares the result of a layer of the student with that of one of the teacher's, by name;
-    weight: what the loss counts beside the others."""
+    """The base of losses between a layer of the student and one of the teacher, given by name.
+    weight: the weight of the loss in the sum."""
 
     def __init__(self, student: str, teacher: str, weight: Scheduled) -> None:
         super().__init__()
         self.student, self.teacher, self.weight = student, teacher, weight
 
     def build(self, student: Tensor, teacher: Tensor) -> None:
-        """Makes what it needs to compare results like these of the example inputs."""
+        """Make the adapters for results of the shapes that the example inputs give."""
 
     def weighted(self, student: Tensor, teacher: Tensor, step: int) -> Tensor:
         loss: Tensor = self(student, teacher)
@@ -27,12 +29,17 @@ class LayerLoss(nn.Module):
 
 
 class Hint(LayerLoss):
-    """Features like the teacher's (Romero et al. 2015), through an adapter where channels differ.
+    """A loss between features of student and teacher (Romero et al. 2015).
 
-    kind: "mse", "l1", "cosine", "normalized", see `functional.feature_loss`; of the last two a
-    vector is what dimensions from start_dim on hold. adapter: "auto", a 1x1 convolution or a linear
-    layer made by the `Distiller` where the number of channels differs, and pooling where the size
-    of maps does; None; or a module of your own.
+    Args:
+        student: the name of the student's layer.
+        teacher: the name of the teacher's layer.
+        weight: the weight of the loss, a number or a function of the step.
+        kind: "mse", "l1", "cosine" or "normalized"; see `functional.feature_loss`.
+        adapter: "auto", None or a module. "auto" lets the `Distiller` make a 1x1 convolution or
+            linear layer if the numbers of channels differ, and pool if the sizes of the maps
+            differ.
+        start_dim: the first of the dimensions that form a vector, for "cosine" and "normalized".
     """
 
     def __init__(
@@ -41,9 +48,9 @@ class Hint(LayerLoss):
         teacher: str,
         weight: Scheduled = 1.0,
         *,
-        kind: str = "mse",
+        kind: Literal["mse", "l1", "cosine", "normalized"] = "mse",
         start_dim: int = 1,
-        adapter: nn.Module | str | None = "auto",
+        adapter: nn.Module | Literal["auto"] | None = "auto",
     ) -> None:
         super().__init__(student, teacher, weight)
         if isinstance(adapter, str) and adapter != "auto":
@@ -61,7 +68,8 @@ class Hint(LayerLoss):
             )
         if not self.automatic:
             return
-        # Channels are last where nothing else differs, as of tokens and channels-last maps.
+        # The last dimension is the channels if no other one differs, as in tokens and channels-last
+        # maps.
         a, b = student.shape, teacher.shape
         last = student.dim() == 2 or (a[1:-1] == b[1:-1] and a[-1] != b[-1])
         self.pools = not last and student.dim() > 2
@@ -85,8 +93,8 @@ class Hint(LayerLoss):
 
 
 class AttentionTransfer(LayerLoss):
-    """A loss on where a layer looks, see `functional.attention_transfer`; its authors' weight
-    is 1000."""
+    """A loss between attention maps; see `functional.attention_transfer`. Its authors use the
+    weight 1000."""
 
     def __init__(self, student: str, teacher: str, weight: Scheduled = 1000.0) -> None:
         super().__init__(student, teacher, weight)
@@ -96,7 +104,15 @@ class AttentionTransfer(LayerLoss):
 
 
 class Relation(LayerLoss):
-    """How the samples of a batch lie to each other, see `functional.relation_loss`."""
+    """A loss between the relations of the samples in a batch; see `functional.relation_loss`.
+
+    Args:
+        student: the name of the student's layer.
+        teacher: the name of the teacher's layer.
+        weight: the weight of the loss, a number or a function of the step.
+        distance: the weight of the distances.
+        angle: the weight of the angles.
+    """
 
     def __init__(
         self,
@@ -118,7 +134,7 @@ _POOL = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 
 
 def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps of different sizes, pooled to the smaller."""
+    """Pool maps of different sizes to the smaller size."""
     a, b = student.shape[2:], teacher.shape[2:]
     if a == b or student.dim() != teacher.dim() or student.dim() < 3:
         return student, teacher

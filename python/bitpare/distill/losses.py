@@ -1,12 +1,11 @@
 """Losses between the results of a student and of a teacher.
 
-Each is called as loss(student_logits, teacher, target): ``teacher`` a tensor of logits, or
-`TopLogits`. ``step`` says how far training is, for numbers that are scheduled; a `Distiller` sets
-it. Gradients are the student's alone.
-"""
+A loss is called as loss(student_logits, teacher, target), where ``teacher`` is a tensor of logits
+or `TopLogits`. ``step`` is the training step, for scheduled numbers; a `Distiller` sets it. Only
+the student gets gradients."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,8 @@ from bitpare.distill.ramp import Scheduled, value_at
 
 
 class TopLogits(NamedTuple):
-    """A teacher's k largest logits: values and classes [..., k], and logsumexp of all / T [...].
-    temperature: that T, if it is known."""
+    """A teacher's k largest logits: their values and classes, [..., k], and the logsumexp of all
+    logits / T, [...]. temperature: T, if known."""
 
     values: Tensor
     indices: Tensor
@@ -30,14 +29,14 @@ Teacher: TypeAlias = Tensor | TopLogits
 
 
 class Loss(nn.Module):
-    """The base of losses: numbers that may be functions of the step."""
+    """The base of losses. Its numbers may be functions of the step."""
 
     def __init__(self) -> None:
         super().__init__()
         self.step = 0
 
     def at_step(self, step: int) -> None:
-        """Says how far training is, to it and to the losses within it."""
+        """Set the training step of this loss and of the losses inside it."""
         set_step(self, step)
 
     def _now(self, number: Scheduled) -> float:
@@ -46,14 +45,14 @@ class Loss(nn.Module):
     def _dense(self, teacher: Teacher) -> Tensor:
         if isinstance(teacher, TopLogits):
             raise ValueError(
-                f"{type(self).__name__}: it needs all of the teacher's logits, and a cache of the "
-                "largest gives those only; use SoftTarget, or a cache with top_k=None"
+                f"{type(self).__name__}: it needs all of the teacher's logits, but the cache holds "
+                "only the largest; use SoftTarget, or a cache with top_k=None"
             )
         return teacher
 
 
 def set_step(part: nn.Module, step: int) -> None:
-    """Tells all losses within a module how far training is."""
+    """Set the training step of all losses inside a module."""
     for module in part.modules():
         if isinstance(module, Loss):
             module.step = step
@@ -77,18 +76,18 @@ def _check_temperature(owner: str, value: Scheduled) -> None:
 
 
 class _OfClasses(Loss):
-    """Losses over classes, which lie along ``class_dim``."""
+    """The base of losses over classes, which lie along ``class_dim``."""
 
     def __init__(self, class_dim: int, ignore_index: int) -> None:
         super().__init__()
         self.class_dim, self.ignore_index = class_dim, ignore_index
 
     def _rows(self, logits: Tensor) -> Tensor:
-        """Classes last."""
+        """Move the classes to the last dimension."""
         return logits if self.class_dim == -1 else logits.movedim(self.class_dim, -1)
 
     def _labels(self, target: Tensor | None) -> Tensor | None:
-        """Classes last, where the target is probabilities."""
+        """Move the classes of a target of probabilities to the last dimension."""
         if target is None or not target.is_floating_point() or target.dim() < 2:
             return target
         return self._rows(target)
@@ -109,8 +108,17 @@ class _OfClasses(Loss):
 
 
 class SoftTarget(_OfClasses):
-    """alpha CE(student, target) + (1 - alpha) T^2 KL(teacher || student) (Hinton et al. 2015), see
-    `functional.distill_loss`. Without a target the second term alone.
+    """alpha CE(student, target) + (1 - alpha) T^2 KL(teacher || student) (Hinton et al. 2015).
+
+    Without a target only the second term counts, with weight 1. See `functional.distill_loss`.
+
+    Args:
+        temperature: T, a number or a function of the step.
+        alpha: the weight of the target, in [0, 1], a number or a function of the step.
+        divergence: "forward" as above, "reverse" for KL(student || teacher), or "js".
+        label_smoothing: the label smoothing of the first term.
+        ignore_index: samples with this target do not count.
+        class_dim: the dimension of the classes.
 
     >>> loss = SoftTarget(temperature=2.0, alpha=0.5)
     >>> loss(torch.zeros(1, 2), torch.tensor([[0.0, 2.0]]), torch.tensor([1]))
@@ -122,7 +130,7 @@ class SoftTarget(_OfClasses):
         temperature: Scheduled = 4.0,
         alpha: Scheduled = 0.5,
         *,
-        divergence: str = "forward",
+        divergence: Literal["forward", "reverse", "js"] = "forward",
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         class_dim: int = -1,
@@ -156,12 +164,18 @@ class SoftTarget(_OfClasses):
 
 
 class HardTarget(_OfClasses):
-    """The teacher's decisions as labels.
+    """A loss that uses the teacher's decisions as labels.
 
-    "classification": alpha CE(student, target) + (1 - alpha) CE(student, the teacher's class).
-    "regression": alpha MSE(student, target) + (1 - alpha) MSE(student, teacher); with ``bounded``
-    the second term is the student's error on the target, and 0 where that is smaller than the
-    teacher's by ``margin`` (Chen et al. 2017, eq. 4).
+    Args:
+        kind: "classification" is alpha CE(student, target) + (1 - alpha) CE(student, the teacher's
+            class). "regression" is alpha MSE(student, target) + (1 - alpha) MSE(student, teacher).
+        alpha: the weight of the target, in [0, 1], a number or a function of the step.
+        bounded: for "regression", replace the second term by the student's error on the target, or
+            0 where that is smaller than the teacher's error by ``margin`` (Chen et al. 2017, eq.
+            4).
+        margin: the margin of ``bounded``.
+        ignore_index: samples with this target do not count.
+        class_dim: the dimension of the classes.
 
     >>> loss = HardTarget("regression", alpha=0.0, bounded=True)
     >>> loss(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0]), torch.tensor([0.0, 0.0]))
@@ -170,7 +184,7 @@ class HardTarget(_OfClasses):
 
     def __init__(
         self,
-        kind: str = "classification",
+        kind: Literal["classification", "regression"] = "classification",
         alpha: Scheduled = 0.5,
         *,
         bounded: bool = False,
@@ -182,7 +196,7 @@ class HardTarget(_OfClasses):
         if kind not in ("classification", "regression"):
             raise ValueError(f"HardTarget: kind must be classification or regression, got {kind!r}")
         if bounded and kind != "regression":
-            raise ValueError("HardTarget: bounded goes with kind='regression'")
+            raise ValueError("HardTarget: bounded needs kind='regression'")
         _check_number("HardTarget", "alpha", alpha, 0, 1)
         self.kind, self.alpha, self.bounded, self.margin = kind, alpha, bounded, margin
 
@@ -200,7 +214,7 @@ class HardTarget(_OfClasses):
         self, student: Tensor, chosen: Tensor, target: Tensor | None, alpha: float
     ) -> Tensor:
         if target is not None and not target.is_floating_point():
-            # Rows without a label have no loss.
+            # Samples without a label do not count.
             chosen = torch.where(target == self.ignore_index, self.ignore_index, chosen)
         taught = self._hard(student, chosen)
         if target is None or alpha == 0.0:
@@ -217,7 +231,7 @@ class HardTarget(_OfClasses):
                 f"{tuple(student.shape)} and {tuple(teacher.shape)}"
             )
         if self.bounded and target is None:
-            raise ValueError("HardTarget: bounded compares with a target; give one")
+            raise ValueError("HardTarget: bounded needs a target")
         if target is None:
             return F.mse_loss(student, teacher)
         if target.shape != student.shape:
@@ -235,7 +249,7 @@ class HardTarget(_OfClasses):
 
 
 def _cross_entropy(rows: Tensor, target: Tensor, ignored: int) -> Tensor:
-    """The mean over the rows that are not ignored; 0 where there are none."""
+    """Return the mean over the rows that are not ignored, or 0 if there are none."""
     if target.is_floating_point():
         labels = target.reshape(-1, target.shape[-1]).to(rows.dtype)
         total = F.cross_entropy(rows, labels, reduction="sum")
@@ -265,7 +279,7 @@ class LogitMSE(_OfClasses):
             return bpf.feature_loss(student, dense)
         if target.is_floating_point():
             apart = bpf.feature_loss(student, dense)
-        else:  # without the rows that are ignored
+        else:  # leave out the rows that are ignored
             kept = target != self.ignore_index
             d = self._rows(student).float() - self._rows(dense).detach().float()
             each = torch.where(kept, d.square().mean(-1), 0.0)
@@ -275,7 +289,16 @@ class LogitMSE(_OfClasses):
 
 
 class DKD(_OfClasses):
-    """hard CE(student, target) + T^2 (alpha TCKD + beta NCKD), see `functional.dkd_loss`."""
+    """hard CE(student, target) + T^2 (alpha TCKD + beta NCKD); see `functional.dkd_loss`.
+
+    Args:
+        temperature: T, a number or a function of the step, as are the next three.
+        alpha: the weight of the target class against the others.
+        beta: the weight of the divergence among the other classes.
+        hard: the weight of the cross entropy.
+        ignore_index: samples with this target do not count.
+        class_dim: the dimension of the classes.
+    """
 
     def __init__(
         self,
@@ -293,7 +316,7 @@ class DKD(_OfClasses):
 
     def forward(self, student: Tensor, teacher: Teacher, target: Tensor | None = None) -> Tensor:
         if target is None:
-            raise ValueError("DKD: it tells the target class from the others; give a target")
+            raise ValueError("DKD: it needs a target, because it treats the target class by itself")
         rows = self._rows(student)
         loss = bpf.dkd_loss(
             rows,
@@ -309,7 +332,16 @@ class DKD(_OfClasses):
 
 
 class DIST(_OfClasses):
-    """hard CE(student, target) + `functional.dist_loss`."""
+    """hard CE(student, target) + `functional.dist_loss`.
+
+    Args:
+        temperature: T, a number or a function of the step, as are the next three.
+        beta: the weight of the correlation within samples.
+        gamma: the weight of the correlation within classes.
+        hard: the weight of the cross entropy.
+        ignore_index: samples with this target do not count.
+        class_dim: the dimension of the classes.
+    """
 
     def __init__(
         self,
@@ -361,11 +393,15 @@ class Sum(Loss):
 
 
 class MultiTask(Loss):
-    """A loss for each head of models that return a dict, tuple or list of tensors.
+    """A loss for each head of a model that returns a dict, tuple or list of tensors.
 
-    heads: {key or position: loss}. target: a dict, tuple or list likewise. weights: the same keys,
-    or "uncertainty": exp(-s) L + s for each head with a learned s (Kendall et al. 2018), which is
-    among the `Distiller`'s parameters.
+    The target must have the same keys or positions.
+
+    Args:
+        heads: {key or position: loss}.
+        weights: {key: weight}, or "uncertainty" for exp(-s) L + s with a learned s per head
+            (Kendall et al. 2018), which is one of the `Distiller`'s parameters. None weights all
+            heads by 1.
 
     >>> loss = MultiTask({0: SoftTarget(), 1: HardTarget("regression")}, weights={1: 10.0})
     """
@@ -373,7 +409,7 @@ class MultiTask(Loss):
     def __init__(
         self,
         heads: Mapping[str | int, Loss],
-        weights: Mapping[str | int, Scheduled] | str | None = None,
+        weights: Mapping[str | int, Scheduled] | Literal["uncertainty"] | None = None,
     ) -> None:
         super().__init__()
         if not heads:
@@ -392,7 +428,7 @@ class MultiTask(Loss):
             given = weights
         unknown = [key for key in given if key not in heads]
         if unknown:
-            raise ValueError(f"MultiTask: weights has {unknown[0]!r}, which is no head")
+            raise ValueError(f"MultiTask: weights has {unknown[0]!r}, which is not a head")
         self.weights = [given.get(key, 1.0) for key in heads]
 
     def forward(self, student: Any, teacher: Any, target: Any = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Numbers that change as training goes on."""
+"""Numbers that change during training."""
 
 import dataclasses
 import math
@@ -12,13 +12,13 @@ Scheduled: TypeAlias = float | Callable[[int], float]
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """A number that goes from ``start`` to ``end`` as training goes on.
+    """A number that changes from ``start`` to ``end`` during training.
 
     Args:
-        start, end: the number before and after.
+        start: the number before the change.
+        end: the number after it.
         steps: the length of the run, in applied optimizer steps.
-        when: the times at which it begins and ends to change; a float is a fraction of the run, an
-            int an applied step.
+        when: (begin, end) of the change; a float is a fraction of the run, an int an applied step.
         shape: "linear" or "cosine".
 
     >>> alpha = Ramp(0.0, 1.0, steps=100)
@@ -40,7 +40,7 @@ class Ramp:
             raise ValueError(f"Ramp: shape must be linear or cosine, got {self.shape!r}")
 
     def span(self) -> tuple[int, int]:
-        """Return the steps at which the number begins and ends to change."""
+        """Return the first and the last step of the change."""
         begin, end = span_at("Ramp", self.when, check_steps("Ramp", self.steps))
         return begin, end
 
@@ -57,6 +57,6 @@ def value_at(number: Scheduled, step: int) -> float:
 
 
 def is_scheduled(owner: object) -> bool:
-    """Return whether one of its numbers is a function of the step."""
+    """Return whether one of the object's numbers is a function of the step."""
     held = [v for v in vars(owner).values() if not isinstance(v, type)]
     return any(callable(v) or (isinstance(v, list) and any(map(callable, v))) for v in held)

@@ -1,4 +1,4 @@
-"""shrink_student: a smaller model of a teacher's kind, that starts from its weights."""
+"""Make a smaller student from a teacher."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -24,11 +24,13 @@ def shrink_student(
 
     Args:
         teacher: the model; it is not changed.
-        example_inputs, example_kwargs: the arguments of a call of the teacher.
-        width: the share of the channels of every layer that stays, the first ones, in (0, 1].
-        depth: the share that stays of the residual blocks that may go (see `prune.drop_layers`).
-        round_to, not_understood: see `prune.plan_shrink`.
+        example_inputs: the positional arguments of a call of the teacher, or a single tensor.
+        example_kwargs: the keyword arguments of that call.
+        width: the share of the channels of every layer to keep, in (0, 1]; the first ones are kept.
+        depth: the share of the removable residual blocks to keep; see `prune.drop_layers`.
+        round_to: the number of channels stays a multiple of it; see `prune.plan_shrink`.
         ignore: globs of layers that keep their channels.
+        not_understood: "refuse" or "leave"; see `prune.plan_shrink`.
 
     >>> import torch
     >>> teacher = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))

@@ -1,4 +1,4 @@
-"""Hooks that record what layers of a model compute."""
+"""Record the results of layers with hooks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,8 +10,8 @@ from bitpare.models import near_names, plain_name
 
 
 class Taps:
-    """The last result of each named layer. The hooks are objects, so that copies of a model that
-    come with a copy of the taps go together."""
+    """The last result of each named layer. The hooks are objects, so that a copy of a model with
+    its taps works by itself."""
 
     def __init__(self, model: nn.Module, names: Iterable[str], owner: str) -> None:
         self.values: dict[str, Tensor] = {}
@@ -26,7 +26,7 @@ class Taps:
             self._handles.append(modules[layer].register_forward_hook(_Tap(self, name)))
 
     def take(self) -> dict[str, Tensor]:
-        """Return what was computed since the last time."""
+        """Return the results since the last call."""
         found, self.values = self.values, {}
         return found
 
@@ -42,7 +42,7 @@ class _Tap:
 
     def __call__(self, module: nn.Module, args: Any, result: Any) -> None:
         if self.taps.active:
-            # A copy: what follows may write over it, as nn.ReLU(inplace=True) does.
+            # Copy the result, because later layers such as nn.ReLU(inplace=True) may overwrite it.
             self.taps.values[self.name] = first_tensor(result).clone()
 
 
@@ -66,7 +66,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Micro-batches put together."""
+    """Concatenate the results of micro-batches."""
     if len(parts) == 1:
         return parts[0]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,15 +1,15 @@
-"""The ops, each one call of torch.ops.bitpare.*: no state, differentiable where it says so.
+"""Functional ops without state. Each is one call of torch.ops.bitpare.*.
 
-All of them take float32, float16 or bfloat16, contiguous, channels_last or any other strides, and
-compute in float32. `scale` is float32. How many scales there are is said in one way everywhere:
+All ops accept float32, float16 and bfloat16 tensors with any strides, and compute in float32.
+`scale` is float32. All ops use the same arguments for the number of scales:
 
-- nothing: one scale for the tensor;
-- ``axis=a``: one for each index of dimension a, ``scale`` of shape ``[x.shape[a]]``;
-- ``group=g``: one for each g neighbours along the last dimension, ``scale`` of shape
+- neither ``axis`` nor ``group``: one scale for the tensor;
+- ``axis=a``: one scale for each index of dimension a; ``scale`` has shape ``[x.shape[a]]``;
+- ``group=g``: one scale for every g neighbours along the last dimension; ``scale`` has shape
   ``x.shape[:-1] + [x.shape[-1] // g]``.
 
-On the CPU a scale that is not positive and finite is an error; on CUDA, where looking would need a
-synchronisation, the result is NaN.
+A scale that is not positive and finite raises an error on the CPU. On CUDA the check would need a
+synchronisation, so the result is NaN instead.
 """
 
 from bitpare.functional.codes import (

@@ -1,4 +1,4 @@
-"""Integers for storage, and back."""
+"""Convert values to integers for storage, and back."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,20 @@ def quantize(
     axis: int | None = None,
     group: int | None = None,
 ) -> Tensor:
-    """The integers of `fake_quant`: ``clamp(round(x / scale) + zero_point, quant_min, quant_max)``.
+    """Return the integers of `fake_quant`: ``clamp(round(x / scale) + zero_point, quant_min,
+    quant_max)``.
 
-    The result has the smallest of int8, uint8, int16 and int32 that holds the grid. NaN is an error
-    on the CPU and becomes the zero point on CUDA.
+    The result has the smallest type of int8, uint8, int16 and int32 that holds the grid. NaN
+    raises an error on the CPU and becomes the zero point on CUDA.
+
+    Args:
+        x: the values.
+        scale: float32, one per tensor, index of ``axis`` or group.
+        zero_point: int32, in the shape of ``scale``; None is 0.
+        quant_min: the smallest integer of the grid.
+        quant_max: the largest integer of the grid.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
 
     >>> quantize(torch.tensor([-0.3, 0.26]), torch.tensor(0.1), quant_min=-8, quant_max=7)
     tensor([-3,  3], dtype=torch.int8)
@@ -40,7 +50,15 @@ def dequantize(
     group: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The values that integers stand for: ``(q - zero_point) * scale``.
+    """Return the values of integers: ``(q - zero_point) * scale``.
+
+    Args:
+        q: the integers.
+        scale: float32, one per tensor, index of ``axis`` or group.
+        zero_point: int32, in the shape of ``scale``; None is 0.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
+        dtype: the floating-point type of the result.
 
     >>> dequantize(torch.tensor([-3, 3], dtype=torch.int8), torch.tensor(0.5))
     tensor([-1.5000,  1.5000])
@@ -49,10 +67,11 @@ def dequantize(
 
 
 def pack_bits(codes: Tensor, *, bits: int) -> Tensor:
-    """Packs int8 (signed) or uint8 codes of 1, 2 or 4 bits into bytes, along the last dimension.
+    """Pack codes of 1, 2 or 4 bits into bytes, along the last dimension.
 
-    Code j stands at bit ``(j % (8 // bits)) * bits`` of its byte; rows begin at a byte. A code that
-    does not fit is an error on the CPU and loses its high bits on CUDA.
+    Codes are int8 (signed) or uint8. Code j is stored at bit ``(j % (8 // bits)) * bits`` of
+    its byte, and every row starts a new byte. A code that does not fit raises an error on the
+    CPU and loses its high bits on CUDA.
 
     >>> pack_bits(torch.tensor([1, 2, 3], dtype=torch.uint8), bits=4)
     tensor([33,  3], dtype=torch.uint8)
@@ -61,7 +80,13 @@ def pack_bits(codes: Tensor, *, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: Sequence[int], *, bits: int, signed: bool = False) -> Tensor:
-    """The codes that `pack_bits` packed, of the given shape, as int8 if signed, else uint8.
+    """Return the codes that `pack_bits` packed.
+
+    Args:
+        packed: the bytes.
+        shape: the shape of the codes.
+        bits: the number of bits of a code: 1, 2 or 4.
+        signed: whether the codes are int8; otherwise they are uint8.
 
     >>> unpack_bits(torch.tensor([33, 3], dtype=torch.uint8), [3], bits=4)
     tensor([1, 2, 3], dtype=torch.uint8)

@@ -1,4 +1,6 @@
-"""Losses of a student against a teacher, each with its gradient in one pass over both."""
+"""Losses of a student against a teacher. Each computes the loss and its gradient in one pass."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,24 +29,33 @@ def distill_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     row_weight: Tensor | None = None,
-    reduction: str = "mean",
-    divergence: str = "forward",
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    divergence: Literal["forward", "reverse", "js"] = "forward",
     teacher_indices: Tensor | None = None,
     teacher_logsumexp: Tensor | None = None,
 ) -> Tensor:
-    """alpha CE(student, target) + (1 - alpha) T^2 KL(softmax(teacher / T) || softmax(student / T)).
+    """Return alpha CE(student, target) + (1 - alpha) T^2 KL(softmax(teacher / T) || softmax(student
+    / T)).
 
-    Classes lie along the last dimension; all others are rows. The loss is float32, and only the
-    student gets a gradient (of first order).
+    Classes lie along the last dimension; all other dimensions are rows. The loss is float32.
+    Only the student gets a gradient, of first order.
 
-    target: classes [rows] (int64), probabilities [rows, classes], or None: the second term alone,
-    with a weight of 1. Rows whose target is ignore_index are left out of both terms.
-    label_smoothing is of the first term. row_weight: [rows]; "mean" divides by its sum over the
-    rows that are not left out. divergence: "forward" as above, "reverse"
-    KL(student || teacher), "js" Jensen-Shannon.
-    teacher_indices, teacher_logsumexp: the teacher's k largest logits only: teacher_logits is
-    [rows, k], of the classes of teacher_indices, and teacher_logsumexp [rows] is
-    logsumexp(all logits / T); all other classes count as one.
+    Args:
+        student_logits: [rows, classes].
+        teacher_logits: [rows, classes]; or [rows, k] with ``teacher_indices``.
+        target: classes [rows] as int64, or probabilities [rows, classes]. None leaves only the
+            second term, with weight 1.
+        temperature: T.
+        alpha: the weight of the first term, in [0, 1].
+        ignore_index: rows with this target count in neither term.
+        label_smoothing: the label smoothing of the first term.
+        row_weight: a weight for each row, [rows].
+        reduction: "mean" divides by the sum of the weights of all counted rows; "sum" or "none".
+        divergence: "forward" as above; "reverse" is KL(student || teacher); "js" is Jensen-Shannon.
+        teacher_indices: the classes of ``teacher_logits``, [rows, k] as int64, if only the k
+            largest logits are given. All other classes count as one.
+        teacher_logsumexp: logsumexp(all teacher logits / T), [rows]; needed with
+            ``teacher_indices``.
 
     >>> student, teacher = torch.zeros(2, 4), torch.tensor([[2.0, 0, 0, 0], [0, 3.0, 0, 0]])
     >>> distill_loss(student, teacher, torch.tensor([0, 1]), temperature=2.0)
@@ -76,12 +87,23 @@ def dkd_loss(
     beta: float = 8.0,
     ignore_index: int = -100,
     row_weight: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
-    """Decoupled distillation (Zhao et al. 2022): T^2 (alpha TCKD + beta NCKD).
+    """Return the loss of decoupled distillation (Zhao et al. 2022): T^2 (alpha TCKD + beta NCKD).
 
-    TCKD is the divergence of the target class against all others as one, NCKD that among the
-    others. Rows, weights and reduction are as in `distill_loss`.
+    TCKD is the divergence of the target class against all other classes as one. NCKD is the
+    divergence among the other classes.
+
+    Args:
+        student_logits: [rows, classes].
+        teacher_logits: [rows, classes].
+        target: classes [rows] as int64.
+        temperature: T.
+        alpha: the weight of TCKD.
+        beta: the weight of NCKD.
+        ignore_index: rows with this target do not count.
+        row_weight: a weight for each row, [rows].
+        reduction: "mean", "sum" or "none", as in `distill_loss`.
 
     >>> student, teacher = torch.zeros(1, 3), torch.tensor([[1.0, 2.0, 0.0]])
     >>> dkd_loss(student, teacher, torch.tensor([1]), temperature=1.0)
@@ -101,11 +123,20 @@ def dkd_loss(
 
 
 def feature_loss(
-    student: Tensor, teacher: Tensor, *, kind: str = "mse", start_dim: int = 1
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    kind: Literal["mse", "l1", "cosine", "normalized"] = "mse",
+    start_dim: int = 1,
 ) -> Tensor:
-    """How far features of the same shape are apart: the mean over all elements of "mse" or "l1";
-    "cosine", the mean of 1 - cos, or "normalized", of the squared distance of unit vectors, where
-    the dimensions from start_dim on are a vector.
+    """Return the distance of features of the same shape.
+
+    Args:
+        student: the student's features.
+        teacher: the teacher's features, which get no gradient.
+        kind: "mse" and "l1" take the mean over all elements. "cosine" is the mean of 1 - cos over
+            vectors; "normalized" is the mean squared distance of unit vectors.
+        start_dim: the first of the dimensions that form a vector, for "cosine" and "normalized".
 
     >>> feature_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]), kind="cosine")
     tensor(1.)
@@ -114,9 +145,10 @@ def feature_loss(
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean squared difference of attention maps (Zagoruyko & Komodakis 2017): the mean square
-    over the channels of [batch, channels, ...], as a unit vector for each sample. Channels may
-    differ in number.
+    """Return the mean squared difference of attention maps (Zagoruyko & Komodakis 2017).
+
+    The map of a sample is the mean square over the channels of [batch, channels, ...],
+    normalized to a unit vector. The numbers of channels may differ.
 
     >>> attention_transfer(torch.ones(2, 3, 4, 4), torch.ones(2, 5, 4, 4))
     tensor(0.)
@@ -127,9 +159,16 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
 def relation_loss(
     student: Tensor, teacher: Tensor, *, distance: float = 1.0, angle: float = 2.0
 ) -> Tensor:
-    """Relational distillation (Park et al. 2019): the distances between all pairs of samples over
-    their mean, and the cosines of the angles in all triples, compared by a smooth L1 loss; times
-    ``distance`` and ``angle``. Features may differ in size.
+    """Return the loss of relational distillation (Park et al. 2019).
+
+    A smooth L1 loss compares the distances of all pairs of samples, divided by their mean, and
+    the cosines of the angles in all triples of samples. The sizes of the features may differ.
+
+    Args:
+        student: the student's features, [batch, ...].
+        teacher: the teacher's features, [batch, ...].
+        distance: the weight of the distances.
+        angle: the weight of the angles.
 
     >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> relation_loss(x, 3 * x) < 1e-6
@@ -147,9 +186,18 @@ def dist_loss(
     gamma: float = 2.0,
     row_weight: Tensor | None = None,
 ) -> Tensor:
-    """DIST (Huang et al. 2022): T^2 (beta (1 - correlation of each row's probabilities)
-    + gamma (1 - correlation of each class's over the batch)), each a mean. Rows whose
-    ``row_weight`` is 0 are left out.
+    """Return the loss of DIST (Huang et al. 2022).
+
+    It is T^2 times beta (1 - the correlation of each row's probabilities) + gamma (1 - the
+    correlation of each class's probabilities over the batch), each averaged.
+
+    Args:
+        student_logits: [rows, classes].
+        teacher_logits: [rows, classes].
+        temperature: T.
+        beta: the weight of the correlation within rows.
+        gamma: the weight of the correlation within classes.
+        row_weight: [rows]; rows of weight 0 do not count.
 
     >>> x = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 3.0]])
     >>> dist_loss(x, x).abs() < 1e-5

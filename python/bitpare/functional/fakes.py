@@ -1,9 +1,14 @@
-"""Rounding values to a grid and back."""
+"""Round values to a grid, and return the rounded values."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 _ops = torch.ops.bitpare
+
+
+Rounding = Literal["nearest", "half_up", "floor", "ceil", "toward_zero", "stochastic"]
 
 
 def fake_quant(
@@ -15,24 +20,36 @@ def fake_quant(
     quant_max: int,
     axis: int | None = None,
     group: int | None = None,
-    rounding: str = "nearest",
-    estimator: str = "ste",
+    rounding: Rounding = "nearest",
+    estimator: Literal["ste", "identity", "ewgs", "tanh"] = "ste",
     delta: float = 0.0,
     rng: Tensor | None = None,
 ) -> Tensor:
-    """Quantizes to an integer grid and back, with a gradient that sees through the rounding.
+    """Quantize to an integer grid and dequantize, with a gradient that passes the rounding.
 
     ``y = (clamp(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale``
 
-    ``zero_point`` is int32, or float32 where it is learned (then the nearest integer on the grid is
-    used). ``rounding`` is nearest (to even), half_up, floor, ceil, toward_zero or stochastic; the
-    last takes its randomness from ``rng``, an int64 tensor of a seed and a step, so that the same
-    ``rng`` gives the same bits on every device. NaN stays NaN; infinities clamp.
+    NaN stays NaN; infinities are clamped. ``scale`` and ``zero_point`` get no gradient; see
+    `fake_quant_lsq`.
 
-    ``estimator`` is the gradient to ``x``, which is 0 where the value was clamped, except for
-    identity: ste passes it on; identity passes it on everywhere; ewgs scales it by
-    ``1 + delta * sign(dy) * (x / scale - level)``; tanh gives each step the slope of a tanh of
-    sharpness ``delta``. ``scale`` and ``zero_point`` get no gradient here: see `fake_quant_lsq`.
+    Args:
+        x: the values.
+        scale: float32, one per tensor, index of ``axis`` or group.
+        zero_point: int32, in the shape of ``scale``; None is 0. A learned float32 zero point is
+            rounded to the nearest integer of the grid.
+        quant_min: the smallest integer of the grid.
+        quant_max: the largest integer of the grid.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
+        rounding: "nearest" (ties to even), "half_up", "floor", "ceil", "toward_zero" or
+            "stochastic".
+        estimator: the gradient to ``x``. "ste" passes it on where the value was not clamped,
+            "identity" everywhere. "ewgs" multiplies it by ``1 + delta * sign(dy) * (x / scale -
+            level)``, and "tanh" by the slope of a tanh of sharpness ``delta`` in each step; both
+            give 0 where the value was clamped.
+        delta: the parameter of "ewgs" and "tanh".
+        rng: an int64 tensor of a seed and a step, for "stochastic". The same ``rng`` gives the same
+            bits on every device.
 
     >>> x = torch.tensor([-1.0, 0.24, 0.26, 9.0], requires_grad=True)
     >>> y = fake_quant(x, torch.tensor(0.5), quant_min=-4, quant_max=3)
@@ -43,7 +60,7 @@ def fake_quant(
     tensor([1., 1., 1., 0.])
     """
     if rounding == "nearest" and estimator == "ste":
-        # The call of every training step: each argument less saves the dispatcher 0.2 us.
+        # Every training step makes this call, and each argument less saves the dispatcher 0.2 us.
         return _ops.fake_quant(
             x, scale, zero_point, quant_min=quant_min, quant_max=quant_max, axis=axis, group=group
         )
@@ -73,16 +90,25 @@ def fake_quant_lsq(
     group: int | None = None,
     grad_scale: float | None = None,
 ) -> Tensor:
-    """`fake_quant` with gradients for the scale and a float32 zero point as well (LSQ, LSQ+).
+    """Compute `fake_quant` with gradients for the scale and a float32 zero point too (LSQ, LSQ+).
 
-    ``d scale = grad_scale * sum(dy * (level - x / scale))`` where x was in range and
-    ``grad_scale * sum(dy * level)`` where it was clamped, with level the integer minus the zero
-    point; ``d zero_point = -grad_scale * scale * sum(dy)`` where it was clamped.
+    ``d scale = grad_scale * sum(dy * (level - x / scale))`` where x is in range, and
+    ``grad_scale * sum(dy * level)`` where it is clamped. The level is the integer minus the
+    zero point. ``d zero_point = -grad_scale * scale * sum(dy)`` where x is clamped. Scales are
+    kept at 2**-40 or more; below, only a gradient that raises them passes.
 
-    Without ``grad_scale`` it is LSQ's ``1 / sqrt(N * quant_max)``, N the elements that share a
-    scale in one sample: dimension 0 is taken for the batch, unless it is ``axis``, x is flat, or
-    there are groups. Give ``grad_scale`` for a weight quantized as a whole. Scales are held at or
-    above 2**-40, where only a gradient that raises them passes.
+    Args:
+        x: the values.
+        scale: float32, one per tensor, index of ``axis`` or group.
+        zero_point: float32, in the shape of ``scale``; None is 0.
+        quant_min: the smallest integer of the grid.
+        quant_max: the largest integer of the grid.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
+        grad_scale: the factor of the gradients. By default it is LSQ's ``1 / sqrt(N * quant_max)``,
+            where N elements of one sample share a scale. Dimension 0 is taken as the batch, unless
+            it is ``axis``, x is flat, or there are groups. Give it for a weight with a single
+            scale.
 
     >>> x = torch.tensor([0.2, 0.7, 4.0])
     >>> scale = torch.tensor(0.5, requires_grad=True)
@@ -111,14 +137,24 @@ def fake_float(
     mantissa_bits: int,
     axis: int | None = None,
     group: int | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     rng: Tensor | None = None,
 ) -> Tensor:
-    """Rounds x / scale to a small floating point format, and back.
+    """Round x / scale to a small floating-point format, and multiply by the scale.
 
-    Formats are those of the OCP and IEEE standards: (4, 3) is fp8 e4m3 with maximum 448, (5, 2)
-    fp8 e5m2, (2, 1) fp4, (5, 10) fp16, (8, 7) bf16. Larger values saturate, infinities too; NaN
-    stays NaN. rounding="toward_zero" truncates. The gradient passes where nothing saturated.
+    The formats are those of the OCP and IEEE standards: (4, 3) is fp8 e4m3 with maximum 448,
+    (5, 2) fp8 e5m2, (2, 1) fp4, (5, 10) fp16, (8, 7) bf16. Larger values and infinities
+    saturate; NaN stays NaN. The gradient passes where nothing saturates.
+
+    Args:
+        x: the values.
+        scale: float32, one per tensor, index of ``axis`` or group; None is 1.
+        exponent_bits: the number of exponent bits.
+        mantissa_bits: the number of mantissa bits.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
+        rounding: as in `fake_quant`.
+        rng: an int64 tensor of a seed and a step, for "stochastic".
 
     >>> fake_float(torch.tensor([0.3, 17.0, 500.0]), exponent_bits=4, mantissa_bits=3).tolist()
     [0.3125, 16.0, 448.0]
@@ -139,19 +175,24 @@ def binarize(
     x: Tensor,
     scale: Tensor | None = None,
     *,
-    levels: str = "sign",
+    levels: Literal["sign", "zero_one", "minus_one_zero"] = "sign",
     axis: int | None = None,
     group: int | None = None,
-    estimator: str = "ste",
+    estimator: Literal["ste", "identity"] = "ste",
 ) -> Tensor:
-    """Two levels times a scale.
+    """Replace each value by one of two levels times a scale.
 
-    ``y = scale * (x < 0 ? -1 : 1)`` for levels="sign"; {0, 1} for "zero_one" (1 where x > 0);
-    {-1, 0} for "minus_one_zero" (-1 where x < 0).
+    ``y = scale * (x < 0 ? -1 : 1)`` for levels="sign".
 
-    Without ``scale`` it is the mean of |x| over the elements that share it, a constant to the
-    gradient; a given scale gets ``sum(dy * level)``. The gradient to x passes where
-    ``|x| <= scale`` (estimator="ste") or everywhere ("identity").
+    Args:
+        x: the values.
+        scale: float32, which gets the gradient ``sum(dy * level)``. By default it is the mean of
+            |x| over the elements that share it, without a gradient.
+        levels: "sign" as above; "zero_one" gives 1 where x > 0, else 0; "minus_one_zero" gives -1
+            where x < 0, else 0.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
+        estimator: "ste" passes the gradient to x where ``|x| <= scale``, "identity" everywhere.
 
     >>> binarize(torch.tensor([-1.0, 0.0, 2.0]))
     tensor([-1.,  1.,  1.])
@@ -166,13 +207,20 @@ def ternarize(
     *,
     axis: int | None = None,
     group: int | None = None,
-    estimator: str = "ste",
+    estimator: Literal["ste", "identity"] = "ste",
 ) -> Tensor:
-    """Three levels times a scale: ``y = scale * (x > threshold ? 1 : x < -threshold ? -1 : 0)``.
+    """Replace each value by one of three levels times a scale.
 
-    Without ``scale`` they are those of ternary weight networks: threshold 0.7 times the mean of
-    |x|, scale the mean of |x| above the threshold. With a scale and no threshold it is half the
-    scale. Gradients as in `binarize`, with the clip at 1.5 scales.
+    ``y = scale * (x > threshold ? 1 : x < -threshold ? -1 : 0)``
+
+    Args:
+        x: the values.
+        scale: float32. By default it is the mean of |x| above the threshold, as in ternary weight
+            networks.
+        threshold: by default 0.7 times the mean of |x|, or half the scale if ``scale`` is given.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
+        estimator: as in `binarize`, but "ste" passes the gradient where ``|x| <= 1.5 * scale``.
 
     >>> ternarize(torch.tensor([-1.0, 0.1, 2.0]))
     tensor([-1.5000,  0.0000,  1.5000])
@@ -187,9 +235,15 @@ def mean_magnitude(
     axis: int | None = None,
     group: int | None = None,
 ) -> Tensor:
-    """The mean of |x| over the elements that share a scale, of those above ``threshold`` if given.
+    """Return the mean of |x| over the elements that share a scale.
 
-    The sum has one order whatever the device and the number of threads. No gradient.
+    The order of the sum does not depend on the device or the threads. There is no gradient.
+
+    Args:
+        x: the values.
+        threshold: count only values with |x| above it.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
 
     >>> mean_magnitude(torch.tensor([[-1.0, 3.0], [0.0, 4.0]]), axis=0)
     tensor([2., 2.])

@@ -1,6 +1,7 @@
 """Sparse weights: masks of one bit an element, and soft thresholding."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,10 +10,10 @@ _ops = torch.ops.bitpare
 
 
 def pack_mask(kept: Tensor) -> Tensor:
-    """A mask of one bit an element from a tensor of bool, True where the element is kept.
+    """Pack a bool tensor, which is True for kept elements, into a mask with one bit per element.
 
-    Words of int64: element i, in row-major order whatever the strides, is bit ``i % 64`` of word
-    ``i // 64``.
+    The mask is int64. Element i, in row-major order whatever the strides, is bit ``i % 64`` of
+    word ``i // 64``.
 
     >>> pack_mask(torch.tensor([True, False, True]))
     tensor([5])
@@ -21,7 +22,7 @@ def pack_mask(kept: Tensor) -> Tensor:
 
 
 def unpack_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """The tensor of bool of a packed mask.
+    """Return the bool tensor of a packed mask.
 
     >>> unpack_mask(torch.tensor([5]), [3])
     tensor([ True, False,  True])
@@ -33,28 +34,30 @@ def select_mask(
     scores: Sequence[Tensor],
     sparsity: float | Sequence[float],
     *,
-    scope: str = "global",
+    scope: Literal["global", "local"] = "global",
     previous: Sequence[Tensor] | None = None,
     min_keep: int | Sequence[int] = 1,
     pattern: str = "element",
 ) -> list[Tensor]:
-    """Packed masks that prune the share ``sparsity`` of all elements: those of the least score.
+    """Return packed masks that prune the given share of all elements, those with the lowest scores.
 
-    Exactly ``floor(sparsity * n + 1e-6)`` are pruned, those first that the masks ``previous``
-    prune already, then by score, ties in the order of the tensors and of their elements (row-major,
-    whatever the strides); so the CPU and a GPU give the same masks. For magnitude pruning, the
-    scores are ``[w.abs() for w in weights]``. No sort, no synchronisation.
+    Exactly ``floor(sparsity * n + 1e-6)`` elements are pruned. Elements that ``previous``
+    prunes come first, then those of the lowest score; ties follow the order of the tensors and
+    of their elements, row-major whatever the strides. So the CPU and a GPU give the same masks.
+    The op neither sorts nor synchronises. A NaN score raises an error on the CPU; on a GPU it
+    counts as more than infinity.
 
-    scope: "global" compares the scores of all tensors; "local" prunes each by itself, and
-    ``sparsity`` may then be one number for each. min_keep: how many of each tensor stay whatever
-    their score; others are pruned instead.
-
-    pattern: "element"; "N:M" as "2:4", which keeps N of M neighbours along dimension 1, whatever
-    the sparsity, unless that is 0; "blockRxC" as "block4x1", R rows by C columns of dimensions 0
-    and 1; "filter", all that shares an index of dimension 0; "channel", of dimension 1. A block,
-    filter or channel counts as one, with the mean of its scores.
-
-    A NaN among the scores is an error on the CPU; on a GPU it counts as more than infinity.
+    Args:
+        scores: the scores of each tensor; for magnitude pruning ``[w.abs() for w in weights]``.
+        sparsity: the share to prune, in [0, 1]; with scope "local" it may be one number per tensor.
+        scope: "global" compares the scores of all tensors; "local" prunes each tensor by itself.
+        previous: masks whose pruned elements stay pruned.
+        min_keep: the number of elements of each tensor that are never pruned; other elements are
+            pruned instead. It may be one number per tensor.
+        pattern: what is pruned as one unit, with the mean of its scores. "element"; "blockRxC",
+            such as "block4x1", for R rows by C columns of dimensions 0 and 1; "filter" for an index
+            of dimension 0; "channel" for an index of dimension 1. "N:M", such as "2:4", keeps N of
+            M neighbours along dimension 1, whatever the sparsity, unless that is 0.
 
     >>> weights = [torch.tensor([3.0, -1.0, 0.5]), torch.tensor([0.1, -2.0])]
     >>> masks = select_mask([w.abs() for w in weights], 0.4)
@@ -71,11 +74,15 @@ def select_mask(
     )
 
 
-def apply_mask(x: Tensor, mask: Tensor, *, mode: str = "hard") -> Tensor:
-    """``x`` where the packed ``mask`` keeps it, and 0 elsewhere, NaN and infinities too.
+def apply_mask(x: Tensor, mask: Tensor, *, mode: Literal["hard", "ste"] = "hard") -> Tensor:
+    """Return ``x`` where the packed ``mask`` keeps it, and 0 elsewhere, even for NaN and
+    infinities.
 
-    ``mode`` "hard": the gradient is masked like the value, exactly 0 where ``x`` is masked; "ste":
-    it passes to all of ``x``, which lives on behind its mask.
+    Args:
+        x: the values.
+        mask: the packed mask.
+        mode: "hard" masks the gradient like the value. "ste" passes the gradient to all of ``x``,
+            so that masked values are trained too.
 
     >>> weight = torch.tensor([1.0, torch.nan, -3.0], requires_grad=True)
     >>> mask = pack_mask(torch.tensor([True, False, True]))
@@ -98,13 +105,23 @@ def masked_fake_quant(
     quant_max: int,
     axis: int | None = None,
     group: int | None = None,
-    mode: str = "hard",
+    mode: Literal["hard", "ste"] = "hard",
 ) -> Tensor:
-    """`fake_quant` where the packed ``mask`` keeps ``x``, and exactly 0 elsewhere, whether or not 0
-    is on the grid; in one pass.
+    """Compute `fake_quant` where the packed ``mask`` keeps ``x``, and exactly 0 elsewhere, in one
+    pass.
 
-    The gradient is straight-through. ``mode`` "hard": 0 where ``x`` is masked; "ste": as if nothing
-    were masked.
+    Masked values are 0 even if 0 is not on the grid. The gradient is straight-through.
+
+    Args:
+        x: the values.
+        mask: the packed mask.
+        scale: float32, one per tensor, index of ``axis`` or group.
+        zero_point: int32, in the shape of ``scale``; None is 0.
+        quant_min: the smallest integer of the grid.
+        quant_max: the largest integer of the grid.
+        axis: the dimension with one scale per index.
+        group: the number of neighbours of the last dimension that share a scale.
+        mode: "hard" gives masked values no gradient; "ste" passes it as if nothing were masked.
 
     >>> weight, mask = torch.tensor([0.9, 0.3, -1.6]), pack_mask(torch.tensor([True, False, True]))
     >>> masked_fake_quant(weight, mask, torch.tensor(0.5), quant_min=-2, quant_max=1)
@@ -124,17 +141,17 @@ def masked_fake_quant(
 
 
 def remask_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    """Makes each tensor exactly +0 where its packed mask prunes it, in place and in one call.
+    """Set each tensor to exactly +0 where its packed mask prunes it, in place and in one call.
 
-    Tensors of any type and layout: weights, gradients, and the state of optimizers. What is 0
-    already is only read.
+    The tensors may have any type and layout: weights, gradients, optimizer state. Elements that
+    are 0 already are only read.
 
     >>> weight, momentum = torch.tensor([1.0, 2.0, -0.0]), torch.ones(3)
     >>> remask_([weight, momentum], [torch.tensor([1])] * 2)
     >>> weight, momentum
     (tensor([1., 0., 0.]), tensor([1., 0., 0.]))
     """
-    if len(tensors) or len(masks):  # the dispatcher needs a tensor to go by
+    if len(tensors) or len(masks):  # the dispatcher needs a tensor to choose a device
         _ops.remask_(tensors, masks)
 
 

@@ -1,4 +1,6 @@
-"""Ranges and scales from data."""
+"""Compute ranges and scales from data."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +17,20 @@ def qparams(
     symmetric: bool = True,
     power_of_two: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point for the range [min, max].
+    """Return the scale and zero point for the range [min, max].
 
-    symmetric: ``scale = max(|min|, |max|) / quant_max``, zero point 0. Otherwise the range is
-    widened to hold 0, ``scale = (max - min) / (quant_max - quant_min)`` and
-    ``zero_point = clamp(quant_min - round(min / scale), quant_min, quant_max)``, so that 0 is
-    exact. power_of_two rounds the scale up. Scales are at least 2**-40.
+    Args:
+        min: float32, one value per scale.
+        max: float32, one value per scale.
+        quant_min: the smallest integer of the grid.
+        quant_max: the largest integer of the grid.
+        symmetric: if true, ``scale = max(|min|, |max|) / quant_max`` and the zero point is 0.
+            Otherwise the range is widened to include 0, ``scale = (max - min) / (quant_max -
+            quant_min)`` and ``zero_point = clamp(quant_min - round(min / scale), quant_min,
+            quant_max)``, so that 0 is exact.
+        power_of_two: whether to round the scale up to a power of two.
+
+    Scales are at least 2**-40.
 
     >>> qparams(torch.tensor(-1.0), torch.tensor(3.0), quant_min=0, quant_max=4, symmetric=False)
     (tensor(1.), tensor(1, dtype=torch.int32))
@@ -37,9 +47,11 @@ def qparams(
 
 
 def minmax(x: Tensor, *, axis: int | None = None) -> tuple[Tensor, Tensor]:
-    """The smallest and largest value, of the tensor or of each index of ``axis``, as float32.
+    """Return the smallest and largest value of the tensor, or of each index of ``axis``, as
+    float32.
 
-    NaN where there is one; (inf, -inf) where there is nothing. No gradient.
+    The result is NaN if any value is NaN, and (inf, -inf) for an empty tensor. There is no
+    gradient.
 
     >>> minmax(torch.tensor([[1.0, 2.0], [-3.0, 4.0]]), axis=0)
     (tensor([ 1., -3.]), tensor([2., 4.]))
@@ -51,10 +63,17 @@ def minmax(x: Tensor, *, axis: int | None = None) -> tuple[Tensor, Tensor]:
 def minmax_histogram(
     x: Tensor, low: Tensor, high: Tensor, *, bins: int = 2048, axis: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`minmax` and, in the same read, how many values fall into each of ``bins`` equal bins.
+    """Return `minmax` and a histogram, with a single read of the tensor.
 
-    The bins divide [low, high] (of the tensor, or of each index of ``axis``); values beyond count
-    in the outermost bin, NaN in none. Counts are int64. No gradient.
+    Values outside [low, high] count in the outermost bins; NaN counts in none. Counts are
+    int64. There is no gradient.
+
+    Args:
+        x: the values.
+        low: the lower end of the bins, for the tensor or for each index of ``axis``.
+        high: the upper end of the bins.
+        bins: the number of equal bins.
+        axis: the dimension with one histogram per index.
 
     >>> x = torch.tensor([0.1, 0.2, 0.9, 5.0])
     >>> minmax_histogram(x, torch.tensor(0.0), torch.tensor(1.0), bins=2)
@@ -67,15 +86,21 @@ def minmax_histogram(
 def observe_histogram_(
     counts: Tensor, limit: Tensor, skipped: Tensor, x: Tensor, *, axis: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts a batch into histograms that are kept over batches, and returns them.
+    """Count a batch into histograms that are kept over batches, and return them.
 
-    ``counts``, int64 of shape [n, bins], counts the values of x (n = 1) or of each index of
-    ``axis`` in equal bins over [-limit, limit]; ``limit`` is float32 [n], 0 at the start. A batch
-    with larger magnitudes first doubles the limit until it holds them, which makes one bin of 2, 4,
-    8 ... old ones, exactly: batches in any order, or split in any way, give the same counts. bins
-    is a power of two, half of them on either side of 0; 0 counts with the first positive bin.
-    Values that are not finite are not counted, and add 1 to ``skipped``, int64 [n], for each batch
-    that holds any. Nothing is looked at on the host. No gradient.
+    If a batch has larger magnitudes than ``limit``, the limit is doubled until it holds them.
+    Then 2, 4, 8 ... old bins are merged exactly into one, so the counts do not depend on the
+    order of the batches or on how they are split. Nothing is read on the host. There is no
+    gradient.
+
+    Args:
+        counts: int64 [n, bins], the counts of equal bins over [-limit, limit]. n is 1, or the size
+            of ``axis``. The number of bins is a power of two; 0 counts in the first positive bin.
+        limit: float32 [n], 0 at the start.
+        skipped: int64 [n], the number of batches with values that are not finite. Such values are
+            not counted.
+        x: the batch.
+        axis: the dimension with one histogram per index.
 
     >>> counts, limit = torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1)
     >>> skipped = torch.zeros(1, dtype=torch.int64)
@@ -92,25 +117,33 @@ def histogram_range(
     counts: Tensor,
     limit: Tensor,
     *,
-    method: str,
+    method: Literal["percentile", "mse", "entropy"],
     percentile: float = 99.99,
     quant_min: int,
     quant_max: int,
     symmetric: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The range to quantize with, from each histogram of `observe_histogram_`.
+    """Return the range to quantize with, from each histogram of `observe_histogram_`.
 
-    method="percentile": the smallest range of whole bins that keeps ``percentile`` % of the values,
-    cutting the same number at either end, or at one where the other side of 0 has no values.
-    Otherwise the ranges tried are the outermost bins that are not empty, and of these what lies
-    within k / n of the largest magnitude, k = 1 ... n; n is the bins of the wider side, 1024 at
-    most. "mse" takes the one with the least ``sum(count * (centre - fake_quant(centre))**2)`` on
-    the grid that `qparams` gives it. "entropy" is TensorRT's calibration: the least
-    Kullback-Leibler divergence of the histogram, with what lies outside added to the end bins, from
-    the same bins merged into as many levels as the grid has and spread out again.
+    Symmetric ranges are equally wide on both sides of 0; other ranges include 0. An empty
+    histogram gives (inf, -inf). There is no gradient.
 
-    Symmetric ranges are as wide on both sides, the others hold 0. Where a histogram is empty they
-    are (inf, -inf). No gradient.
+    Args:
+        counts: the counts, int64 [n, bins].
+        limit: the limits, float32 [n].
+        method: "percentile" takes the smallest range of whole bins that keeps ``percentile`` % of
+            the values. It cuts the same number at both ends, or at one end if the other side of 0
+            has no values. "mse" and "entropy" try the range of all bins that are not empty, and its
+            parts within k / n of the largest magnitude for k = 1 ... n, where n is the number of
+            bins of the wider side, 1024 at most. "mse" minimizes ``sum(count * (centre -
+            fake_quant(centre))**2)`` on the grid of `qparams`. "entropy" is TensorRT's calibration:
+            it minimizes the Kullback-Leibler divergence between the histogram, with outer values
+            added to its end bins, and the same bins merged into the levels of the grid and spread
+            out again.
+        percentile: the percentage of values to keep, in (50, 100].
+        quant_min: the smallest integer of the grid.
+        quant_max: the largest integer of the grid.
+        symmetric: whether the grid is symmetric.
 
     >>> counts, limit = torch.zeros(1, 64, dtype=torch.int64), torch.tensor([32.0])
     >>> counts[0, 30:36], counts[0, 63] = 1000, 1
@@ -141,11 +174,19 @@ def mse_range(
     axis: int | None = None,
     steps: int = 100,
 ) -> tuple[Tensor, Tensor]:
-    """The part of x's own range that x is best quantized with.
+    """Return the part of x's range that gives the smallest quantization error.
 
-    Of the ranges ``k / steps * (min, max)``, k = 1 ... steps, of the tensor or of each index of
-    ``axis``, the one with the least ``sum((x - fake_quant(x))**2)`` on the grid that `qparams`
-    gives it. (inf, -inf) where x is empty; the whole range where it is not finite. No gradient.
+    The ranges ``k / steps * (min, max)`` for k = 1 ... steps are tried. The best one has the
+    smallest ``sum((x - fake_quant(x))**2)`` on the grid of `qparams`. The result is (inf, -inf)
+    for an empty x, and the whole range if that is not finite. There is no gradient.
+
+    Args:
+        x: the values.
+        quant_min: the smallest integer of the grid.
+        quant_max: the largest integer of the grid.
+        symmetric: whether the grid is symmetric.
+        axis: the dimension with one range per index.
+        steps: the number of ranges to try.
 
     >>> x = torch.tensor([-1.0, -0.5, 0.5, 1.0, 1.0, 2.0])
     >>> mse_range(x, quant_min=-2, quant_max=1, steps=8)

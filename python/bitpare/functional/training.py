@@ -1,6 +1,7 @@
-"""The ops that layers of a model in training call: fake quantization fused with its neighbours."""
+"""Ops that layers call in training: fake quantization fused with its neighbours."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,17 +17,24 @@ def act_fake_quant(
     control: Tensor,
     pending: Tensor | None,
     *,
-    activation: str = "none",
+    activation: Literal["none", "relu", "relu6", "hardswish", "hardsigmoid"] = "none",
 ) -> Tensor:
-    """An activation of ``x + other``, its range and its fake quantization, in one read of each.
+    """Fake-quantize an activation of ``x + other`` and observe its range, with one read of each.
 
-    ``w = act(x + other)``; ``y = fake_quant(w)`` on the grid of ``control``, an int32 tensor of
-    quant_min, quant_max, observe, quantize and freeze, read on the device. Where observe is 1 the
-    least and most of ``w`` are folded into ``pending``, float32 of shape [2, 1]. Where quantize is
-    0, ``y = w``. ``other``, of x's shape, the int32 ``zero_point`` and ``pending`` may be None.
+    ``y = fake_quant(w)`` with ``w = activation(x + other)``. The gradient is that of the
+    activation where ``w`` was not clamped to the grid, else 0.
 
-    ``activation`` is none, relu, relu6, hardswish or hardsigmoid; the last two go without
-    ``other``. The gradient is the activation's own where ``w`` was not clamped to the grid, else 0.
+    Args:
+        x: the first operand.
+        other: the second operand, in x's shape, or None.
+        scale: float32, one element.
+        zero_point: int32, one element; None is 0.
+        control: int32 tensor of quant_min, quant_max, observe, quantize and freeze, read on the
+            device. If quantize is 0, ``y = w``.
+        pending: float32 [2, 1] or None. If observe is 1, the minimum and maximum of ``w`` are
+            merged into it.
+        activation: "none", "relu", "relu6", "hardswish" or "hardsigmoid". The last two cannot be
+            used with ``other``.
 
     >>> control = torch.tensor([0, 7, 1, 1, 0], dtype=torch.int32)
     >>> pending = torch.tensor([[torch.inf], [-torch.inf]])
@@ -51,22 +59,35 @@ def bn_act_fake_quant(
     control: Tensor,
     pending: Tensor | None,
     *,
-    activation: str = "none",
+    activation: Literal["none", "relu", "relu6", "hardswish"] = "none",
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """BatchNorm, an activation and `fake_quant` of a tensor in training, in one op.
+    """Compute BatchNorm, an activation and `fake_quant` of a tensor, in one op.
 
     ``y = fake_quant(activation((x - mean) / sqrt(var + eps) * weight + bias))``
 
-    ``activation`` is none, relu, relu6 or hardswish; ``x`` has shape ``[N, C, ...]``. ``control``
-    is an int32 tensor of quant_min, quant_max, observe, quantize and freeze, read where ``x`` is.
-    With ``training`` and without freeze, mean and var are those of ``x`` and move
-    ``running_mean``, ``running_var`` (unbiased) and ``num_batches_tracked``; else they are the
-    running ones. With observe, ``pending`` (float32 of the least and the most, (inf, -inf) at
-    first, or None) takes in the activation's range; without quantize the activation passes as it
-    is. Gradients go to ``x``, ``weight`` and ``bias``, 0 from where a value was clamped.
+    ``x``, ``weight`` and ``bias`` get gradients, which are 0 for clamped values.
+
+    Args:
+        x: the input, [N, C, ...].
+        weight: the factors of BatchNorm, or None.
+        bias: the offsets of BatchNorm, or None.
+        running_mean: the running mean, which is updated in training.
+        running_var: the running unbiased variance, which is updated in training.
+        num_batches_tracked: the count of batches, which is updated in training, or None.
+        scale: float32, one element.
+        zero_point: int32, one element; None is 0.
+        control: int32 tensor of quant_min, quant_max, observe, quantize and freeze, read on the
+            device. If quantize is 0, the activation is returned.
+        pending: float32 [2, 1] of minimum and maximum, (inf, -inf) at first, or None. If observe is
+            1, the range of the activation is merged into it.
+        activation: "none", "relu", "relu6" or "hardswish".
+        training: whether to use the statistics of ``x``, unless freeze is 1; otherwise the running
+            ones are used.
+        momentum: the momentum of the running statistics.
+        eps: the epsilon of BatchNorm.
 
     >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
     >>> mean, var, count = torch.zeros(2), torch.ones(2), torch.tensor(0)
@@ -106,13 +127,18 @@ def fake_quant_weights(
     *,
     power_of_two: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """`fake_quant` of all weights of a model at once, with zero point 0 and scales of the weights.
+    """Fake-quantize all weights of a model at once, with zero point 0.
 
-    Weight i has ``scale[i]``, float32 of one element or one for each index of dimension 0. Where
-    observe of ``control[i]`` is 1 it becomes ``max(|x|) / quant_max``, as `qparams` has it, else it
-    is used as it is. Where quantize is 0 the values are x's. Returns the values, which carry no
-    gradient, and for each weight the bits that `use_weight` passes gradients by; their last word is
-    1 where any value of the weight was clamped to the grid.
+    Return the values, which carry no gradient, and for each weight the bits by which
+    `use_weight` passes gradients. The last word of the bits is 1 if any value of the weight was
+    clamped.
+
+    Args:
+        x: the weights.
+        scale: float32 for each weight, one element or one per index of dimension 0. It is set to
+            ``max(|x|) / quant_max``, as in `qparams`, if the weight's observe is 1.
+        control: int32 for each weight, as in `act_fake_quant`. If quantize is 0, the values are x.
+        power_of_two: whether to round scales up to a power of two.
 
     >>> x, scale = torch.tensor([[0.2, -1.4], [3.5, 0.4]]), torch.zeros(2)
     >>> control = torch.tensor([-7, 7, 1, 1, 0], dtype=torch.int32)
@@ -128,10 +154,14 @@ def fake_quant_weights(
 
 
 def use_weight(weight: Tensor, value: Tensor, inside: Tensor) -> Tensor:
-    """``value``, with the gradient of `fake_quant` to ``weight``: what a layer takes at each use.
+    """Return ``value`` with the gradient of `fake_quant` to ``weight``, for one use in a layer.
 
-    ``value`` and ``inside`` are one weight's of `fake_quant_weights`. The result is an alias of
-    ``value``. The gradient passes where the weight was in range.
+    The result is an alias of ``value``. The gradient passes where the weight was in range.
+
+    Args:
+        weight: the weight.
+        value: the weight's value from `fake_quant_weights`.
+        inside: the weight's bits from `fake_quant_weights`.
 
     >>> weight = torch.tensor([0.2, -1.4, 9.0], requires_grad=True)
     >>> control = torch.tensor([-7, 7, 0, 1, 0], dtype=torch.int32)
@@ -151,25 +181,34 @@ def update_ranges_(
     count: Sequence[Tensor],
     control: Sequence[Tensor],
     *,
-    rule: str,
+    rule: Literal["minmax", "ema", "last"],
     momentum: float = 0.01,
     symmetric: bool,
     power_of_two: bool = False,
     limit: Sequence[float] = (),
 ) -> None:
-    """Merges what every quantizer of a model saw into its range, and sets scale and zero point.
+    """Merge the pending ranges of all quantizers of a model, and set their scales and zero points.
 
-    An entry of each list is one quantizer of n scales: ``pending`` and ``range`` float32 [2, n],
-    lows then highs; ``scale`` float32 [n]; ``zero_point`` int32 [n], no entries where symmetric;
-    ``count`` int64 [2], steps merged and steps skipped; ``control`` as in `act_fake_quant`.
+    Each list has one entry per quantizer, with n scales. Scale and zero point are the `qparams`
+    of the range. A range without pending values, (inf, -inf), stays; a quantizer whose pending
+    values are not finite skips the step. Afterwards ``pending`` is (inf, -inf).
 
-    rule "minmax" widens the range, "ema" moves it: ``low += m * (pending_low - low)`` with m the
-    larger of ``momentum`` and 1 / (ranges merged + 1), and
-    "last" replaces it; the first range is taken as it is. Where nothing is pending, (inf, -inf),
-    the range stays; where a pending value is not finite the quantizer skips the step. Scale and
-    zero point are `qparams` of the range on the grid of ``control``. A positive ``limit`` reduces
-    the scale until no value of the grid passes it, so that an integer model may drop the clamp of
-    ReLU6; it is without effect on scales that are powers of two. ``pending`` ends as (inf, -inf).
+    Args:
+        pending: float32 [2, n], minima then maxima.
+        range: float32 [2, n], minima then maxima.
+        scale: float32 [n].
+        zero_point: int32 [n]; an empty list if ``symmetric``.
+        count: int64 [2], the numbers of merged and of skipped steps.
+        control: int32, as in `act_fake_quant`.
+        rule: "minmax" widens the range; "ema" moves it by ``low += m * (pending_low - low)``, where
+            m is the larger of ``momentum`` and 1 / (ranges merged + 1); "last" replaces it. The
+            first range is taken as it is.
+        momentum: the momentum of "ema".
+        symmetric: whether the grids are symmetric.
+        power_of_two: whether to round scales up to a power of two.
+        limit: a number for each quantizer. If positive, the scale is reduced until the largest
+            value of the grid does not exceed it, so that an integer model may drop the clamp of a
+            ReLU6. It has no effect on scales that are powers of two.
 
     >>> pending, seen = torch.tensor([[-1.0], [3.0]]), torch.zeros(2, 1)
     >>> scale, zero, count = torch.ones(1), torch.zeros(1, dtype=torch.int32), torch.zeros(2).long()
@@ -208,18 +247,26 @@ def track_oscillations_(
     first: bool = False,
     skip: Tensor | None = None,
 ) -> None:
-    """Looks at the integers of a weight after an optimizer step (Nagel et al. 2022, alg. 1).
+    """Track the integers of a weight after an optimizer step (Nagel et al. 2022, alg. 1).
 
-    A weight oscillates where its integer changed, and in the direction opposite to the change
-    before; ``frequency`` is the running mean of that, ``mean`` of the integers. Where the frequency
-    exceeds ``threshold`` the weight is frozen: set to the grid's value nearest to its mean, now and
-    at every later call.
+    A weight oscillates if its integer changed in the opposite direction to its last change. If
+    the running mean of these events exceeds ``threshold``, the weight is frozen: it is set to
+    the grid value nearest to its mean integer, now and in every later call. The state tensors
+    have one element per element of the weight, in memory order.
 
-    ``scale``: float32, each serving as many neighbours of ``weight`` as it has elements for each
-    scale; zero point 0. ``control`` as in `act_fake_quant`. The state, an element for each of the
-    weight's in the order they lie in memory: ``code`` int16, the last integer; ``turn`` int8, the
-    direction of the last change, or 2 where frozen; ``frequency`` and ``mean`` float32. ``first``
-    begins it. With ``skip``, a float32 of one element, nothing happens where that is above 0.
+    Args:
+        weight: the weight.
+        scale: float32; each scale serves the same number of neighbouring elements. The zero point
+            is 0.
+        control: int32, as in `act_fake_quant`.
+        code: int16, the last integer.
+        turn: int8, the direction of the last change, or 2 for a frozen weight.
+        frequency: float32, the running mean of the oscillations.
+        mean: float32, the running mean of the integers.
+        momentum: the momentum of both running means.
+        threshold: the frequency above which a weight is frozen; None only tracks.
+        first: whether to initialize the state.
+        skip: a float32 tensor of one element. If it is above 0, the call does nothing.
 
     >>> weight, scale = torch.tensor([0.2, 0.2]), torch.ones(1)
     >>> control = torch.tensor([-8, 7, 1, 1, 0], dtype=torch.int32)

@@ -1,10 +1,10 @@
-"""The one tracer: what a model does, as graphs, without changing the model.
+"""Trace a model into graphs, without changing the model.
 
-An *owner* is a module that is no layer of torch.nn and calls others in a forward of its own. It is
-traced with its children as leaves (``trace_owner``): that graph can be edited and becomes a new
-forward. A *flat* trace (``trace_flat``) goes through all owners down to the layers of torch.nn: it
-shows what feeds what. Each call in a flat trace knows its place: the owner and the position among
-the calls of that owner's forward, which is the same in both traces.
+An *owner* is a module with its own forward that calls other modules and is not a layer of torch.nn.
+``trace_owner`` traces it with its children as leaves; the graph can be edited and becomes a new
+forward. ``trace_flat`` traces through all owners down to the layers of torch.nn, and shows how
+values flow between them. Each call in a flat trace knows its owner and its position among the calls
+of the owner's forward; the position is the same in both traces.
 """
 
 from bitpare.graph.cost import Cost, positions_of

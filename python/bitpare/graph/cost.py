@@ -1,4 +1,4 @@
-"""The cost of a model: parameters, bytes, and the multiply-accumulates of one call."""
+"""Compute the cost of a model: parameters, bytes, and the multiply-accumulates of one call."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ MULTIPLYING = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def positions_of(model: nn.Module, call: Call) -> dict[nn.Module, int]:
-    """Return how often one call uses each element of a layer's weight, for each convolution and
-    linear layer that it reaches."""
+    """Return for each convolution and linear layer how often one call uses each element of its
+    weight."""
     found: dict[nn.Module, int] = {}
 
     def count(module: Any, args: Any, result: Tensor) -> None:
@@ -35,7 +35,7 @@ def positions_of(model: nn.Module, call: Call) -> dict[nn.Module, int]:
 
 
 class Cost:
-    """The cost of a model as it is, and as it would be with smaller parameters."""
+    """Computes the cost of a model, also with smaller parameters."""
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         self.model = model
@@ -45,7 +45,7 @@ class Cost:
         self._uses = {n: uses.get(id(p), 0) for n, p in model.named_parameters()}
 
     def of(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-        """Return "macs", "parameters" and "bytes" of the model with these shapes in place of its
+        """Return "macs", "parameters" and "bytes" of the model, with these shapes in place of its
         own."""
         found = {"macs": 0, "parameters": 0, "bytes": 0}
         for name, held in self.model.named_parameters():

@@ -1,4 +1,4 @@
-"""A call of a module as a graph takes it: its tensors as flat placeholders."""
+"""Turn the arguments of a module's call into flat placeholders of a graph."""
 
 import dataclasses
 import inspect
@@ -20,12 +20,12 @@ def _signature(owner: nn.Module) -> inspect.Signature:
 
 @dataclasses.dataclass
 class Entry:
-    """A module's call with its tensors (and numbers, where they may vary) as flat placeholders.
+    """The arguments of a module's call as flat placeholders. Tensors, and numbers that may vary,
+    become placeholders.
 
-    header: the source of the parameters of a forward. paths: for each placeholder, the expression
-    that finds it among them. guards: what must hold of the rest. rebuild: from the flat values to
-    the arguments of the module's forward.
-    """
+    header: the source of the forward's parameters. paths: for each placeholder, the expression
+    that reads it from the parameters. guards: conditions on the other arguments. rebuild: turns
+    the flat values into the arguments of the forward."""
 
     header: str
     paths: list[str]
@@ -35,7 +35,7 @@ class Entry:
 
 
 def _flatten(expression: str, value: Any, entry: Entry, numbers: bool) -> Callable[[Any], Any]:
-    """Adds value's tensors to the entry; returns what rebuilds value from the flat ones."""
+    """Add the tensors in ``value`` to the entry, and return a function that rebuilds ``value``."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(value, Tensor) or (numbers and is_number):
         index = len(entry.paths)
@@ -110,11 +110,10 @@ def make_entry(owner: nn.Module, call: Call, numbers: bool) -> Entry:
 def entry_function(
     owner: nn.Module, entry: Entry, tracer: fx.Tracer, live: list[str]
 ) -> Callable[..., Any]:
-    """A forward whose parameters are the entry's flat placeholders.
+    """Return a forward whose parameters are the entry's flat placeholders.
 
-    ``live`` names numbers of the owner that the graph looks up at each call, so that they may be
-    changed.
-    """
+    ``live`` names numbers of the owner that the graph reads at each call, so that they may
+    change."""
     original = type(owner).forward
 
     def body(self: nn.Module, *flat: Any) -> Any:

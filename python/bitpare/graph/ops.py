@@ -1,8 +1,6 @@
-"""The vocabulary of graph operations: what a node computes, whether a module, a function or a
-method is called.
+"""Name the operation of a graph node, whether it calls a module, a function or a method.
 
-A new operation is a row here, and a rule in each package that knows what to do with it.
-"""
+To add an operation, add a row here and a rule in each package that handles it."""
 
 import ast
 import dataclasses
@@ -10,8 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-# The parameters of operations whose arguments are looked at, with defaults, as the functions of
-# torch have them; modules hold theirs under the same names.
+# The parameters of operations whose arguments are read, with the defaults of torch's functions.
+# Modules have attributes of the same names.
 _PARAMETERS = {
     "hardtanh": "input min_val=-1.0 max_val=1.0 inplace=False",
     "softmax log_softmax": "input dim=None",
@@ -90,7 +88,8 @@ _MODULES: dict[type, str] = {
     nn.LocalResponseNorm: "local_response_norm",
 }  # fmt: skip
 
-# Functions of these packages are what their names say; another package's may be anything.
+# Functions of these packages do what their names say; other packages may use the same name for
+# something else.
 _HOMES = ("torch", "_operator", "operator", "builtins", "torchvision", "math", "bitpare")
 
 CONVOLUTIONS = frozenset(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3))
@@ -99,8 +98,8 @@ PRODUCTS = frozenset(("matmul", "bmm", "mm", "einsum", "baddbmm"))
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """The operation of a node. name: "" if it is none that has a name. arguments: by parameter, as
-    far as they are known. module: the module that is called."""
+    """The operation of a node. name: "" if it has no known name. arguments: the known arguments, by
+    parameter. module: the module that is called."""
 
     name: str
     arguments: dict[str, Any]
@@ -111,28 +110,28 @@ class Op:
 
 
 def function_name(node: fx.Node) -> str:
-    """Return the name of the function or method that a node calls, without the underscores that
-    mark in-place and private ones."""
+    """Return the name of the function or method that a node calls, without leading and trailing
+    underscores."""
     return str(getattr(node.target, "__name__", node.target)).strip("_")
 
 
 def first_input(node: fx.Node) -> fx.Node | None:
-    """Return the node whose value is a node's first argument, if it is one."""
+    """Return the node that is a node's first argument, or None."""
     first = node.args[0] if node.args else node.kwargs.get("input")
     return first if isinstance(first, fx.Node) else None
 
 
 def name_module(kind: type, name: str) -> None:
-    """Give the calls of a class of modules the name of an operation."""
+    """Set the name of the operation that a class of modules computes."""
     _MODULES[kind] = name
 
 
 def op_of(root: nn.Module, node: fx.Node) -> Op:
-    """Return the operation of a node of a graph of ``root``."""
+    """Return the operation of a node in a graph of ``root``."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         name = next((_MODULES[kind] for kind in type(module).__mro__ if kind in _MODULES), "")
-        return Op(name, _held(module, name), module)
+        return Op(name, _module_arguments(module, name), module)
     if node.op not in ("call_function", "call_method"):
         return Op("", {})
     if node.op == "call_function":
@@ -141,11 +140,11 @@ def op_of(root: nn.Module, node: fx.Node) -> Op:
             return Op("", {})
     name = function_name(node)
     name = _ALIASES.get(name, name)
-    return Op(name, _given(node, name))
+    return Op(name, _call_arguments(node, name))
 
 
-def _held(module: nn.Module, name: str) -> dict[str, Any]:
-    """Return what a module holds of an operation's arguments."""
+def _module_arguments(module: nn.Module, name: str) -> dict[str, Any]:
+    """Return the arguments of an operation that a module has as attributes."""
     found = _defaults(name)
     for parameter in _SIGNATURES.get(name, ()):
         if parameter in module.__dict__ or hasattr(type(module), parameter):
@@ -153,8 +152,8 @@ def _held(module: nn.Module, name: str) -> dict[str, Any]:
     return found | ({"dim": -3} if isinstance(module, nn.Softmax2d) else {})
 
 
-def _given(node: fx.Node, name: str) -> dict[str, Any]:
-    """Return the arguments of a call, those left out with their defaults."""
+def _call_arguments(node: fx.Node, name: str) -> dict[str, Any]:
+    """Return the arguments of a call, with defaults for those left out."""
     given = dict(zip(_SIGNATURES.get(name, ("input",)), node.args, strict=False))
     return _defaults(name) | given | dict(node.kwargs)
 

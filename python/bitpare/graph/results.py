@@ -1,8 +1,8 @@
-"""Results of modules that are more than one tensor.
+"""Describe results of modules that are more than one tensor.
 
-The example calls show it, so that a forward may unpack, index and iterate over what a child of it
-returned. Each part is one event of that forward, whether the child is a leaf of the trace or not.
-"""
+The example calls show their structure, so that a forward may unpack, index and iterate over the
+result of a child. Each part is one event of that forward, whether or not the child is a leaf of the
+trace."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ from bitpare.errors import Unsupported
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """A container and, for each key, its parts, WHOLE, or None where it held None."""
+    """A container's type, and for each key the parts of its value, WHOLE, or None for None."""
 
     kind: type
     items: tuple[tuple[Any, Any], ...]
@@ -26,7 +26,7 @@ WHOLE = "whole"
 
 
 def parts_of(value: Any) -> Any:
-    """Parts of a list, tuple or dict; WHOLE of anything else."""
+    """Return the parts of a list, tuple or dict, or WHOLE for anything else."""
     kind = type(value)
     if isinstance(value, dict):
         known = kind in (dict, collections.OrderedDict) or dataclasses.is_dataclass(value)
@@ -41,12 +41,12 @@ def parts_of(value: Any) -> Any:
 
 
 def one_of(found: list[Any]) -> Any:
-    """Return the result that all calls of a module gave, or WHOLE where they differ."""
+    """Return the parts that all calls of a module returned, or WHOLE if they differ."""
     return found[0] if found and all(parts == found[0] for parts in found) else WHOLE
 
 
 def make(kind: type, items: dict[Any, Any]) -> Any:
-    """A container of that kind."""
+    """Return a container of this type with these items."""
     new: Any = kind
     if dataclasses.is_dataclass(kind):
         return new(**items)
@@ -56,10 +56,9 @@ def make(kind: type, items: dict[Any, Any]) -> Any:
 
 
 def unpacked(parts: Any, value: Any, phantom: Callable[[], object]) -> Any:
-    """The value with its parts as proxies of their own.
+    """Return the value with a proxy for each part.
 
-    phantom: called for each part that is in a container already, and needs no node.
-    """
+    phantom: called for each part that is in a container already and needs no node."""
     if not isinstance(parts, Parts):
         return value
     if isinstance(value, fx.Proxy):
@@ -71,7 +70,7 @@ def unpacked(parts: Any, value: Any, phantom: Callable[[], object]) -> Any:
             },
         )
     if parts_of(value) == WHOLE or len(value) != len(parts.items):
-        raise Unsupported(f"its child returns {type(value).__name__} otherwise than when called")
+        raise Unsupported(f"its child returns another {type(value).__name__} when it is traced")
     found: dict[Any, Any] = {}
     for key, part in parts.items:
         if part is None:

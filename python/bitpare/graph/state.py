@@ -1,4 +1,4 @@
-"""State that looking at a model must leave as it was: random numbers, modes, hooks."""
+"""Protect the state of a model while it is analysed: random numbers, modes and hooks."""
 
 import contextlib
 import copy
@@ -16,7 +16,7 @@ from bitpare.graph.results import WHOLE, parts_of
 
 @dataclasses.dataclass
 class Call:
-    """The arguments of one call of a module, and the parts of what it returned."""
+    """The arguments of one call of a module, and the parts of its result."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -24,7 +24,7 @@ class Call:
 
 
 def call_with(caller: str, example_inputs: Any, example_kwargs: dict[str, Any] | None) -> Call:
-    """A call with a user's example inputs: a tuple of arguments, or a tensor alone."""
+    """Return a call with the user's example inputs: a tuple of arguments, or a single tensor."""
     if isinstance(example_inputs, Tensor):
         example_inputs = (example_inputs,)
     if not isinstance(example_inputs, tuple | list):
@@ -41,7 +41,7 @@ def _copied(values: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet_state(model: nn.Module) -> Iterator[None]:
-    """Random numbers, buffers and modes come out as they went in."""
+    """Restore random number generators, buffers and modes at the end of the block."""
     python_state = random.getstate()
     modes = {module: module.training for module in model.modules()}
     with torch.random.fork_rng():
@@ -66,14 +66,14 @@ _HOOKS = (
 
 @contextlib.contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
-    """Calls nothing of the user's but the forwards."""
-    held = [(m, {name: m.__dict__[name] for name in _HOOKS}) for m in model.modules()]
-    for module, hooks in held:
+    """Remove all hooks inside the block, so that only the user's forwards run."""
+    saved = [(m, {name: m.__dict__[name] for name in _HOOKS}) for m in model.modules()]
+    for module, hooks in saved:
         module.__dict__.update({name: type(hooks[name])() for name in hooks})
     try:
         yield
     finally:
-        for module, hooks in held:
+        for module, hooks in saved:
             module.__dict__.update(hooks)
 
 
@@ -86,11 +86,11 @@ def clear_hooks(model: nn.Module) -> None:
 def record_both(model: nn.Module, call: Call, caller: str) -> dict[bool, dict[str, list[Call]]]:
     """Return the calls of each module, in eval (False) and in training (True).
 
-    Those of eval stand for both if the model does not run in training, as BatchNorm of one value.
-    """
+    If the model does not run in training, as with BatchNorm of a single value, the calls of
+    eval are used for both."""
     try:
         calls = {False: record_calls(model, call, False)}
-    except Exception as error:  # of the user's code
+    except Exception as error:  # errors of the user's code
         shapes = [tuple(v.shape) if isinstance(v, Tensor) else v for v in call.args]
         raise ValueError(
             f"{caller}: the model does not run on example_inputs {shapes}: {error}"
@@ -103,7 +103,7 @@ def record_both(model: nn.Module, call: Call, caller: str) -> dict[bool, dict[st
 
 
 def record_calls(model: nn.Module, call: Call, training: bool) -> dict[str, list[Call]]:
-    """The calls of each module, by its first name, in one run of a copy of the model."""
+    """Return the calls of each module, by its first name, from one run of a copy of the model."""
     with quiet_state(model):
         probe = copy.deepcopy(model).train(training)
         clear_hooks(probe)

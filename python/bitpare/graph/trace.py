@@ -1,4 +1,4 @@
-"""Traces of one owner, and of all that is below a module."""
+"""Trace one owner, or everything below a module."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ from bitpare.graph.tracer import CALLS, FlatTracer, OwnerTracer, Tracer, no_chec
 
 @contextlib.contextmanager
 def _tracing() -> Iterator[None]:
-    """Raise `Unsupported` for whatever the code of a forward raises while a graph of it is made."""
+    """Raise `Unsupported` for any error in the code of a forward while it is traced."""
     try:
         yield
     except Unsupported:
@@ -41,11 +41,10 @@ def _run_tracer(
     live: list[str],
     results: dict[nn.Module, Any],
 ) -> fx.Graph:
-    """The owner's graph; refuses a forward that leaves traces of another kind than the graph.
+    """Return the owner's graph. Refuse a forward with side effects that a graph does not repeat.
 
-    Tensors made during the trace are constants: they become buffers of the owner, outside its
-    state_dict.
-    """
+    Tensors that the forward creates are constants; they become buffers of the owner, outside
+    its state_dict."""
     kind = type(owner)
     tracer.example, tracer.results = entry.values, results
     attributes, buffers = dict(owner.__dict__), dict(owner._buffers)
@@ -64,7 +63,7 @@ def _run_tracer(
         owner._buffers.clear()
         owner._buffers.update(buffers)
     if python_random != random.getstate() or not torch.equal(torch_random, torch.get_rng_state()):
-        raise Unsupported("its forward takes random numbers outside of torch's modules")
+        raise Unsupported("its forward draws random numbers outside of torch's modules")
     constants = {
         name: value
         for name, value in {**after, **after_buffers}.items()
@@ -88,7 +87,7 @@ def _run_tracer(
 class OwnerTrace:
     entry: Entry
     graph: fx.Graph
-    frozen: dict[str, Any]  # numbers of the owner that the graph holds as constants
+    frozen: dict[str, Any]  # numbers of the owner that are constants in the graph
 
     @property
     def events(self) -> list[fx.Node]:
@@ -96,7 +95,7 @@ class OwnerTrace:
 
 
 def event_key(owner: nn.Module, node: fx.Node) -> tuple[str, Any]:
-    """Return the object that an event calls: the same one in both traces."""
+    """Return the object that an event calls; it is the same in both traces."""
     if node.op != "call_module":
         return node.op, node.target
     return node.op, owner.get_submodule(str(node.target))
@@ -107,7 +106,8 @@ def _numbers_of(owner: nn.Module) -> dict[str, Any]:
 
 
 def trace_owner(owner: nn.Module, call: Call, results: dict[nn.Module, Any]) -> OwnerTrace:
-    """Traces one owner, children as leaves: numbers stay variables where its forward allows."""
+    """Trace one owner with its children as leaves. Numbers stay variables if its forward allows
+    it."""
     error: Unsupported | None = None
     for numbers in (True, False):
         entry = make_entry(owner, call, numbers)
@@ -125,15 +125,15 @@ def trace_owner(owner: nn.Module, call: Call, results: dict[nn.Module, Any]) -> 
 
 
 def _drop_unused(graph: fx.Graph) -> None:
-    """Numbers that nothing reads."""
+    """Remove numbers that nothing reads."""
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
 
 
 def _try_graph(owner: nn.Module, graph: fx.Graph, entry: Entry) -> None:
-    """Runs the graph on the values it was traced for; raises what it raises."""
-    if owner.training:  # the same calls were tried in eval
+    """Run the graph on the values that it was traced with, and raise any error."""
+    if owner.training:  # eval has tried the same calls
         return
     held = dict(owner.__dict__)
     owner.__dict__.update(graph.bitpare_constants)  # type: ignore[attr-defined]
@@ -153,13 +153,13 @@ class FlatTrace:
     graph: fx.Graph
     entry: Entry
     events: dict[str, list[list[tuple[str, Any]]]]
-    uses: Counter[nn.Module]  # of layers
+    uses: Counter[nn.Module]  # number of calls of each layer
 
 
 def trace_flat(
     root: nn.Module, call: Call, opaque: set[nn.Module], results: dict[nn.Module, Any]
 ) -> FlatTrace:
-    """Traces down to the layers and the opaque modules; constants are those of this call."""
+    """Trace down to the layers and the opaque modules. Numbers are constants of this call."""
     tracer = FlatTracer(opaque)
     entry = make_entry(root, call, numbers=False)
     graph = _run_tracer(tracer, root, entry, [], results)
@@ -170,7 +170,7 @@ def trace_flat(
 
 
 class _Shapes(fx.Interpreter):
-    """Notes at each node whether its value is a tensor of floats, and its shape or shapes."""
+    """Notes for each node whether its value is a float tensor, and its shape or shapes."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

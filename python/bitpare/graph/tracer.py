@@ -1,4 +1,4 @@
-"""How a forward is followed: fx with a few more things understood, and the rest refused."""
+"""Extend torch.fx to trace more forwards, and refuse what a graph cannot represent."""
 
 import collections
 import contextlib
@@ -16,13 +16,12 @@ from bitpare.graph.entry import ENTRY
 from bitpare.graph.results import unpacked
 
 CALLS = ("call_function", "call_method", "call_module")
-# Classes of modules that are never looked into, which users register.
+# Classes that users registered as layers, which are not traced into.
 LAYERS: set[type] = set()
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Return whether a module is never looked into: one of torch.nn's own that computes, or of a
-    class that was registered."""
+    """Return whether a module is not traced into: a layer of torch.nn, or of a registered class."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer)
     composed = (
         nn.TransformerEncoder,
@@ -37,7 +36,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def is_owner(module: nn.Module) -> bool:
-    """Return whether a module has a forward of its own that calls other modules or functions."""
+    """Return whether a module has its own forward that calls other modules or functions."""
     plain = (nn.Sequential.forward, nn.Module.forward)
     return not is_layer(module) and type(module).forward not in plain
 
@@ -52,8 +51,8 @@ def _modes() -> tuple[bool, ...]:
 
 
 def require_rank(value: Tensor | tuple[Any, ...] | list[Any], rank: int) -> None:
-    """In a traced forward that looked at a number of dimensions, or of parts: it must be what it
-    was. Traced anew, there is nothing to look at."""
+    """Raise Unsupported if a value has another number of dimensions or parts than in the trace. The
+    call is part of the graph; it does nothing while that graph is traced again."""
     if isinstance(value, fx.Proxy):
         return
     held = value.shape if isinstance(value, Tensor) else value
@@ -67,7 +66,7 @@ def require_rank(value: Tensor | tuple[Any, ...] | list[Any], rank: int) -> None
 
 
 class _Proxy(fx.Proxy):
-    """Knows its number of dimensions, which forwards branch on."""
+    """A proxy that knows its number of dimensions, because forwards branch on it."""
 
     tracer: "Tracer"
 
@@ -88,12 +87,11 @@ class _Proxy(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """Refuses what a graph cannot hold: modes that change in the middle of a forward.
+    """A tracer that refuses modes that change in the middle of a forward.
 
-    Sizes may be unpacked and dimensions counted: how many there are is seen by running what leads
-    to them on the values of the example call. So may what functions return; what modules return
-    is known from ``results``.
-    """
+    It may unpack sizes and count dimensions: to know them, it runs the nodes before on the
+    values of the example call. It does the same for the results of functions. The structure of
+    modules' results comes from ``results``."""
 
     proxy_buffer_attributes = True
     traced_func_name = ENTRY
@@ -115,10 +113,11 @@ class Tracer(fx.Tracer):
         return iter([obj[i] for i in range(rank)])
 
     def rank_of(self, obj: fx.Proxy, *kinds: type) -> int | None:
-        """How many dimensions or parts a value of these kinds has, which the graph then checks."""
+        """Return the number of dimensions or parts of such a value, and add a check of it to the
+        graph."""
         try:
             value = self._value_of(obj.node)
-        except Exception:  # the error of fx says what could not be traced
+        except Exception:  # fx then raises an error that says what could not be traced
             return None
         if not isinstance(value, kinds):
             return None
@@ -150,7 +149,7 @@ class Tracer(fx.Tracer):
             module = self.root.get_submodule(str(node.target))
             modes = {m: m.training for m in module.modules()}
             try:
-                return module.eval()(*args, **kwargs)  # the sizes are those of training too
+                return module.eval()(*args, **kwargs)  # sizes are the same in training
             finally:
                 for m, mode in modes.items():
                     m.training = mode
@@ -161,19 +160,20 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def _own_dict(self, a: dict[Any, Any]) -> fx.Node:
-        """A result of a class of its own, as of libraries whose results are dicts with fields."""
+        """Create a node for a dict of another class, as some libraries return for results with
+        fields."""
         kind, items = type(a), {key: self.create_arg(value) for key, value in a.items()}
         if dataclasses.is_dataclass(a):
             return self.create_node("call_function", kind, (), items)
         if kind is collections.OrderedDict:
             return self.create_node("call_function", kind, (items,), {})
-        raise Unsupported(f"its forward makes a {kind.__name__}, a dict of another kind")
+        raise Unsupported(f"its forward creates a {kind.__name__}, an unknown subclass of dict")
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         if kind in CALLS and _modes() != self._modes_at_start:
             raise Unsupported("the grad or autocast mode changes inside its forward")
         node = super().create_node(kind, *args, **kwargs)
-        if node.name == "self":  # what a child of that name gives
+        if node.name == "self":  # the result of a child named self
             node._rename("self_value")
         return node
 
@@ -188,8 +188,8 @@ class OwnerTracer(Tracer):
 
 
 class FlatTracer(Tracer):
-    """Goes down to the layers. ``events[owner]`` lists, for each call of that owner, the calls its
-    forward makes; a node's meta["site"] is (owner, run, position)."""
+    """Traces down to the layers. ``events[owner]`` lists the calls in each run of the owner's
+    forward. A node's meta["site"] is (owner, run, position)."""
 
     def __init__(self, opaque: set[nn.Module]) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ def no_checkpointing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def untraced() -> Iterator[None]:
-    """Modules called while a trace is made run as they do outside of it."""
+    """Let modules run normally inside the block, while a trace is being made."""
     patched = nn.Module.__call__, nn.Module.__getattr__
     nn.Module.__call__ = fx._symbolic_trace._orig_module_call  # type: ignore[method-assign]
     nn.Module.__getattr__ = fx._symbolic_trace._orig_module_getattr  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Multi-head attention taken apart, so that its products can be quantized. The names stay."""
+"""Compute multi-head attention step by step, so that its products can be quantized."""
 
 import math
 from collections.abc import Callable
@@ -14,8 +14,10 @@ VALUES = ("query", "key", "value", "probabilities", "context")
 
 
 class QMultiheadAttention(nn.MultiheadAttention):
-    """bp_in: quantizers of the input projections' weights; bp_out: of the output projection's;
-    bp_values: of what the products read."""
+    """A multi-head attention with quantized weights and products. Parameter names are unchanged.
+
+    bp_in: quantizers of the input projections' weights. bp_out: quantizer of the output
+    projection's weight. bp_values: quantizers of the tensors that the matrix products read."""
 
     _bitpare_layer = True
     bp_in: nn.ModuleDict
@@ -78,8 +80,8 @@ class QMultiheadAttention(nn.MultiheadAttention):
         if added is not None:
             scores = scores + added
         weights = scores.softmax(-1)
-        kept = F.dropout(weights, self.dropout, self.training) if self.dropout else weights
-        context = self._value("probabilities", kept) @ v
+        dropped = F.dropout(weights, self.dropout, self.training) if self.dropout else weights
+        context = self._value("probabilities", dropped) @ v
         return self._output(context.transpose(1, 2).flatten(2)), weights
 
     def _output(self, context: Tensor) -> Tensor:
@@ -92,8 +94,8 @@ class QMultiheadAttention(nn.MultiheadAttention):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         def weight(name: str) -> Tensor:
-            held: Tensor = getattr(self, name)
-            return self.bp_in[name](held) if name in self.bp_in else held
+            parameter: Tensor = getattr(self, name)
+            return self.bp_in[name](parameter) if name in self.bp_in else parameter
 
         if self.in_proj_weight is not None:
             weights = weight("in_proj_weight").chunk(3)
@@ -106,8 +108,8 @@ class QMultiheadAttention(nn.MultiheadAttention):
     def _mask(
         self, padding: Tensor | None, mask: Tensor | None, scores: Tensor, extra: int
     ) -> Tensor | None:
-        """Return what is added to the scores: -inf where a boolean mask is true; masks of
-        either kind."""
+        """Return the sum of both masks, which is added to the scores. A true value in a boolean
+        mask becomes -inf."""
         total: Tensor | None = None
         if mask is not None:
             added = _as_addend(mask, scores)
@@ -131,13 +133,14 @@ def upgrade_attention(
     weight: Callable[[str, Tensor], Quantizer | None],
     value: Callable[[str, bool], Quantizer | None],
 ) -> None:
-    """Makes an attention its quantized subclass, with quantizers from the given makers."""
-    held: Any = module
-    held.__class__ = QMultiheadAttention
-    names = ["in_proj_weight"] if held.in_proj_weight is not None else []
+    """Turn an attention into its quantized subclass, with quantizers from ``weight`` and
+    ``value``."""
+    attention: Any = module
+    attention.__class__ = QMultiheadAttention
+    names = ["in_proj_weight"] if attention.in_proj_weight is not None else []
     names = names or [f"{n}_proj_weight" for n in ("q", "k", "v")]
-    found = {name: weight(name, getattr(held, name)) for name in names}
-    held.bp_in = nn.ModuleDict({name: q for name, q in found.items() if q is not None})
-    held.register_module("bp_out", weight("out_proj.weight", held.out_proj.weight))
+    found = {name: weight(name, getattr(attention, name)) for name in names}
+    attention.bp_in = nn.ModuleDict({name: q for name, q in found.items() if q is not None})
+    attention.register_module("bp_out", weight("out_proj.weight", attention.out_proj.weight))
     made = {name: value(name, name == "probabilities") for name in VALUES}
-    held.bp_values = nn.ModuleDict({name: q for name, q in made.items() if q is not None})
+    attention.bp_values = nn.ModuleDict({name: q for name, q in made.items() if q is not None})

@@ -1,5 +1,5 @@
-"""The work done once for a whole model at the start of each forward: pending ranges are merged, and
-all weights are fake-quantized in one op."""
+"""Do what a whole model needs once per forward: merge pending ranges, and fake-quantize all weights
+in one op."""
 
 from typing import Any
 
@@ -23,17 +23,16 @@ from bitpare.nn.weights import is_sharded, quantized_weights
 
 
 class Hub:
-    """Hooks on a prepared model's forward, and what prepare noted about it.
+    """The hooks on a prepared model's forward, and notes that prepare made about it.
 
-    notes: (name, reason, whether it is quantized all the same). islands: modules that keep their
-    own forward; "" is the model. example: the call it was prepared with, floats without their
-    values.
-    """
+    notes: (name, reason, whether the layer is quantized anyway). islands: modules that keep
+    their own forward; "" is the model itself. example: the call that the model was prepared
+    with; float tensors keep only their shape."""
 
     def __init__(self, config: dict[str, Any] | None, example: Call) -> None:
         self.config = config
         self.example = _pytree.tree_map(_without_values, (example.args, example.kwargs))
-        # How many plans had changed each part of the model before it was prepared.
+        # The number of pruning plans that had changed each part before the model was prepared.
         self.plans_before: dict[str, int] = {}
         self.notes: list[tuple[str, str, bool]] = []
         self.islands: list[str] = []
@@ -45,8 +44,8 @@ class Hub:
         return state[0].device if state else torch.device("cpu")
 
     def example_call(self, model: nn.Module) -> Call:
-        """A call like the one a model was prepared with, of zeros where it had floats, on the
-        model's device."""
+        """Return a call like the one the model was prepared with, on the model's device. Float
+        tensors are zeros."""
         device = self.device_of(model)
         args, kwargs = _pytree.tree_map(
             lambda v: v.to(device).contiguous() if isinstance(v, Tensor) else v, self.example
@@ -67,7 +66,7 @@ class Hub:
     def begin(self, model: nn.Module, args: Any) -> None:
         members = self._members
         assert members is not None
-        if torch.compiler.is_compiling():  # a graph knows best when to quantize each weight
+        if torch.compiler.is_compiling():  # the compiler schedules each weight by itself
             if model.training:
                 members.merge()
             return
@@ -82,7 +81,7 @@ class Hub:
 
 
 def hub_of(model: nn.Module) -> Hub | None:
-    """Return the hub of a prepared model, or of the one prepared part of a larger one."""
+    """Return the hub of a prepared model, or of the only prepared part of a larger model."""
     held = (getattr(m, "bp_hub", None) for m in unwrapped(model).modules())
     return next((hub for hub in held if isinstance(hub, Hub)), None)
 
@@ -154,7 +153,7 @@ class _Members:
 
 
 def _share(pending: list[Tensor]) -> None:
-    """The ranges that all processes saw, in one collective."""
+    """Reduce the pending ranges over all processes, in one collective."""
     if not pending:
         return
     flat = torch.cat([torch.cat([-p[0], p[1]]) for p in pending])

@@ -1,4 +1,4 @@
-"""Layers of torch.nn with quantizers: the same parameters, names and results in float."""
+"""Layers of torch.nn with quantizers. Parameters, names and float results are the same."""
 
 from typing import Any
 
@@ -13,15 +13,14 @@ use_weight = torch.ops.bitpare.use_weight.default
 
 
 class QuantizedLayer:
-    """The base of quantized layers.
+    """The base class of quantized layers.
 
-    ``enter``, ``quantized_weight`` and ``leave`` apply the quantizers of input, weight and output,
-    as far as the layer holds them. A subclass for a layer of one's own calls them in its forward;
-    see `bp.extend.quantized_layer`.
-    """
+    ``enter``, ``quantized_weight`` and ``leave`` apply the quantizers of the input, weight and
+    output if the layer has them. Call them in the forward of your own layer; see
+    `bp.extend.quantized_layer`."""
 
     _bitpare_layer = True
-    weight_axis = 0  # the dimension of the weight's output channels
+    weight_axis = 0  # the dimension of the weight that is the output channels
     bp_weight: Quantizer | None
     bp_input: Quantizer | None
     bp_output: Quantizer | None
@@ -30,21 +29,21 @@ class QuantizedLayer:
     _modules: dict[str, Any]
 
     def quantized_weight(self) -> Tensor:
-        """Return the weight on its grid."""
+        """Return the quantized weight."""
         quantizer = self._modules["bp_weight"]
         if quantizer is None:
             return self.weight
-        if quantizer.passing.weight is not None:  # found for the whole model at once
+        if quantizer.passing.weight is not None:  # the hub quantized all weights at once
             return use_weight(self.weight, *quantizer.passing.weight)
         return quantizer(self.weight)
 
     def enter(self, x: Tensor) -> Tensor:
-        """Return the input on its grid."""
+        """Return the quantized input."""
         quantizer = self._modules["bp_input"]
         return x if quantizer is None else quantizer(x)
 
     def leave(self, y: Tensor) -> Tensor:
-        """Return the result on its grid."""
+        """Return the quantized result."""
         quantizer = self._modules["bp_output"]
         return y if quantizer is None else quantizer(y)
 
@@ -68,7 +67,7 @@ class QConv3d(_Convolution, nn.Conv3d):
 
 
 class _Transposed(QuantizedLayer):
-    """The weight is [in, out / groups, ...]."""
+    """A transposed convolution, whose weight is [in, out / groups, ...]."""
 
     weight_axis = 1
 
@@ -123,11 +122,11 @@ class QEmbedding(QuantizedLayer, nn.Embedding):
 
 
 class _BatchNorm:
-    """Stays a BatchNorm: its factor per channel goes into the integer requantization at convert.
+    """A BatchNorm that may be fused with the quantizer after it.
 
-    Where a quantizer follows, directly or after an activation of FUSED_WITH_NORM, one op does all.
-    tail: that quantizer, and the activation between.
-    """
+    It stays a BatchNorm in training; convert folds its factor per channel into the integer
+    requantization. If a quantizer follows, directly or after an activation of FUSED_WITH_NORM,
+    one op computes all of them. bp_tail: that quantizer and the activation."""
 
     _bitpare_layer = True
     bp_output: Quantizer | None
@@ -184,19 +183,20 @@ NORMS = (QBatchNorm1d, QBatchNorm2d, QBatchNorm3d)
 
 
 def can_fuse(bn: nn.Module) -> bool:
-    """Return whether the fused op covers this BatchNorm: running statistics with a fixed
-    momentum."""
-    held: Any = bn
-    return held.momentum is not None and held.track_running_stats and held.running_mean is not None
+    """Return whether the fused op supports this BatchNorm: it must keep running statistics with a
+    fixed momentum."""
+    norm: Any = bn
+    return norm.momentum is not None and norm.track_running_stats and norm.running_mean is not None
 
 
 def upgrade(module: nn.Module) -> bool:
-    """Makes a layer of torch.nn its quantized subclass, without quantizers yet."""
-    made = QUANTIZED.get(type(module))
-    if made is None:
+    """Turn a layer of torch.nn into its quantized subclass, without quantizers yet. Return False if
+    there is none."""
+    quantized = QUANTIZED.get(type(module))
+    if quantized is None:
         return False
-    module.__class__ = made
-    if issubclass(made, QuantizedLayer):
+    module.__class__ = quantized
+    if issubclass(quantized, QuantizedLayer):
         for name in ("bp_weight", "bp_input", "bp_output"):
             module.register_module(name, None)
     else:

@@ -1,7 +1,8 @@
-"""Quantizers whose scales are trained, or follow from the values without a range."""
+"""Quantizers with trained scales, and quantizers whose scales need no stored range."""
 
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +15,17 @@ from bitpare.spec.qspec import QSpec
 
 
 def kept_share(weight: Tensor, axis: int | None) -> Tensor:
-    """For each scale the share of a weight that is not 0: what was pruned has no part in its mean.
-    1 where all of it is."""
+    """Return the share of nonzero values in a weight for each scale, so that pruned values do not
+    count in a mean. It is 1 if all values are 0."""
     dims = [d for d in range(weight.dim()) if d != axis]
     share = (weight.detach() != 0).float().mean(dims)
     return torch.where(share > 0, share, 1.0)
 
 
 class _FromData(Quantizer):
-    """A scale that starts from the first data seen and stands from then on.
+    """A quantizer whose scale is set by the first data and then trained.
 
-    count: batches seen by a calibration, or -1 where the scale stands.
-    """
+    count: the number of batches seen by a calibration, or -1 once the scale is set."""
 
     count: Tensor
 
@@ -34,7 +34,7 @@ class _FromData(Quantizer):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def _start(self, x: Tensor) -> None:
-        """The scale from the first values seen, unless a state was loaded."""
+        """Set the scale from the first values, unless a state was loaded."""
         if int(self.count) >= 0:
             if self.role == "activation" and not self.training:
                 self._require_calibrated()
@@ -66,12 +66,11 @@ class _FromData(Quantizer):
 
 
 class LearnedQuantizer(_FromData):
-    """LSQ (Esser et al. 2020): the scale is a parameter, with a gradient of its own.
+    """A quantizer with a trained scale: LSQ (Esser et al. 2020).
 
-    LSQ+ (Bhalgat et al. 2020) learns an offset too; PACT (Choi et al. 2018) the top of the range,
-    from which the scale follows. Scales start at 2 mean|x| / sqrt(quant_max), from the weights, or
-    from what calibration or the first training batch shows.
-    """
+    LSQ+ (Bhalgat et al. 2020) learns an offset too. PACT (Choi et al. 2018) learns the top of
+    the range, which determines the scale. Scales start at 2 mean|x| / sqrt(quant_max), from the
+    weights, from a calibration or from the first training batch."""
 
     def __init__(
         self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
@@ -81,7 +80,7 @@ class LearnedQuantizer(_FromData):
         self.limit = limit
         self.scale = nn.Parameter(torch.ones(scales))
         self.offset = nn.Parameter(torch.zeros(scales)) if self.kind == "lsq+" else None
-        # Sums over the batches of a calibration: least, most, mean|x|.
+        # Sums of minimum, maximum and mean|x| over the batches of a calibration.
         self.register_buffer("statistics", torch.zeros(3, scales))
         self._awaits_data()
 
@@ -115,7 +114,7 @@ class LearnedQuantizer(_FromData):
         )
 
     def _pact(self, x: Tensor) -> Tensor:
-        """clip(x, 0, top), with the gradient of the top from what it clips (eq. 3)."""
+        """Quantize clip(x, 0, top). The gradient of the top comes from clipped values (eq. 3)."""
         scale = self.scale.clamp(min=2.0**-40)
         top = scale * self.grid.quant_max
         clipped = torch.where(x < top, x.clamp(min=0), top.to(x.dtype))
@@ -129,7 +128,7 @@ class LearnedQuantizer(_FromData):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        if self.calibrated:  # a weight, in a calibration of the activations
+        if self.calibrated:  # a weight, while the activations are calibrated
             return
         x, axis = self._rows(x)
         low, high = bpf.minmax(x, axis=axis)
@@ -162,7 +161,8 @@ class LearnedQuantizer(_FromData):
         self.statistics.zero_()
 
     def hold_limit(self) -> None:
-        """Keeps the grid inside the activation's own top, so that a runtime may drop its clamp."""
+        """Keep the grid within the top of the activation, so that a runtime can leave out its
+        clamp."""
         if self.limit > 0:
             levels = self.grid.quant_max - self.grid.quant_min
             top = math.nextafter(self.limit / levels, 0.0)
@@ -172,7 +172,7 @@ class LearnedQuantizer(_FromData):
     def _rescale(self, before: Grid) -> None:
         if self.calibrated:
             with torch.no_grad():
-                if self.kind == "lsq":  # as the starting scale depends on the grid
+                if self.kind == "lsq":  # the starting scale depends on sqrt(quant_max)
                     ratio = math.sqrt(max(before.quant_max, 1) / max(self.grid.quant_max, 1))
                 else:
                     ratio = (before.quant_max - before.quant_min) / (
@@ -183,10 +183,9 @@ class LearnedQuantizer(_FromData):
 
 
 class BinaryQuantizer(Quantizer):
-    """One bit {-s, s}, or {0, s} where values are not negative; ternary {-s, 0, s}.
+    """A quantizer to {-s, s}, to {0, s} if the values are not negative, or ternary to {-s, 0, s}.
 
-    s is the mean magnitude (Rastegari et al. 2016, Li et al. 2016).
-    """
+    s is the mean magnitude (Rastegari et al. 2016, Li et al. 2016)."""
 
     scale: nn.Parameter | None
 
@@ -196,14 +195,15 @@ class BinaryQuantizer(Quantizer):
         super().__init__(spec, grid, name, role)
         del scales, limit
         self.ternary = spec.learn == "ternary"
-        self.levels = "zero_one" if grid.quant_min == 0 else "sign"
+        self.levels: Literal["sign", "zero_one"] = "zero_one" if grid.quant_min == 0 else "sign"
         self.scale = None
 
     def quantize(self, x: Tensor) -> Tensor:
         return self._where_on(self._binarized, x)
 
     def _binarized(self, x: Tensor) -> Tensor:
-        grid, estimator = self.grid, self.spec.estimator
+        grid = self.grid
+        estimator: Any = self.spec.estimator
         if self.ternary:
             return bpf.ternarize(x, axis=grid.axis, group=grid.group, estimator=estimator)
         y = bpf.binarize(
@@ -216,7 +216,7 @@ class BinaryQuantizer(Quantizer):
         )
         if self.mask is None or self.scale is not None:
             return y
-        rows, axis = self._rows(x)  # the mean magnitude is that of what the mask keeps
+        rows, axis = self._rows(x)  # average the magnitude over the unmasked weights only
         share = kept_share(rows, axis)
         if axis is not None:
             share = share.view([-1 if d == axis else 1 for d in range(rows.dim())])
@@ -237,7 +237,7 @@ class BinaryQuantizer(Quantizer):
 
 
 class LearnedBinaryQuantizer(_FromData, BinaryQuantizer):
-    """One bit {-s, s} or {0, s}, where s starts at the mean magnitude and is trained."""
+    """A quantizer to {-s, s} or {0, s}; s starts at the mean magnitude and is trained."""
 
     def __init__(
         self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
@@ -264,12 +264,12 @@ class LearnedBinaryQuantizer(_FromData, BinaryQuantizer):
             self.count.fill_(1)
 
     def _set_scale(self) -> None:
-        """The first batch has set it."""
+        """Do nothing: ``observe`` set the scale from the first batch."""
 
 
 class DorefaQuantizer(Quantizer):
-    """DoReFa (Zhou et al. 2016): weights through tanh onto 2^bits levels of [-1, 1] (eq. 9),
-    activations clipped to [0, 1] (eq. 11)."""
+    """DoReFa (Zhou et al. 2016). Weights go through tanh onto 2^bits levels of [-1, 1] (eq. 9);
+    activations are clipped to [0, 1] (eq. 11)."""
 
     def __init__(
         self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
@@ -306,7 +306,7 @@ class DorefaQuantizer(Quantizer):
 
 
 class DynamicQuantizer(Quantizer):
-    """The range of each batch, or of each token, in training and at inference."""
+    """A quantizer that uses the range of each batch or each token, in training and at inference."""
 
     def __init__(
         self, spec: QSpec, grid: Grid, name: str, role: str, scales: int = 1, limit: float = 0.0
@@ -340,7 +340,7 @@ class DynamicQuantizer(Quantizer):
 
 
 def quantizer_class(spec: QSpec) -> Callable[..., Quantizer]:
-    """Return the kind of quantizer that a spec asks for."""
+    """Return the quantizer class for a spec."""
     if spec.learn in REGISTERED:
         return REGISTERED[spec.learn]
     if spec.dynamic:

@@ -1,14 +1,13 @@
-"""Modules that quantize one tensor. They hold state; what they compute is one call of an op each.
+"""Modules that quantize one tensor. They hold state; each computes with one op.
 
 State that a schedule changes lies on the device in ``control`` (int32: quant_min, quant_max,
-observe, quantize, freeze), so that changing it neither synchronises nor recompiles; its copy on the
-host decides only what no graph depends on.
-"""
+observe, quantize, freeze), so a change neither synchronises nor recompiles. The copy on the host is
+used only for decisions that no compiled graph depends on."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +19,9 @@ from bitpare.spec.grid import LEAST_SCALE, Grid
 from bitpare.spec.qspec import QSpec
 
 OBSERVE, QUANTIZE, FREEZE = 2, 3, 4
-# Quantizers by the name that a spec asks for with learn=, which users register.
+# Quantizers that users registered, by their name in QSpec(learn=).
 REGISTERED: dict[str, "type[Quantizer]"] = {}
-# The state that kinds hold for each scale, along its last dimension.
+# Names of state tensors whose last dimension is the scales.
 PER_SCALE = ("scale", "zero_point", "offset", "range", "pending", "statistics")
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A quantizer's state at some time."""
+    """The state of a quantizer at one time."""
 
     values: dict[str, Tensor]
     grid: Grid
@@ -44,11 +43,11 @@ class Snapshot:
 
 
 class Passing:
-    """State that lives from one call to the next within a forward. A module's own attributes
-    cost ten times as much to set.
+    """State that is passed between calls within one forward. Setting a module's own attribute is
+    ten times slower.
 
-    done: the BatchNorm before has quantized already. weight: values and bits, found by the hub.
-    """
+    done: the BatchNorm before has already quantized. weight: the values and straight-through
+    bits that the hub computed."""
 
     __slots__ = ("done", "weight")
 
@@ -61,13 +60,12 @@ class Passing:
 
 
 class Quantizer(nn.Module):
-    """Quantizes one tensor; what kinds share.
+    """The base class of quantizers: a module that quantizes one tensor.
 
-    forward(x, other, activation, plain): the quantized value of activation(x + other). ``plain``
-    computes the activation where a module of the user's does.
-    """
+    forward(x, other, activation, plain) returns the quantized value of activation(x + other).
+    ``plain`` computes the activation if the user's module does so."""
 
-    _bitpare_layer = True  # never looked into
+    _bitpare_layer = True  # tracing does not enter it
     control: Tensor
     mask: Tensor | None
 
@@ -75,17 +73,18 @@ class Quantizer(nn.Module):
         super().__init__()
         self.spec, self.grid, self.name, self.role = spec, grid, name, role
         self.bits = spec.bits
-        self.calibrated = True  # kinds that learn ranges from data say otherwise
+        self.calibrated = True  # subclasses that take ranges from data set False
         self.calibrating = self.bypass = False
         self.observing = self.quantizing = True
-        self.loads = 0  # how often a state was loaded
+        self.loads = 0  # the number of loaded states
         self.passing = Passing()
-        # True if the BatchNorm before may quantize in this one's stead: it says so at each call.
+        # True if the BatchNorm before may quantize too; it sets passing.done at each call.
         self.follows_norm = False
-        # A weight's packed mask, if the forward pass has to apply it.
+        # The packed mask of a weight, if the forward pass has to apply it.
         self.register_buffer("mask", None, persistent=False)
-        self.mask_mode = "hard"
-        # The modules that then see the result early: where one has hooks, nothing is fused.
+        self.mask_mode: Literal["hard", "ste"] = "hard"
+        # The modules whose result is then quantized early. If one of them has hooks, nothing is
+        # fused.
         self.watched: tuple[nn.Module, ...] = ()
         values = [grid.quant_min, grid.quant_max, 1, 1, 0]
         self.register_buffer("control", torch.tensor(values, dtype=torch.int32))
@@ -115,7 +114,8 @@ class Quantizer(nn.Module):
         return self.quantize_fast(x, other, activation)
 
     def _masked(self, weight: Tensor, mask: Tensor) -> Tensor:
-        """The quantized value of a masked weight; 0 where it is masked, whatever the grid."""
+        """Return the quantized value of a masked weight. Masked values are 0 even if the grid has
+        no 0."""
         weight = bpf.apply_mask(weight, mask, mode=self.mask_mode)
         if self.bypass or self.calibrating:
             return weight
@@ -128,7 +128,7 @@ class Quantizer(nn.Module):
         return True
 
     fast = False
-    may_observe = True  # False where a range was given
+    may_observe = True  # False if the range is fixed by the spec
 
     def quantize(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -137,38 +137,38 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def _on(self, flag: int, host: bool) -> Tensor | bool:
-        """Return whether a flag is set: by its copy here, or within a graph by the one on
-        the device."""
+        """Return whether a flag is set. Compiled graphs read it on the device, other code on the
+        host."""
         return self.control[flag] != 0 if torch.compiler.is_compiling() else host
 
     def _where_on(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """run(x), or x where nothing is quantized."""
+        """Return run(x), or x if quantizing is off."""
         on = self._on(QUANTIZE, self.quantizing)
         if isinstance(on, Tensor):
             return torch.where(on, run(x), x)
         return run(x) if on else x
 
     def observe(self, x: Tensor) -> None:
-        """Takes x into what calibration is about to conclude."""
+        """Take x into the running calibration."""
 
     def conclude(self) -> None:
-        """Ends a calibration."""
+        """End a calibration."""
 
     def restart(self) -> None:
-        """Begins a calibration: what an earlier one found is left behind."""
+        """Begin a calibration, and discard the results of an earlier one."""
 
     def forget(self) -> None:
-        """Drop what was found in data: other weights were loaded."""
+        """Discard what was learned from data, because other weights were loaded."""
         self.restart()
 
     def snapshot(self) -> "Snapshot":
-        held = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        state = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         return Snapshot(
-            {name: value.detach().clone() for name, value in held.items()}, self.grid, self.bits
+            {name: value.detach().clone() for name, value in state.items()}, self.grid, self.bits
         )
 
     def put_back(self, snapshot: "Snapshot") -> None:
-        """Goes back to an earlier state."""
+        """Restore an earlier state."""
         with torch.no_grad():
             for name, value in snapshot.values.items():
                 getattr(self, name).copy_(value)
@@ -177,15 +177,15 @@ class Quantizer(nn.Module):
 
     @property
     def skipped(self) -> int:
-        """Batches left out for a NaN or an infinity."""
+        """Return the number of batches left out because of NaN or infinite values."""
         return 0
 
     def fuses(self) -> bool:
-        """Return whether the BatchNorm before this quantizer does its work."""
+        """Return whether the BatchNorm before this quantizer may quantize for it."""
         return False
 
     def _rows(self, x: Tensor) -> tuple[Tensor, int | None]:
-        """x and the axis of its scales, groups as rows of their own."""
+        """Return x and the axis of its scales; groups become rows."""
         if self.grid.group is None:
             return x, self.grid.axis
         return x.reshape(-1, self.grid.group), 0
@@ -203,7 +203,7 @@ class Quantizer(nn.Module):
         axis: int | None,
         group: int | None,
     ) -> Tensor:
-        """x on the grid of the spec, be it of integers or of small floats."""
+        """Return x rounded to the grid of the spec, of integers or of small floats."""
         spec, rng = self.spec, self._buffers.get("rng")
         if rng is not None and self.training:
             rng[1] += 1
@@ -236,7 +236,7 @@ class Quantizer(nn.Module):
     def set_flags(
         self, observe: bool | None = None, quantize: bool | None = None, freeze: bool | None = None
     ) -> None:
-        """Changes flags on the device and their copies here."""
+        """Set flags on the device and their copies on the host."""
         for index, flag in ((OBSERVE, observe), (QUANTIZE, quantize), (FREEZE, freeze)):
             if flag is not None:
                 self.control[index].fill_(int(flag))
@@ -244,7 +244,7 @@ class Quantizer(nn.Module):
         self.quantizing = self.quantizing if quantize is None else quantize
 
     def set_bits(self, bits: int) -> None:
-        """Changes the grid to another number of bits; the range stays."""
+        """Change the grid to another number of bits; the range stays."""
         before = self.grid
         self.grid = before.with_bits(bits)
         self.bits = bits
@@ -253,7 +253,7 @@ class Quantizer(nn.Module):
         self._rescale(before)
 
     def _rescale(self, before: Grid) -> None:
-        """Moves the state to a new grid."""
+        """Adapt the state to a new grid."""
 
     def _require_calibrated(self) -> None:
         if not self.calibrated:
@@ -262,11 +262,11 @@ class Quantizer(nn.Module):
                 "data=loader) or a training step before eval or convert"
             )
 
-    # -- the integers that it makes, as `convert` takes them
+    # -- the integer codes that `convert` reads
 
     @property
     def limits(self) -> tuple[int, int]:
-        """The least and the largest code."""
+        """Return the smallest and the largest code."""
         return self.grid.quant_min, self.grid.quant_max
 
     def zero_code(self) -> int:
@@ -281,7 +281,7 @@ class Quantizer(nn.Module):
         return scale.detach().float().clamp(min=LEAST_SCALE).reshape(-1).expand(value.shape[0])
 
     def no_codes(self) -> str | None:
-        """Return why values have no code each on one fixed grid, or None if they have."""
+        """Return why values have no single fixed integer grid, or None if they have one."""
         scale = getattr(self, "scale", None)
         if not isinstance(scale, Tensor) or scale.numel() != 1:
             return "activations with several scales"
@@ -305,7 +305,7 @@ class Quantizer(nn.Module):
             self.forget()
 
     def _read_control(self) -> None:
-        """The host's copies, after a load: the one place where they come from the device."""
+        """Update the host's copies from the device after a load. Only this method synchronises."""
         low, high, observe, quantize, _ = self.control.tolist()
         self.observing, self.quantizing = bool(observe), bool(quantize)
         if (low, high) != (self.grid.quant_min, self.grid.quant_max):
@@ -315,13 +315,13 @@ class Quantizer(nn.Module):
 
 @contextlib.contextmanager
 def quantizers_off(model: nn.Module) -> Iterator[None]:
-    """The prepared model computes what the float model does."""
-    found = [m for m in model.modules() if isinstance(m, Quantizer)]
-    before = [q.bypass for q in found]
-    for q in found:
+    """Switch all quantizers off, so that the model computes what the float model does."""
+    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
+    before = [q.bypass for q in quantizers]
+    for q in quantizers:
         q.bypass = True
     try:
         yield
     finally:
-        for q, value in zip(found, before, strict=True):
+        for q, value in zip(quantizers, before, strict=True):
             q.bypass = value

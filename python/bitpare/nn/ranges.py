@@ -23,14 +23,15 @@ BINS = 2048
 
 
 class RangeQuantizer(Quantizer):
-    """Scales from the range of the data: of the weights at hand, or of activations seen so far.
+    """A quantizer whose scale follows from a range: of the current weight, or of the activations so
+    far.
 
-    A training forward quantizes with the range in force and puts this batch's range into
-    ``pending``; ``Hub`` merges what is pending at the start of the model's next training forward.
+    A training forward quantizes with the current range and stores the batch's range in
+    ``pending``. ``Hub`` merges it at the start of the model's next training forward.
 
-    range, pending: [2, scales], least and most. count: batches merged, batches skipped for a NaN
-    or an infinity. counts, limit, skipped: the histogram of a calibration.
-    """
+    range, pending: minimum and maximum, [2, scales]. count: the number of merged batches and of
+    batches skipped because of NaN or infinite values. histogram: counts, limit and skipped
+    batches of a calibration."""
 
     scale: Tensor
     zero_point: Tensor | None
@@ -86,7 +87,7 @@ class RangeQuantizer(Quantizer):
 
     @property
     def rule(self) -> str:
-        """How a pending range joins the range in force."""
+        """Return how a pending range is merged into the current range."""
         return "minmax" if self.method == "minmax" else "ema"
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class RangeQuantizer(Quantizer):
         return True
 
     def batch_norm(self, x: Tensor, bn: nn.modules.batchnorm._BatchNorm, activation: str) -> Tensor:
-        """The quantized value of activation(bn(x)), in one op."""
+        """Return the quantized value of activation(bn(x)), computed by one op."""
         if not self.calibrated:
             self._start_with_norm(x, bn, activation)
         self.passing.done = self.follows_norm
@@ -164,7 +165,7 @@ class RangeQuantizer(Quantizer):
     def _start_with_norm(
         self, x: Tensor, bn: nn.modules.batchnorm._BatchNorm, activation: str
     ) -> None:
-        """The first batch's range, found without moving the running statistics."""
+        """Set the range from the first batch, without changing the running statistics."""
         if self.training:
             with torch.no_grad():
                 mean = None if bn.training else bn.running_mean
@@ -190,15 +191,15 @@ class RangeQuantizer(Quantizer):
 
     def _quantize_weight(self, weight: Tensor) -> Tensor:
         if self.batched:
-            # The hub has done it for the whole model, except where a part is called by itself or
-            # recomputed: the same ops in either case, as activation checkpointing demands.
+            # The hub has quantized all weights at once. It has not if a part of the model is called
+            # by itself or recomputed; activation checkpointing then needs the same ops.
             value, inside = self.passing.weight or quantize_weights([weight], [self])[0]
             return _use_weight(weight, value, inside)
         self.find_scale(weight)
         return self._where_on(self._on_grid, weight)
 
     def find_scale(self, weight: Tensor) -> None:
-        """The scale of a weight from its range, unless that was given or is frozen."""
+        """Set the scale of a weight from its range, unless the range is fixed or frozen."""
         on = self._on(OBSERVE, self.observing)
         if on is False or isinstance(self.method, tuple):
             return
@@ -208,7 +209,7 @@ class RangeQuantizer(Quantizer):
     # -- ranges
 
     def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and most of what the grid should hold of x, for each scale."""
+        """Return for each scale the minimum and maximum of x that the grid should cover."""
         grid, spec, method = self.grid, self.spec, self.method
         x, axis = self._rows(x)
         if method == "mse":
@@ -226,7 +227,7 @@ class RangeQuantizer(Quantizer):
         elif method == "sigma":
             dims = [d for d in range(x.dim()) if d != axis] or [0]
             values, counts = x.float(), torch.ones_like(x, dtype=torch.float32)
-            if self.role == "weight":  # what was pruned has no part in it
+            if self.role == "weight":  # pruned weights do not count
                 counts = (x != 0).float()
             count = counts.sum(dims, keepdim=True).clamp(min=1)
             centre = values.sum(dims, keepdim=True) / count
@@ -249,11 +250,11 @@ class RangeQuantizer(Quantizer):
     def _range_of_histogram(
         self, histogram: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.method, str)
+        method: Any = self.method
         return bpf.histogram_range(
             histogram[0],
             histogram[1],
-            method=self.method,
+            method=method,
             percentile=self.spec.percentile,
             quant_min=self.grid.quant_min,
             quant_max=self.grid.quant_max,
@@ -261,7 +262,7 @@ class RangeQuantizer(Quantizer):
         )
 
     def _fold(self, low: Tensor, high: Tensor) -> None:
-        """Takes this batch's range into the pending one; NaN stays NaN."""
+        """Take the range of this batch into the pending one; NaN stays NaN."""
         self.pending[0].copy_(torch.minimum(self.pending[0], low))
         self.pending[1].copy_(torch.maximum(self.pending[1], high))
 
@@ -279,11 +280,11 @@ class RangeQuantizer(Quantizer):
                 mine.copy_(torch.where(on, found, mine) if isinstance(on, Tensor) else found)
 
     def merge(self) -> None:
-        """Merges what is pending into the range in force."""
+        """Merge the pending range into the current range."""
         update_ranges([self])
 
     def _first_batch(self, x: Tensor) -> None:
-        """An uncalibrated quantizer observes its first training batch before it quantizes it."""
+        """Set the range from the first training batch before it is quantized, if not calibrated."""
         if self.calibrated or not (self.training and self.observing and self.quantizing):
             return
         with torch.no_grad():
@@ -330,7 +331,7 @@ class RangeQuantizer(Quantizer):
 
     @property
     def skipped(self) -> int:
-        """Batches left out for a NaN or an infinity."""
+        """Return the number of batches left out because of NaN or infinite values."""
         return int(self.count[1]) if self.role == "activation" else 0
 
     def _rescale(self, before: Grid) -> None:
@@ -351,7 +352,8 @@ def _nothing(scales: int) -> Tensor:
 def quantize_weights(
     weights: list[Tensor], quantizers: list[RangeQuantizer]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Values and straight-through bits of weights whose quantizers are alike, in one op."""
+    """Return the values and straight-through bits of weights, in one op. The quantizers must be
+    alike."""
     with torch.no_grad():
         values, inside = _fake_quant_weights(
             weights,
@@ -363,7 +365,7 @@ def quantize_weights(
 
 
 def refresh_scales(weights: Iterable[QuantizedWeight]) -> None:
-    """Scales that follow from a weight's range, for the weights as they are now."""
+    """Update the scales that follow from the current range of a weight."""
     batched: dict[bool, list[tuple[Tensor, RangeQuantizer]]] = {}
     for _, owner, attribute, q in weights:
         if isinstance(q, RangeQuantizer):
@@ -391,16 +393,16 @@ def grouped_by_rule(quantizers: list[RangeQuantizer]) -> list[list[RangeQuantize
 
 
 def update_ranges(alike: list[RangeQuantizer]) -> None:
-    """Merges the pending ranges of quantizers that share a rule, in one op."""
-    first, held = alike[0], [q._buffers for q in alike]
+    """Merge the pending ranges of quantizers that share a rule, in one op."""
+    first, buffers = alike[0], [q._buffers for q in alike]
     symmetric = first.grid.symmetric
     _update_ranges(
-        [b["pending"] for b in held],
-        [b["range"] for b in held],
-        [b["scale"] for b in held],
-        [] if symmetric else [b["zero_point"] for b in held],
-        [b["count"] for b in held],
-        [b["control"] for b in held],
+        [b["pending"] for b in buffers],
+        [b["range"] for b in buffers],
+        [b["scale"] for b in buffers],
+        [] if symmetric else [b["zero_point"] for b in buffers],
+        [b["count"] for b in buffers],
+        [b["control"] for b in buffers],
         rule=first.rule,
         momentum=first.spec.momentum,
         symmetric=symmetric,

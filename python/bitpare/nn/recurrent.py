@@ -1,4 +1,4 @@
-"""Recurrent layers: computed in float, with quantized weights."""
+"""Recurrent layers with quantized weights, computed in float."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from bitpare.nn.quantizer import Quantizer
 
 
 class _Recurrent:
-    """bp_weights: quantizers of the weights, by the weight's name."""
+    """The base of recurrent layers. bp_weights: the quantizers, by the name of the weight."""
 
     _bitpare_layer = True
     bp_weights: nn.ModuleDict
@@ -21,7 +21,7 @@ class _Recurrent:
 
 class _Sequence(_Recurrent):
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        held = self._flat_weights  # what torch's own forward reads
+        held = self._flat_weights  # torch's own forward reads this list
         self.__dict__["_flat_weights"] = [self.quantized(n) for n in self._flat_weights_names]
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -44,7 +44,7 @@ class QGRU(_Sequence, nn.GRU):
 class _Cell(_Recurrent):
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         held = {name: self.quantized(name) for name in self.bp_weights}
-        self.__dict__.update(held)  # found before the parameters
+        self.__dict__.update(held)  # instance attributes hide the parameters
         try:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -79,11 +79,11 @@ def is_recurrent(module: nn.Module) -> bool:
 
 
 def upgrade_recurrent(module: nn.Module, weight: Callable[[str, Tensor], Quantizer | None]) -> int:
-    """Makes a layer its quantized subclass; returns how many weights have quantizers."""
+    """Turn a layer into its quantized subclass, and return how many weights have quantizers."""
     names = [n for n, _ in module.named_parameters(recurse=False) if n.startswith("weight_")]
     found = {name: weight(name, getattr(module, name)) for name in names}
-    kept = {name: q for name, q in found.items() if q is not None}
-    if kept:
+    quantizers = {name: q for name, q in found.items() if q is not None}
+    if quantizers:
         module.__class__ = _QUANTIZED[type(module)]
-        module.bp_weights = nn.ModuleDict(kept)
-    return len(kept)
+        module.bp_weights = nn.ModuleDict(quantizers)
+    return len(quantizers)

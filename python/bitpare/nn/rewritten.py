@@ -1,8 +1,7 @@
-"""Classes whose forward was written anew, which pickle and copy like any other.
+"""Classes with a generated forward, which can be pickled and copied like any other.
 
-An object's class becomes a subclass of what it was, with the same name and module: isinstance
-holds, and a class is made once for each (base, source). Pickling stores base and source.
-"""
+The class of a module becomes a subclass of its old class with the same name, so isinstance still
+holds. One class exists per (base, source). A pickle stores base and source."""
 
 import inspect
 import linecache
@@ -11,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-PREFIX = "bp_"  # of the modules that bitpare adds
+PREFIX = "bp_"  # prefix of the names of modules that bitpare adds
 _classes: dict[tuple[type, str], type] = {}
 
 
 def _rebuild(base: type, source: str) -> nn.Module:
-    made = rewritten_class(base, source)
-    return made.__new__(made)  # type: ignore[call-overload,no-any-return]
+    new_class = rewritten_class(base, source)
+    return new_class.__new__(new_class)  # type: ignore[call-overload,no-any-return]
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
@@ -30,7 +29,7 @@ def _visible(self: nn.Module) -> dict[str, nn.Module]:
 
 
 def _hide_added(base: type) -> dict[str, Any]:
-    """Return methods that keep the modules which bitpare adds out of a container's items."""
+    """Return container methods that skip the modules which bitpare adds."""
 
     def length(self: nn.Module) -> int:
         return len(_visible(self))
@@ -61,7 +60,8 @@ def _hide_added(base: type) -> dict[str, Any]:
 
 
 def rewritten_class(base: type, source: str) -> type:
-    """The subclass of ``base`` with the functions of ``source``; they know ``_bitpare_base``."""
+    """Return the subclass of ``base`` with the functions in ``source``. They can refer to the base
+    as ``_bitpare_base``."""
     if (base, source) in _classes:
         return _classes[base, source]
     filename = f"<bitpare {base.__module__}.{base.__qualname__} {len(_classes)}>"
@@ -90,11 +90,11 @@ def rewritten_class(base: type, source: str) -> type:
     }
     if issubclass(base, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         namespace.update(_hide_added(base))
-    made = type(base)(base.__name__, (base,), namespace)
-    _classes[base, source] = made
-    return made
+    new_class = type(base)(base.__name__, (base,), namespace)
+    _classes[base, source] = new_class
+    return new_class
 
 
 def rewrite(module: nn.Module, source: str) -> None:
-    """Gives ``module`` the functions of ``source`` on top of its class."""
+    """Add the functions in ``source`` to the class of ``module``."""
     module.__class__ = rewritten_class(type(module), source)

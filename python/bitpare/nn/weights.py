@@ -1,4 +1,4 @@
-"""Every weight that a prepared model quantizes."""
+"""List every weight that a prepared model quantizes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from bitpare.nn.quantizer import Quantizer
 
 
 class QuantizedWeight(NamedTuple):
-    """A weight, where it is, and its quantizer. name: as in the state dict."""
+    """A weight, its owner and its quantizer. ``name`` is its name in the state dict."""
 
     name: str
     owner: nn.Module
@@ -24,12 +24,13 @@ class QuantizedWeight(NamedTuple):
 
 
 def is_sharded(weight: Tensor) -> bool:
-    """A DTensor is whole only in its own layer's forward."""
+    """Return whether a weight is a DTensor, which is whole only in the forward of its own layer."""
     return type(weight) is not nn.Parameter and hasattr(weight, "_local_tensor")
 
 
 def quantized_weights(model: nn.Module) -> Iterator[QuantizedWeight]:
-    """In the order of the modules; a weight that several layers share comes once for each."""
+    """Yield the quantized weights in the order of the modules. A shared weight comes once for each
+    layer."""
     for prefix, module in model.named_modules():
         start = prefix + "." if prefix else ""
         found = [(module, "weight", getattr(module, "bp_weight", None))]

@@ -1,4 +1,4 @@
-"""Masks during training, and channels removed for good."""
+"""Mask weights during training, and remove whole channels."""
 
 from bitpare.prune.drop_layers import drop_layers
 from bitpare.prune.pruner import Pruner

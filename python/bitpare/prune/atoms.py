@@ -1,4 +1,4 @@
-"""Atoms: indices of dimensions that may shrink, which of them go together, and what holds them."""
+"""Track atoms: the indices of dimensions that may shrink, and which of them belong together."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -10,14 +10,18 @@ from bitpare.graph.ops import function_name
 from bitpare.nn.quantizer import PER_SCALE, Quantizer
 from bitpare.nn.weights import quantized_weights
 
-Atoms: TypeAlias = list[int] | None  # along one dimension
-Dims: TypeAlias = list[Atoms]  # of one value
-Held: TypeAlias = tuple[nn.Module, str]  # a parameter or buffer
+Atoms: TypeAlias = list[int] | None  # the atoms along one dimension
+Dims: TypeAlias = list[Atoms]  # the atoms along each dimension of a value
+ParameterPlace: TypeAlias = tuple[
+    nn.Module, str
+]  # the module and attribute of a parameter or buffer
 
 
 class AtomTable:
-    """links: (parameter's or buffer's name, dimension) -> its atoms. values: what each node of the
-    traces has along its dimensions."""
+    """The atoms of a model.
+
+    links: (name of a parameter or buffer, dimension) -> its atoms. values: node of a trace ->
+    the atoms along each dimension of its value."""
 
     def __init__(self, model: nn.Module, traces: Sequence[g.FlatTrace]) -> None:
         self.model, self.graph = model, traces[0].graph
@@ -25,10 +29,10 @@ class AtomTable:
         self._families: list[int] = []
         self.frozen: dict[int, str] = {}
         self.links: dict[tuple[str, int], list[int]] = {}
-        self.depthwise: set[str] = set()  # whose groups are their input channels
+        self.depthwise: set[str] = set()  # layers whose groups are their input channels
         self.not_understood: list[str] = []
         self.names = _first_names(model)
-        self._quantizers: dict[str, list[Quantizer]] = {}  # of a weight, for each that shares it
+        self._quantizers: dict[str, list[Quantizer]] = {}  # by weight; a shared weight has several
         for weight in quantized_weights(model):
             known = self._quantizers.setdefault(self.names.get(id(weight.value), ""), [])
             known.append(weight.quantizer)
@@ -49,7 +53,7 @@ class AtomTable:
         return atom
 
     def family(self, atom: int) -> int:
-        """Atoms of one family lie along the same dimensions."""
+        """Return the family of an atom. Atoms of one family lie along the same dimensions."""
         at = self._families[atom]
         while self._families[at] != at:
             self._families[at] = self._families[self._families[at]]
@@ -94,13 +98,13 @@ class AtomTable:
     # -- links to parameters
 
     def link(self, owner: nn.Module, attribute: str, dim: int, atoms: Atoms) -> None:
-        held = getattr(owner, attribute, None)
-        if atoms is None or not isinstance(held, Tensor):
+        tensor = getattr(owner, attribute, None)
+        if atoms is None or not isinstance(tensor, Tensor):
             return
-        if id(held) not in self.names:
+        if id(tensor) not in self.names:
             self.freeze([atoms], f"{attribute} of {type(owner).__name__} is parametrized")
             return
-        key = (self.names[id(held)], dim)
+        key = (self.names[id(tensor)], dim)
         known = self.links.setdefault(key, atoms)
         if known is not atoms:
             self.join_all(known, atoms)
@@ -108,19 +112,19 @@ class AtomTable:
             self.link_scales(quantizer, dim, atoms, key[0])
 
     def link_scales(self, quantizer: Quantizer, dim: int, atoms: list[int], what: str) -> None:
-        """Link what a quantizer keeps for each index along a dimension of what it
+        """Link the per-channel state of a quantizer to the atoms of the dimension that it
         quantizes."""
         if quantizer.grid.group is not None:
             self.freeze([atoms], f"{what}: quantized in groups")
         if quantizer.grid.axis != dim:
             return
         for name in PER_SCALE:
-            held = getattr(quantizer, name, None)
-            if isinstance(held, Tensor) and held.shape[-1] == len(atoms):
-                self.link(quantizer, name, held.dim() - 1, atoms)
+            tensor = getattr(quantizer, name, None)
+            if isinstance(tensor, Tensor) and tensor.shape[-1] == len(atoms):
+                self.link(quantizer, name, tensor.dim() - 1, atoms)
 
     def link_values(self, node: fx.Node, quantizer: Any, x: Any) -> None:
-        """The quantizer of a value with these dimensions."""
+        """Link the quantizer of a value to the atoms along the value's dimensions."""
         if not isinstance(quantizer, Quantizer) or not isinstance(x, list):
             return
         for dim, atoms in enumerate(x):
@@ -130,15 +134,16 @@ class AtomTable:
             self.freeze(x, f"{self.path_of(node)}: quantized on a grid without 0")
 
     def produced(self, owner: nn.Module, attribute: str, dim: int) -> list[int]:
-        """The atoms that a dimension of a parameter makes; the same ones at every use."""
-        held = getattr(owner, attribute)
-        if id(held) not in self.names:
-            made = self.new(held.shape[dim])
-            self.freeze([made], f"{attribute} of {type(owner).__name__} is parametrized")
-            return made
-        key = (self.names[id(held)], dim)
+        """Return the atoms that a layer's output gets from a dimension of its parameter. Every call
+        returns the same ones."""
+        tensor = getattr(owner, attribute)
+        if id(tensor) not in self.names:
+            atoms = self.new(tensor.shape[dim])
+            self.freeze([atoms], f"{attribute} of {type(owner).__name__} is parametrized")
+            return atoms
+        key = (self.names[id(tensor)], dim)
         if key not in self.links:
-            self.link(owner, attribute, dim, self.new(held.shape[dim]))
+            self.link(owner, attribute, dim, self.new(tensor.shape[dim]))
         return self.links[key]
 
     def untracked(self, node: fx.Node) -> Any:
@@ -150,14 +155,14 @@ class AtomTable:
         value = node.args[index] if len(node.args) > index else None
         if value is None and index == 0:
             value = node.kwargs.get("input", node.kwargs.get("x"))
-        found = self.values.get(value) if isinstance(value, fx.Node) else None
-        return found if isinstance(found, list) else None
+        atoms = self.values.get(value) if isinstance(value, fx.Node) else None
+        return atoms if isinstance(atoms, list) else None
 
-    def given(self, node: fx.Node) -> Dims:
-        """Return the atoms along each dimension of the first operand, which has some."""
-        found = self.dims(node)
-        assert found is not None
-        return found
+    def operand_dims(self, node: fx.Node) -> Dims:
+        """Return the atoms along each dimension of the first operand, which must be a tensor."""
+        dims = self.dims(node)
+        assert dims is not None
+        return dims
 
 
 def flattened(value: Any) -> list[Atoms]:
@@ -167,8 +172,8 @@ def flattened(value: Any) -> list[Atoms]:
 
 
 def _first_names(model: nn.Module) -> dict[int, str]:
-    """The first name of each parameter and buffer, by identity."""
-    found: dict[int, str] = {}
-    for name, held in [*model.named_parameters(), *model.named_buffers()]:
-        found.setdefault(id(held), name)
-    return found
+    """Return the first name of each parameter and buffer, by identity."""
+    names: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        names.setdefault(id(tensor), name)
+    return names

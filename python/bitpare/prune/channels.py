@@ -1,10 +1,10 @@
-"""Which channels of which parameters must go together.
+"""Find out which channels of which parameters must be removed together.
 
-Every index along a dimension that may shrink is an *atom*. Following a flat trace, each value has,
-for each of its dimensions, the atoms along it, or None where nothing may be removed. A layer links
-the dimensions of its parameters to them; an addition makes the atoms of both sides one. Where an
-operation is not understood, the atoms it reads are frozen, with the reason.
-"""
+Every index along a dimension that may shrink is an *atom*. A flat trace is followed node by node.
+Each value has a list of atoms along each of its dimensions, or None if nothing may be removed
+there. A layer links the dimensions of its parameters to atoms. An addition merges the atoms of its
+operands. If an operation is not understood, the atoms that it reads are frozen, and the reason is
+noted."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,8 +21,8 @@ Rule = Callable[[AtomTable, fx.Node, Op], Any]
 
 
 def unchanged(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    """Operations on one value, element by element."""
-    return table.given(node)
+    """Handle elementwise operations on one value: the atoms stay."""
+    return table.operand_dims(node)
 
 
 _ELEMENTWISE = (
@@ -38,7 +38,7 @@ _POOLS = (
 )
 _RESHAPES = ("flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten")
 _NORMS = ("layer_norm", "group_norm", "local_response_norm", "rms_norm")
-# The rule of each operation on a value whose atoms are known.
+# Rules for operations on one value with known atoms.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE.split(), unchanged),
     **dict.fromkeys(_POOLS.split(), shape_rules.same_channels),
@@ -55,7 +55,7 @@ RULES: dict[str, Rule] = {
     "transpose": shape_rules.swapped,
     "getitem": shape_rules.indexed,
 }
-# The rule of each operation on several values.
+# Rules for operations on several values.
 _OF_SEVERAL: dict[str, Rule] = {
     "cat": shape_rules.concatenated,
     "stack": shape_rules.stacked,
@@ -65,7 +65,7 @@ _OF_SEVERAL: dict[str, Rule] = {
 
 
 def channels_of(model: nn.Module, traces: Sequence[g.FlatTrace]) -> AtomTable:
-    """Return the atoms of a model, from its traces: a parameter has the same ones in all."""
+    """Return the atoms of a model from its traces. A parameter has the same atoms in all traces."""
     table = AtomTable(model, traces)
     for trace in traces:
         for node in trace.graph.nodes:
@@ -74,7 +74,7 @@ def channels_of(model: nn.Module, traces: Sequence[g.FlatTrace]) -> AtomTable:
 
 
 def before_relu(table: AtomTable) -> list[fx.Node]:
-    """Return the calls of layers whose result goes through a ReLU and nowhere else."""
+    """Return the calls of layers whose result is read only by ReLUs."""
     return [
         node
         for node in table.graph.nodes
@@ -96,11 +96,11 @@ def _follow(table: AtomTable, node: fx.Node) -> Any:
     op = op_of(table.model, node)
     if op.module is None:
         return _function(table, node, op)
-    found = _layer(table, node, op)
-    held = op.module.__dict__.get("_modules", {})
-    table.link_values(node, held.get("bp_input"), table.dims(node))
-    table.link_values(node, held.get("bp_output"), found)
-    return found
+    result = _layer(table, node, op)
+    children = op.module.__dict__.get("_modules", {})
+    table.link_values(node, children.get("bp_input"), table.dims(node))
+    table.link_values(node, children.get("bp_output"), result)
+    return result
 
 
 def _layer(table: AtomTable, node: fx.Node, op: Op) -> Any:

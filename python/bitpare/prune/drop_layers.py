@@ -1,4 +1,4 @@
-"""drop_layers: a shallower copy of a model, without some of its residual blocks."""
+"""Remove some residual blocks of a model."""
 
 import copy
 from collections.abc import Sequence
@@ -24,14 +24,15 @@ def drop_layers(
 ) -> nn.Module:
     """Return a copy of ``model`` with identities in place of some residual blocks.
 
-    A block may go if it is an item of an nn.Sequential or nn.ModuleList, is called once, gives a
-    tensor of its input's shape and adds its input to something: without it the input goes on. Names
-    of what stays do not change.
+    A block can be removed if it is an item of an nn.Sequential or nn.ModuleList, is called once,
+    returns a tensor of its input's shape and adds its input to its result. The input then takes
+    the place of the result. The names of the other layers do not change.
 
     Args:
         model: the model; it is not changed.
-        sparsity: the share of these blocks that goes, in [0, 1]; they are evenly spread.
-        example_inputs, example_kwargs: the arguments of a call of the model.
+        sparsity: the share of these blocks to remove, in [0, 1], evenly spread over the model.
+        example_inputs: the positional arguments of a call of the model, or a single tensor.
+        example_kwargs: the keyword arguments of that call.
         ignore: globs of blocks that stay.
 
     >>> class Block(nn.Module):
@@ -62,7 +63,7 @@ def drop_layers(
 
 
 def residual_blocks(model: nn.Module, call: g.Call) -> list[str]:
-    """The names of the blocks that may go, in the order of the model."""
+    """Return the names of the blocks that can be removed, in the order of the model."""
     found = []
     with g.without_hooks(model), g.quiet_state(model), torch.no_grad():
         calls = g.record_calls(model, call, False)
@@ -77,12 +78,13 @@ def residual_blocks(model: nn.Module, call: g.Call) -> list[str]:
                 path = f"{name}.{key}" if name else key
                 if shapes.get(path) == [True] and _adds_its_input(child, calls.get(path), results):
                     found.append(path)
-    # Blocks within blocks are left out.
+    # Leave out blocks within other blocks.
     return [n for n in found if not any(n.startswith(f"{outer}.") for outer in found)]
 
 
 def _shapes(model: nn.Module, call: g.Call) -> dict[str, list[bool]]:
-    """Return for each module's calls whether one tensor came in and one of its shape went out."""
+    """Return for each module's calls whether its only input and its result are tensors of one
+    shape."""
     found: dict[str, list[bool]] = {}
     hooks = []
     for name, module in model.named_modules():
@@ -116,7 +118,7 @@ def _adds_its_input(
 
 
 def _reads_input(node: fx.Node) -> bool:
-    """Beside what a layer made of it."""
+    """Return whether an operation reads the block's input and a value that a layer computed."""
     inputs = node.all_input_nodes
     others = [n for n in inputs if n.op != "placeholder"]
     return len(others) < len(inputs) and any(_from_a_layer(n) for n in others)
@@ -135,7 +137,7 @@ def _from_a_layer(node: fx.Node) -> bool:
 
 
 def _evenly(names: list[str], count: int) -> list[str]:
-    """Spread over the list, from its end."""
+    """Choose ``count`` names, evenly spread, starting from the end of the list."""
     if count == 0:
         return []
     step = len(names) / count

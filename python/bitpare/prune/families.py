@@ -1,4 +1,4 @@
-"""Families of channels: those that lie along the same dimensions, and how much each matters."""
+"""Group channels into families, which lie along the same dimensions, and rank them."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from bitpare.prune.channels import channels_of
 
 
 def analysed(model: nn.Module, call: g.Call, not_understood: str, caller: str) -> AtomTable:
-    """Return the atoms of a model, followed through its forward in eval and in training."""
+    """Return the atoms of a model, followed through its forward in eval and in training mode."""
     try:
         channels = channels_of(model, _traces(model, call, caller))
     except Unsupported as error:
@@ -23,13 +23,13 @@ def analysed(model: nn.Module, call: g.Call, not_understood: str, caller: str) -
     if channels.not_understood and not_understood == "refuse":
         raise Unsupported(
             f"{caller}: {'; '.join(dict.fromkeys(channels.not_understood))}. With "
-            "not_understood='leave' the channels it reads stay whole"
+            "not_understood='leave' the channels it reads are kept"
         )
     return channels
 
 
 def _traces(model: nn.Module, call: g.Call, caller: str) -> list[g.FlatTrace]:
-    """Return the traces of both modes, or that of eval where training cannot be traced."""
+    """Return the traces of both modes, or only that of eval if training cannot be traced."""
     traces = []
     with g.without_hooks(model), g.quiet_state(model), quantizers_off(model):
         calls = g.record_both(model, call, caller)
@@ -48,7 +48,7 @@ def _traces(model: nn.Module, call: g.Call, caller: str) -> list[g.FlatTrace]:
 
 
 class Families:
-    """The channels that may go: members[family] lists the roots of its atoms."""
+    """The channels that can be removed. ``members[family]`` lists the roots of its atoms."""
 
     def __init__(self, channels: AtomTable, ignore: Sequence[str], caller: str) -> None:
         self.channels, self.caller = channels, caller
@@ -86,8 +86,9 @@ class Families:
 
     @functools.cached_property
     def importance(self) -> dict[int, float]:
-        """Return the importance of each channel: the root mean square of what it has in
-        each parameter, relative to the parameter's own, so that layers compare."""
+        """Return the importance of each channel. It is the root mean square of the channel's
+        elements in each parameter, divided by that of the whole parameter, so that layers
+        compare."""
         sums: dict[int, float] = {}
         counts: dict[int, int] = {}
         for (name, dim), atoms in self.channels.links.items():
@@ -113,7 +114,7 @@ class Families:
         least: int,
         order: str = "importance",
     ) -> set[int]:
-        """Return the roots of the channels that go; see `plan_shrink` for the options."""
+        """Return the roots of the channels to remove; see `plan_shrink` for the options."""
         wanted = self.sparsities(sparsity)
         if scope == "global" and not isinstance(sparsity, Mapping):
             every = sorted(
@@ -134,8 +135,7 @@ class Families:
         return removed
 
     def limited(self, removed: set[int], round_to: int, least: int) -> set[int]:
-        """Return fewer channels to remove, so that each family keeps a multiple of
-        ``round_to``."""
+        """Remove fewer channels, so that each family keeps a multiple of ``round_to``."""
         found: set[int] = set()
         for roots in self.members.values():
             gone = [r for r in roots if r in removed]
@@ -144,8 +144,8 @@ class Families:
         return found
 
     def sparsities(self, sparsity: float | Mapping[str, float]) -> dict[int, float]:
-        """Return the sparsity of each family; of {glob: sparsity} that of the last glob that
-        matches one of its layers, or 0."""
+        """Return the sparsity of each family. For {glob: sparsity} the last glob that matches one
+        of its layers counts, or 0 if none does."""
         found: dict[int, float] = {}
         globs = Globs(sparsity) if isinstance(sparsity, Mapping) else Globs(())
         for family, layers in self.layers.items():

@@ -1,4 +1,6 @@
-"""Masks where zeros in a weight are not enough: in a layer's forward pass, and on its gradient."""
+"""Apply masks in the forward pass and to gradients, where setting weights to 0 is not enough."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from bitpare.functional import apply_mask as _apply_mask
 def forward(self, *args, **kwargs):
     masks = {k.removeprefix("bp_mask_"): v for k, v in self._buffers.items()
              if k.startswith("bp_mask_")}
-    for name, mask in masks.items():  # found before the parameters
+    for name, mask in masks.items():  # instance attributes hide the parameters
         self.__dict__[name] = _apply_mask(self._parameters[name], mask, mode="ste")
     try:
         return _bitpare_base.forward(self, *args, **kwargs)
@@ -22,9 +24,9 @@ def forward(self, *args, **kwargs):
 """
 
 
-def hold_mask(target: Target, mask: Tensor, mode: str) -> None:
-    """Has the forward pass see the masked weight: of a weight that lives on behind its mask, or
-    that is quantized on a grid without 0."""
+def hold_mask(target: Target, mask: Tensor, mode: Literal["hard", "ste"]) -> None:
+    """Apply the mask in the forward pass, if the weight keeps its values under the mask (mode
+    "ste") or is quantized on a grid without 0."""
     quantizer, owner = target.quantizer, target.owner
     if quantizer is not None:
         if mode == "ste" or not quantizer.holds_zero:
@@ -36,15 +38,16 @@ def hold_mask(target: Target, mask: Tensor, mode: str) -> None:
 
 
 def masked_weights(weights: list[Tensor], masks: list[Tensor], mode: str) -> torch.ScriptObject:
-    """Has gradients of pruned weights be 0 before they are accumulated (mode "hard"), or, while
-    ``note(True)`` says so, be noted as they came; ``remask()`` sets pruned weights to 0. In C++:
-    also set(i, mask), noted(i), remove()."""
+    """Return a C++ object that masks weights and gradients. In mode "hard" it sets the gradients of
+    pruned weights to 0 before they are accumulated. After ``note(True)`` it records the dense
+    gradients. ``remask()`` sets pruned weights to 0. Its other methods are set(i, mask), noted(i)
+    and remove()."""
     for weight in weights:
         if weight.requires_grad:
-            # The first hook in Python that a tensor gets takes those in C++ away: have one.
+            # The first Python hook of a tensor removes its C++ hooks, so add and remove one first.
             weight.register_hook(lambda gradient: None).remove()
-    found: torch.ScriptObject = torch.classes.bitpare.MaskedWeights(weights, masks, mode == "hard")
-    return found
+    result: torch.ScriptObject = torch.classes.bitpare.MaskedWeights(weights, masks, mode == "hard")
+    return result
 
 
 def release_mask(target: Target) -> None:

@@ -1,23 +1,23 @@
-"""Rules for the atoms of layers: which dimensions of their parameters go with which channels."""
+"""Rules for layers: which dimensions of their parameters belong to which channels."""
 
 from typing import Any
 
 from torch import fx, nn
 
 from bitpare.graph.ops import Op
-from bitpare.prune.atoms import Atoms, AtomTable, Dims, Held
+from bitpare.prune.atoms import Atoms, AtomTable, Dims, ParameterPlace
 
 
 def _parameters(
     table: AtomTable, node: fx.Node, op: Op, names: tuple[str, ...]
-) -> list[Held | None] | None:
-    """Return the module and attribute of each parameter of a layer; None if one is computed."""
+) -> list[ParameterPlace | None] | None:
+    """Return the module and attribute of each parameter of a layer, or None if one is computed."""
     if op.module is not None:
         return [(op.module, name) for name in names]
-    found: list[Held | None] = []
+    found: list[ParameterPlace | None] = []
     for name in names:
         value = op.arguments.get(name)
-        held = _held(table, value)
+        held = _owner_attribute(table, value)
         if held is None and isinstance(value, fx.Node):
             table.refuse(node, f"{name} is not a parameter")
             return None
@@ -25,8 +25,8 @@ def _parameters(
     return found
 
 
-def _held(table: AtomTable, value: Any) -> Held | None:
-    """Return the module and attribute that an argument of a function is, if it is one."""
+def _owner_attribute(table: AtomTable, value: Any) -> ParameterPlace | None:
+    """Return the module and attribute that an argument of a function reads, or None."""
     if not isinstance(value, fx.Node) or value.op != "get_attr":
         return None
     owner, _, attribute = str(value.target).rpartition(".")
@@ -36,7 +36,7 @@ def _held(table: AtomTable, value: Any) -> Held | None:
 
 
 def linear(table: AtomTable, node: fx.Node, op: Op) -> Any:
-    x, found = table.given(node), _parameters(table, node, op, ("weight", "bias"))
+    x, found = table.operand_dims(node), _parameters(table, node, op, ("weight", "bias"))
     if not found or found[0] is None:
         return table.untracked(node)
     weight, bias = found[0], found[1]
@@ -48,8 +48,8 @@ def linear(table: AtomTable, node: fx.Node, op: Op) -> Any:
 
 
 def norm_of_channels(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    """BatchNorm and InstanceNorm, whose parameters have an element for each channel."""
-    x = table.given(node)
+    """Handle BatchNorm and InstanceNorm, whose parameters have one element per channel."""
+    x = table.operand_dims(node)
     names = ("weight", "bias", "running_mean", "running_var")
     for held in _parameters(table, node, op, names) or ():
         if held is not None:
@@ -58,7 +58,7 @@ def norm_of_channels(table: AtomTable, node: fx.Node, op: Op) -> Dims:
 
 
 def prelu(table: AtomTable, node: fx.Node, op: Op) -> Any:
-    x, module = table.given(node), op.module
+    x, module = table.operand_dims(node), op.module
     if not isinstance(module, nn.PReLU):
         table.refuse(node)
         return table.untracked(node)
@@ -69,19 +69,19 @@ def prelu(table: AtomTable, node: fx.Node, op: Op) -> Any:
 
 def convolution(table: AtomTable, node: fx.Node, op: Op) -> Any:
     if op.module is not None:
-        return _convolution(table, node, op.module, table.given(node))
+        return _convolution(table, node, op.module, table.operand_dims(node))
     found = _parameters(table, node, op, ("weight", "bias"))
     if found is None:
         return table.untracked(node)
     if found[0] is None or not isinstance(found[0][0], nn.modules.conv._ConvNd):
         table.refuse(node)
         return table.untracked(node)
-    return _convolution(table, node, found[0][0], table.given(node))
+    return _convolution(table, node, found[0][0], table.operand_dims(node))
 
 
 def _convolution(table: AtomTable, node: fx.Node, conv: Any, x: Dims) -> Dims:
     transposed = isinstance(conv, nn.modules.conv._ConvTransposeNd)
-    channel = len(x) - conv.weight.dim() + 1  # without a batch it comes first
+    channel = len(x) - conv.weight.dim() + 1  # without a batch dimension the channels come first
     inputs, groups = x[channel], conv.groups
     if transposed and groups > 1:
         table.refuse(node, "a transposed convolution in groups")
@@ -95,7 +95,7 @@ def _convolution(table: AtomTable, node: fx.Node, conv: Any, x: Dims) -> Dims:
     else:
         if inputs is not None:
             size = len(inputs) // groups
-            for k in range(groups):  # as many channels of each group
+            for k in range(groups):  # remove the same number of channels from each group
                 table.join_all(inputs[:size], inputs[k * size : (k + 1) * size])
             table.link(conv, "weight", 1, inputs[:size])
         out = table.produced(conv, "weight", 0)

@@ -1,4 +1,4 @@
-"""Which options of a Pruner go together."""
+"""Check which options of a Pruner can be combined."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def schedule_of(
     when: tuple[float, float] | None,
     every: float | None,
 ) -> Schedule | None:
-    """Return the schedule that a Pruner's arguments say, or None for the zeros that are there."""
+    """Return the schedule for a Pruner's arguments, or None to keep only the current zeros."""
     given = {"sparsity": sparsity, "steps": steps, "when": when, "every": every}
     named = [name for name, value in given.items() if value is not None]
     if isinstance(schedule, Schedule):
@@ -36,15 +36,15 @@ def schedule_of(
         raise ValueError(f"Pruner: schedule must be one of {', '.join(SHAPES)}, got {schedule!r}")
     if sparsity is None:
         if named or schedule:
-            raise ValueError(f"Pruner: {(*named, 'schedule')[0]}= goes with sparsity=")
+            raise ValueError(f"Pruner: {(*named, 'schedule')[0]}= needs sparsity=")
         return None
     if isinstance(sparsity, Mapping):
         if not sparsity:
-            raise ValueError("Pruner: sparsity has no glob")
+            raise ValueError("Pruner: sparsity={} is empty; give {glob: sparsity}")
         sparsity = max(sparsity.values())
     if steps is None and when is None:
         if schedule or every:
-            raise ValueError(f"Pruner: {'schedule' if schedule else 'every'}= goes with steps=")
+            raise ValueError(f"Pruner: {'schedule' if schedule else 'every'}= needs steps=")
         return Schedule.one_shot(sparsity)
     length = None if steps is None else check_steps("Pruner", steps)
     begin, end = span_at("Pruner", (0.0, 0.5) if when is None else when, length)
@@ -71,7 +71,9 @@ def check_options(
     if mode not in ("hard", "ste"):
         raise ValueError(f"Pruner: mode must be hard or ste, got {mode!r}")
     if criterion == "movement" and mode != "ste":
-        raise ValueError("Pruner: criterion 'movement' needs mode='ste', where weights live on")
+        raise ValueError(
+            "Pruner: criterion 'movement' needs mode='ste', which keeps pruned weights"
+        )
     if criterion == "fpgm" and pattern != "filter":
         raise ValueError("Pruner: criterion 'fpgm' compares filters; use pattern='filter'")
     if criterion in FROM_GRADIENTS and schedule and schedule.sparsity_at(0) > 0:
@@ -80,7 +82,7 @@ def check_options(
             "let the schedule begin later"
         )
     if regrow is not None and pattern != "element":
-        raise ValueError("Pruner: regrowth goes with pattern='element'")
+        raise ValueError("Pruner: regrow= needs pattern='element'")
     if criterion in OF_CHANNELS and pattern != "channel":
         raise ValueError(
             f"Pruner: criterion {criterion!r} compares channels; use pattern='channel'"
@@ -89,9 +91,9 @@ def check_options(
         return
     if example_inputs is None:
         raise ValueError(
-            "Pruner: pattern 'channel' needs example_inputs=, to see which channels go together"
+            "Pruner: pattern 'channel' needs example_inputs=, to find the channels that go together"
         )
     if mode != "hard" or schedule is None or schedule.rewind is not None:
         raise ValueError(
-            "Pruner: pattern 'channel' goes with mode='hard' and a schedule without rewinding"
+            "Pruner: pattern 'channel' needs mode='hard' and a schedule without rewind"
         )

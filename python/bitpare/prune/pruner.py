@@ -1,4 +1,4 @@
-"""Pruner: masks that follow a schedule while a model trains."""
+"""Prune weights with masks that follow a schedule during training."""
 
 import warnings
 import weakref
@@ -23,48 +23,50 @@ from bitpare.prune.targets import Target
 from bitpare.prune.units import ChannelUnits, ElementUnits, Units
 from bitpare.steps import StepCounter
 
-_held: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that a pruner works on
+_pruned_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that have a pruner
 
 
 class Pruner:
-    """Masks that prune the weights of a float or a prepared model as training goes on.
+    """Prune the weights of a float or a prepared model with masks while it trains.
 
-    Weights of convolutions, linear, recurrent and attention layers are pruned. Either ``sparsity``
-    says how much, with ``steps`` and ``when`` for the time, or a `Schedule` says both; with neither
-    the weights that are exactly 0 now stay 0.
+    The weights of convolutions, linear, recurrent and attention layers are pruned. Give the
+    amount by ``sparsity``, with ``steps`` and ``when`` for the time, or give a `Schedule` for
+    both. With neither, the weights that are 0 now stay 0.
 
     Args:
         model: the model; it is changed in place.
-        schedule: a `Schedule`; or with ``sparsity`` the way there: "cubic" (the default), "linear"
+        schedule: a `Schedule`; or, with ``sparsity``, how it grows: "cubic" (the default), "linear"
             or "exponential".
-        sparsity: the share of the weights that goes, in [0, 1); or {glob: sparsity} for some of
-            them, the others being left alone. Without ``steps`` and ``when`` it goes at once.
+        sparsity: the share of the weights to prune, in [0, 1); or {glob: sparsity} for some of the
+            weights, while the others are not pruned. Without ``steps`` and ``when`` pruning happens
+            at once.
         steps: the length of the run, in applied optimizer steps.
-        when: (begin, end) of pruning, (0.0, 0.5) by default; a float is a fraction of the run, an
+        when: (begin, end) of pruning, (0.0, 0.5) by default. A float is a fraction of the run, an
             int an applied step.
         every: the time between two prunings; by default a hundredth of the span.
-        criterion: "l1", "l2" (of a block or filter; by element they agree), "lamp" (for the scope
-            "global"), "taylor" and "movement" (summed up over the steps since the last pruning),
-            "fpgm" (with pattern "filter"), "bn_gamma" and "apoz" (with "channel"; how often a
-            ReLU's result is not 0), "random", or a function of name and weight that gives a score
-            for each element.
-        scope: "global" compares all weights, "local" prunes each to the same share; or
-            {glob: sparsity} for each, in proportion to the schedule's; weights that no glob matches
-            are not pruned.
-        pattern: "element", "2:4", "block4x1", "filter" (see `functional.select_mask`; weights that
-            it does not divide stay dense: ``dense`` lists them); or "channel": whole channels, with
-            biases, norms and the columns that read them, in the groups that must go together, which
-            a trace of ``example_inputs`` shows. `shrink` can then remove them.
-        mode: "hard": weight, gradient and the optimizer's state are exactly 0 where pruned; "ste":
-            the weights live on behind their masks, gradients pass, and pruned ones may come back.
-        min_keep: how many elements (blocks, filters) of each weight stay in any case.
+        criterion: the score of a weight. "l1" and "l2" use the norm of a block or filter, and agree
+            for single elements. "lamp" is for scope "global". "taylor" and "movement" sum up
+            gradients since the last pruning. "fpgm" needs pattern "filter". "bn_gamma" and "apoz"
+            (how often a ReLU's result is not 0) need pattern "channel". "random" ignores the
+            weights. A function of name and weight returns a score for each element.
+        scope: "global" compares all weights; "local" prunes every weight to the same share. A dict
+            {glob: sparsity} gives each weight its own share, scaled with the schedule; weights that
+            no glob matches are not pruned.
+        pattern: "element", "2:4", "block4x1" or "filter" (see `functional.select_mask`). A weight
+            whose shape the pattern does not divide stays dense and is listed in ``dense``.
+            "channel" prunes whole channels with their biases, norms and the columns that read them;
+            a trace of ``example_inputs`` finds the groups, and `shrink` can remove them afterwards.
+        mode: "hard" sets pruned weights, their gradients and optimizer state to 0. "ste" keeps the
+            values of pruned weights under the mask and lets gradients pass, so that they can come
+            back.
+        min_keep: the number of elements (blocks, filters) of each weight that are never pruned.
         ignore: globs of weights that are not pruned.
-        regrow: a `Regrowth`: at its times some pruned weights come back, for others.
-        example_inputs: the arguments of a call of the model, for the pattern "channel".
-        seed: of the criterion "random" and of regrowth.
+        regrow: a `Regrowth`, which at certain steps swaps some pruned weights for others.
+        example_inputs: the arguments of a call of the model, for pattern "channel".
+        seed: the seed of criterion "random" and of regrowth.
 
-    The masks are a pure function of the number of applied steps and what was trained:
-    ``attach(optimizer)`` counts steps, or call ``step()`` after each one.
+    The masks depend only on the number of applied steps and on the trained weights. Let
+    ``attach(optimizer)`` count the steps, or call ``step()`` after each one.
 
     >>> model = nn.Linear(4, 2)
     >>> pruner = Pruner(model, sparsity=0.5)
@@ -84,7 +86,7 @@ class Pruner:
         when: tuple[float, float] | None = None,
         every: float | None = None,
         criterion: Criterion = "l1",
-        scope: str | Mapping[str, float] = "global",
+        scope: Literal["global", "local"] | Mapping[str, float] = "global",
         pattern: str = "element",
         mode: Literal["hard", "ste"] = "hard",
         min_keep: int = 1,
@@ -102,7 +104,7 @@ class Pruner:
         self.schedule, self.criterion, self.pattern = schedule, criterion, pattern
         self.mode, self.min_keep, self.regrow, self.seed = mode, min_keep, regrow, seed
         check_options(schedule, criterion, pattern, mode, regrow, example_inputs)
-        if self.model in _held:
+        if self.model in _pruned_models:
             raise ValueError("Pruner: the model has a pruner already; finalize or restore that one")
         self.units: Units
         if pattern == "channel":
@@ -121,7 +123,7 @@ class Pruner:
         self._optimizer: torch.optim.Optimizer | None = None
         self._warned = False
         self.counter = StepCounter(self._events(), self._at_event)
-        _held.add(self.model)
+        _pruned_models.add(self.model)
         try:
             weights, masks = [t.value for t in self.targets], list(self.masks.values())
             self._weights: Any = masked_weights(weights, masks, self.mode)
@@ -136,7 +138,9 @@ class Pruner:
             self._release()
             raise
 
-    def _scope(self, scope: str | Mapping[str, float]) -> tuple[str, list[float] | None]:
+    def _scope(
+        self, scope: Literal["global", "local"] | Mapping[str, float]
+    ) -> tuple[Literal["global", "local"], list[float] | None]:
         if isinstance(scope, str):
             if scope not in ("global", "local"):
                 raise ValueError(f"Pruner: scope must be global, local or a dict, got {scope!r}")
@@ -154,7 +158,7 @@ class Pruner:
     # -- gradients
 
     def _note_gradients(self) -> None:
-        """Before a step at which weights come back their dense gradients are noted."""
+        """Record dense gradients before a step at which weights come back."""
         if self.regrow is None or self.regrow.kind != "rigl":
             return
         wanted = self.regrow.wants(*self.counter.span())
@@ -163,8 +167,8 @@ class Pruner:
         self._noting = wanted
 
     def _dense_gradients(self) -> dict[str, Tensor]:
-        """Return the gradients that were noted, of all processes; 0 for a weight that took
-        no part."""
+        """Return the recorded gradients, summed over all processes; 0 for a weight without a
+        gradient."""
         found = [self._weights.noted(i) for i in range(len(self.targets))]
         if all(gradient is None for gradient in found) and world_size() == 1:
             return {}
@@ -175,7 +179,7 @@ class Pruner:
         return dict(zip((t.name for t in self.targets), shared(dense), strict=True))
 
     def _mask(self, target: Target) -> Tensor:
-        """On the device where the weight is now."""
+        """Return the mask, moved to the device of the weight."""
         mask, device = self.masks[target.name], target.value.device
         if mask.device != device:
             mask = mask.to(device)
@@ -245,8 +249,8 @@ class Pruner:
 
     @torch.no_grad()
     def _remask_states(self) -> None:
-        """Set weights, gradients and states to exactly 0 where masks are new. A masked
-        gradient keeps the states of most optimizers at 0, but not the weights of all."""
+        """Set weights, gradients and optimizer states to 0 after masks changed. For most optimizers
+        masked gradients keep the states at 0, but not for all the weights too."""
         self._remask()
         if self.mode != "hard":
             return
@@ -265,7 +269,7 @@ class Pruner:
             self._weights.remask()
 
     def _states_of(self, weight: Tensor) -> list[Tensor]:
-        """The optimizer's tensors that hold something for each element of a weight."""
+        """Return the optimizer's tensors that have an element for each element of a weight."""
         if self._optimizer is None:
             return []
         state = self._optimizer.state.get(weight, {})
@@ -280,9 +284,9 @@ class Pruner:
     # -- counting
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "Pruner":
-        """Counts the optimizer's applied steps and masks its state; returns the pruner."""
+        """Count the optimizer's applied steps and mask its state. Return the pruner."""
         if self._optimizer is not None:
-            raise ValueError("Pruner: attached to an optimizer already")
+            raise ValueError("Pruner: it is attached to an optimizer already")
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         trained = [t for t in self.targets if t.value.requires_grad]
         foreign = [t.name for t in trained if id(t.value) not in owned]
@@ -290,7 +294,7 @@ class Pruner:
             raise ValueError(
                 f"Pruner: the optimizer does not own {foreign[0]}"
                 + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
-                + "; make it of the model's parameters, or ignore= them"
+                + "; give it the model's parameters, or name them in ignore="
             )
         self._optimizer = optimizer
         if self.scoring.from_gradients:
@@ -302,8 +306,8 @@ class Pruner:
         return self
 
     def detach(self) -> None:
-        """Stop following the optimizer. Masks stay in force until `finalize` or `restore`; the
-        pruner can be attached again."""
+        """Stop following the optimizer. The masks stay until `finalize` or `restore`. The pruner
+        can be attached again."""
         while self._following:
             self._following.pop().remove()
         self._optimizer = None
@@ -314,25 +318,26 @@ class Pruner:
         self._note_gradients()
 
     def sum_gradients(self) -> None:
-        """Before an optimizer step, for criteria from gradients; not needed after ``attach``."""
+        """Add the current gradients to the scores, before an optimizer step. ``attach`` calls it by
+        itself."""
         if self.scoring.from_gradients:
             self.scoring.sum_up(self.targets)
 
     def step(self) -> None:
-        """Says that one optimizer step was applied; not needed after ``attach``."""
+        """Count one applied optimizer step. ``attach`` calls it by itself."""
         self._remask()
         self.counter.step()
         self._note_gradients()
 
     @property
     def step_count(self) -> int:
-        """How many optimizer steps were applied."""
+        """Return the number of applied optimizer steps."""
         return self.counter.count()
 
-    # -- what is pruned
+    # -- the pruned weights
 
     def kept(self, name: str) -> Tensor:
-        """The mask of a weight as a tensor of bool, True where kept."""
+        """Return the mask of a weight as a bool tensor that is True where the weight is kept."""
         target = next((t for t in self.targets if t.name == name), None)
         if target is None:
             names = ", ".join(t.name for t in self.targets[:5])
@@ -340,11 +345,11 @@ class Pruner:
         return bpf.unpack_mask(self._mask(target), target.value.shape)
 
     def pruned(self) -> int:
-        """How many weights are pruned."""
+        """Return the number of pruned weights."""
         return sum(int((~self.kept(t.name)).sum()) for t in self.targets)
 
     def sparsity(self) -> dict[str, float]:
-        """The share of each weight that is pruned."""
+        """Return the pruned share of each weight."""
         return {t.name: 1 - float(self.kept(t.name).float().mean()) for t in self.targets}
 
     def __str__(self) -> str:
@@ -358,7 +363,7 @@ class Pruner:
 
     @torch.no_grad()
     def apply_to_(self, model: nn.Module) -> None:
-        """Prunes another copy of the model, such as an average of its weights, in place."""
+        """Prune a copy of the model in place, such as an average of its weights."""
         module = unwrapped(model)
         inner = getattr(module, "module", None)
         if isinstance(inner, nn.Module) and not hasattr(self.model, "module"):
@@ -379,21 +384,21 @@ class Pruner:
         self._hooks.clear()
         for target in self.targets:
             release_mask(target)
-        _held.discard(self.model)
+        _pruned_models.discard(self.model)
 
     @torch.no_grad()
     def finalize(self) -> nn.Module:
-        """Bakes the zeros into the weights and lets go of the model, which it returns."""
+        """Set pruned weights to 0 for good, release the model and return it."""
         tensors = [t.value.detach() for t in self.targets]
         bpf.remask_(tensors, [self._mask(t) for t in self.targets])
         self._release()
         return self.model
 
     def restore(self) -> nn.Module:
-        """Lets go of the model, with the weights that lived on behind their masks (mode "ste")."""
+        """Release the model and return it with all its weights (mode "ste" only)."""
         if self.mode != "ste":
             raise ValueError(
-                "Pruner.restore: pruned weights were set to 0; they live on with mode='ste' only"
+                "Pruner.restore: pruned weights were set to 0; only mode='ste' keeps them"
             )
         self._release()
         return self.model
@@ -401,7 +406,7 @@ class Pruner:
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, the masks, and what criteria summed up so far."""
+        """Return the step count, the masks and the sums of the criterion."""
         state: dict[str, Any] = {
             "step": self.step_count,
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
@@ -412,7 +417,7 @@ class Pruner:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a run; load the states of the model and the optimizer too, in any order."""
+        """Continue a run. Load the states of the model and the optimizer too, in any order."""
         masks = state["masks"]
         names = {t.name: t for t in self.targets}
         odd = sorted(set(names) ^ set(masks))

@@ -1,4 +1,4 @@
-"""Regrowth: at some steps pruned weights come back, and as many others go."""
+"""Let some pruned weights come back at certain steps, and prune as many others."""
 
 import dataclasses
 import math
@@ -16,15 +16,15 @@ from bitpare.steps import check_steps, step_at
 
 @dataclasses.dataclass
 class Regrowth:
-    """The times at which some pruned weights come back, as 0, and others go.
+    """The times at which some pruned weights come back with value 0, and as many others are pruned.
 
     Args:
-        kind: "rigl" brings back those of the largest gradient (Evci et al. 2020), "set" random ones
-            (Mocanu et al. 2018).
+        kind: "rigl" brings back the weights with the largest gradients (Evci et al. 2020), "set"
+            random ones (Mocanu et al. 2018).
         when: the times; a float is a fraction of the run, an int an applied step.
-        steps: the length of the run, which fractions need.
-        fraction: the share of the kept weights that change at the first time; it falls to 0 along a
-            cosine.
+        steps: the length of the run in applied steps; fractions in ``when`` need it.
+        fraction: the share of the kept weights that is swapped at the first time. It falls to 0
+            along a cosine.
     """
 
     kind: Literal["rigl", "set"]
@@ -47,7 +47,7 @@ class Regrowth:
         return any(after < step <= upto for step in self.events)
 
     def share_at(self, step: int) -> float:
-        """Return the share of the kept weights that changes at this step."""
+        """Return the share of the kept weights that is swapped at this step."""
         first, last = self.events[0], self.events[-1]
         span = last - first + 1
         return self.fraction / 2 * (1 + math.cos(math.pi * (step - first) / span))
@@ -60,8 +60,8 @@ class Regrowth:
         step: int,
         seed: int,
     ) -> list[Tensor]:
-        """Return masks that keep as many weights as before, layer by layer. gradients:
-        dense ones, for "rigl"."""
+        """Return new masks that keep as many weights as before in each layer. "rigl" needs dense
+        gradients."""
         return [self._mask(t, masks[t.name], gradients.get(t.name), step, seed) for t in targets]
 
     def _mask(
@@ -73,7 +73,8 @@ class Regrowth:
         change = min(int(self.share_at(step) * held), n - held)
         if change == 0:
             return mask
-        # The weights of the least magnitude go; the best of the pruned ones come back.
+        # Prune the weights of the smallest magnitude, then let the best of the pruned ones come
+        # back.
         stay = bpf.select_mask(
             [weight.abs()], _share(n - held + change, n), previous=[mask], min_keep=0
         )[0]
@@ -91,5 +92,5 @@ class Regrowth:
 
 
 def _share(count: int, n: int) -> float:
-    """A sparsity of which select_mask makes exactly ``count`` of n."""
+    """Return a sparsity for which select_mask prunes exactly ``count`` of n weights."""
     return min(count / n, math.nextafter(1.0, 0.0))

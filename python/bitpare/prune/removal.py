@@ -1,4 +1,4 @@
-"""Plan: which channels are removed, as data, and removing them."""
+"""Describe the channels to remove as a Plan, and apply it."""
 
 import copy
 import dataclasses
@@ -19,16 +19,15 @@ from bitpare.nn.weights import quantized_weights
 
 @dataclasses.dataclass
 class Plan:
-    """The channels and blocks that `shrink` and `drop_layers` remove from a model, as data.
+    """The channels and blocks that `shrink` and `drop_layers` remove from a model.
 
-    kept: (parameter's or buffer's name, dimension) -> size before, and the indices that stay.
+    kept: (name of a parameter or buffer, dimension) -> size before, and the kept indices.
     depthwise: convolutions whose groups are their input channels. sizes: MACs, parameters and
-    bytes before and after. whole: layers that stay whole, and why. dropped: blocks that become
-    identities.
+    bytes before and after. whole: layers that keep all channels, and why. dropped: blocks that
+    become identities.
 
-    Save it beside a checkpoint of the smaller model: ``Plan.load(path).apply(model)`` makes the
-    smaller model from one of the original class.
-    """
+    Save the plan beside a checkpoint of the smaller model. ``Plan.load(path).apply(model)`` then
+    makes the smaller model from a model of the original class."""
 
     kept: dict[tuple[str, int], tuple[int, list[int]]]
     depthwise: list[str] = dataclasses.field(default_factory=list)
@@ -39,7 +38,8 @@ class Plan:
     def apply(
         self, model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None
     ) -> nn.Module:
-        """A smaller copy; ``optimizer`` goes over to it, with its state, once that has worked."""
+        """Return a smaller copy of the model. ``optimizer`` is moved to the copy with its state,
+        after everything else succeeded."""
         source = unwrapped(model)
         self._check(source)
         replaced: dict[int, nn.Parameter] = {}
@@ -52,7 +52,7 @@ class Plan:
             small.set_submodule(name, nn.Identity())
         for name, parameter in names.items():
             if parameter.grad is not None:
-                replaced[id(parameter)].grad = _taken(parameter.grad, self.dims_of(name))
+                replaced[id(parameter)].grad = _kept_part(parameter.grad, self.dims_of(name))
         if optimizer is not None:
             _repoint(optimizer, self._states(optimizer, names), replaced)
         note_plan(small, source, self.to_dict())
@@ -71,7 +71,7 @@ class Plan:
             if dim >= len(shape) or shape[dim] != size:
                 raise ValueError(
                     f"Plan: {name} has shape {shape}, but the plan is for {size} along dimension "
-                    f"{dim}; it is of another architecture, or applied already"
+                    f"{dim}; it is of another architecture, or the plan was applied already"
                 )
 
         for weight in quantized_weights(model):
@@ -81,18 +81,18 @@ class Plan:
                 continue
             if scale is not None and scale.numel() > 1 and id(scale) not in sliced:
                 raise ValueError(
-                    f"Plan: {weight.name} is quantized, with a scale for each channel, in this "
-                    "model, and not in the one that the plan is for"
+                    f"Plan: {weight.name} is quantized with a scale for each channel in this "
+                    "model, but not in the model that the plan is for"
                 )
 
     def dims_of(self, name: str) -> dict[int, list[int]]:
-        """Return for a parameter or buffer: dimension -> the indices that stay."""
+        """Return dimension -> kept indices for a parameter or buffer."""
         return {dim: kept for (n, dim), (_, kept) in self.kept.items() if n == name}
 
     def _slice(
         self, small: nn.Module, replaced: dict[int, nn.Parameter], names: Mapping[str, nn.Parameter]
     ) -> None:
-        done: dict[int, Tensor] = {}  # tied ones once
+        done: dict[int, Tensor] = {}  # cut tied parameters once
         first = {id(held): name for name, held in _held_tensors(small)[::-1]}
         old_of = {id(new): names[name] for name, new in small.named_parameters()}
         for prefix, module in small.named_modules():
@@ -118,7 +118,8 @@ class Plan:
     def _states(
         self, optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]
     ) -> dict[int, dict[str, Any]]:
-        """The optimizer's state for the smaller parameters; raises before anything changed."""
+        """Return the optimizer's state for the smaller parameters. Raise before anything is
+        changed."""
         by_id = {id(p): name for name, p in names.items()}
         found: dict[int, dict[str, Any]] = {}
         for group in optimizer.param_groups:
@@ -131,14 +132,14 @@ class Plan:
         for p, state in optimizer.state.items():
             dims = self.dims_of(by_id[id(p)])
             found[id(p)] = {
-                key: _state_taken(by_id[id(p)], key, value, p, dims) for key, value in state.items()
+                key: _kept_state(by_id[id(p)], key, value, p, dims) for key, value in state.items()
             }
         return found
 
-    # -- as data
+    # -- to and from data
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as ``save`` writes them."""
+        """Return the plan as plain values, which ``save`` writes."""
         return {
             "version": 1,
             "kept": [[n, d, size, kept] for (n, d), (size, kept) in self.kept.items()],
@@ -150,7 +151,7 @@ class Plan:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Plan":
-        """The plan that ``to_dict`` told of."""
+        """Return the plan from the values of ``to_dict``."""
         if data.get("version") != 1 or "kept" not in data:
             raise ValueError("Plan: not a plan of this version")
         kept = {(str(n), int(d)): (int(size), list(k)) for n, d, size, k in data["kept"]}
@@ -163,12 +164,12 @@ class Plan:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it as JSON."""
+        """Write the plan to a JSON file."""
         write_whole(path, (json.dumps(self.to_dict()) + "\n").encode())
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Plan":
-        """The plan that ``save`` wrote."""
+        """Read a plan that ``save`` wrote."""
         return Plan.from_dict(json.loads(pathlib.Path(path).read_text()))
 
     def __str__(self) -> str:
@@ -190,8 +191,8 @@ def _held_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _taken(value: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
-    """A copy of what stays, in the same memory format."""
+def _kept_part(value: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
+    """Return a copy of the kept indices, in the same memory format."""
     layout = _layout_of(value)
     found = value.detach()
     for dim, kept in dims.items():
@@ -208,17 +209,17 @@ def _layout_of(value: Tensor) -> torch.memory_format:
 
 
 def _sliced(held: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
-    value = _taken(held, dims)
+    value = _kept_part(held, dims)
     if isinstance(held, nn.Parameter):
         return nn.Parameter(value, requires_grad=held.requires_grad)
     return value
 
 
 def _renumber(module: Any, depthwise: bool) -> None:
-    """Update the sizes that a layer states of itself."""
+    """Update the sizes that a layer stores as attributes."""
     weight = module._parameters.get("weight")
     if weight is None and isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.PReLU):
-        return  # parametrized: it stays as it is
+        return  # leave a parametrized layer as it is
     if isinstance(module, nn.modules.conv._ConvNd):
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
         if depthwise:
@@ -240,15 +241,14 @@ def _renumber(module: Any, depthwise: bool) -> None:
         module.num_parameters = weight.numel()
 
 
-def _state_taken(
+def _kept_state(
     name: str, key: str, value: Any, parameter: Tensor, dims: Mapping[int, list[int]]
 ) -> Any:
-    """Return the part of a parameter's state that goes with what is left of it: the dimensions
-    that match."""
+    """Return the part of a parameter's optimizer state that belongs to the kept indices."""
     if not isinstance(value, Tensor) or value.numel() <= 1 or not dims:
         return value
     if value.shape == parameter.shape:
-        return _taken(value, dims)
+        return _kept_part(value, dims)
     matching: dict[int, list[int]] = {}
     for d, size in enumerate(value.shape):
         if size == 1:
@@ -261,11 +261,11 @@ def _state_taken(
         if len(fits) != 1:
             raise Unsupported(
                 f"shrink: the optimizer's state {key!r} of {name} has shape {tuple(value.shape)}, "
-                f"which does not say which dimensions of {tuple(parameter.shape)} it goes with"
+                f"which matches no unique dimension of {tuple(parameter.shape)}"
             )
         if fits[0] in dims:
             matching[d] = dims[fits[0]]
-    return _taken(value, matching)
+    return _kept_part(value, matching)
 
 
 def _repoint(
@@ -273,7 +273,7 @@ def _repoint(
     states: Mapping[int, dict[str, Any]],
     replaced: Mapping[int, nn.Parameter],
 ) -> None:
-    """The optimizer's groups and state, on the smaller parameters."""
+    """Move the optimizer's groups and state to the smaller parameters."""
     old = [p for group in optimizer.param_groups for p in group["params"]]
     for group in optimizer.param_groups:
         group["params"] = [replaced[id(p)] for p in group["params"]]

@@ -1,4 +1,4 @@
-"""Schedule: how much is pruned after how many steps."""
+"""Define how much is pruned after how many steps."""
 
 import bisect
 import dataclasses
@@ -9,9 +9,10 @@ from bitpare.steps import check_steps, step_at
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """``events``: (step, sparsity) in ascending order; the sparsity holds from that step on.
+    """A list of pruning events.
 
-    rewind: None, or the step whose weights come back, behind the new mask, at every later event.
+    events: (step, sparsity) in ascending order; the sparsity holds from that step on. rewind: None,
+    or a step whose weights are restored, with the new mask, at every later event.
 
     >>> print(Schedule.cubic(sparsity=0.8, begin=0, end=100, every=50))
     step 50: 70.0 %, step 100: 80.0 %
@@ -35,35 +36,37 @@ class Schedule:
             )
 
     def sparsity_at(self, step: int) -> float:
-        """Return the sparsity after so many steps."""
+        """Return the sparsity after this many steps."""
         index = bisect.bisect_right([when for when, _ in self.events], step)
         return self.events[index - 1][1] if index else 0.0
 
     @property
     def sparsity(self) -> float:
-        """The sparsity that is reached at last."""
+        """Return the final sparsity."""
         return self.events[-1][1]
 
     @property
     def last(self) -> int:
-        """The step of the last event."""
+        """Return the step of the last event."""
         return self.events[-1][0]
 
     def __str__(self) -> str:
-        shown = [f"step {step}: {100 * sparsity:.1f} %" for step, sparsity in self.events]
-        if len(shown) > 6:
-            shown = [*shown[:3], "...", shown[-1]]
-        text = ", ".join(shown)
+        events = [f"step {step}: {100 * sparsity:.1f} %" for step, sparsity in self.events]
+        if len(events) > 6:
+            events = [*events[:3], "...", events[-1]]
+        text = ", ".join(events)
         return text if self.rewind is None else f"{text}; weights rewound to step {self.rewind}"
 
     @staticmethod
     def one_shot(sparsity: float, *, at: float = 0, steps: int | None = None) -> "Schedule":
-        """Return a schedule that prunes all at once."""
+        """Return a schedule with a single pruning. ``at`` is a fraction of the run or an applied
+        step."""
         return Schedule(((_step_at("at", at, steps), sparsity),))
 
     @staticmethod
     def levels(levels: Mapping[float, float], *, steps: int | None = None) -> "Schedule":
-        """Return {when: sparsity} as a schedule: several levels, with training between them."""
+        """Return a schedule of several levels, given as {when: sparsity}, with training between
+        them."""
         return Schedule(
             tuple(sorted((_step_at("levels", at, steps), s) for at, s in levels.items()))
         )
@@ -78,7 +81,9 @@ class Schedule:
         initial: float = 0.0,
         steps: int | None = None,
     ) -> "Schedule":
-        """Return a schedule that prunes the same share at each event; see `cubic`."""
+        """Return a schedule that prunes the same number of weights at each event.
+
+        The arguments are those of `cubic`."""
 
         def at(t: float) -> float:
             return initial + (sparsity - initial) * t
@@ -95,16 +100,16 @@ class Schedule:
         initial: float = 0.0,
         steps: int | None = None,
     ) -> "Schedule":
-        """Return a schedule that is fast at first and slow towards the end (Zhu and Gupta 2017,
-        eq. 1).
+        """Return a schedule that prunes fast at first and slowly towards the end (Zhu and Gupta
+        2017, eq. 1).
 
         Args:
             sparsity: the share of the weights that is pruned at ``end``, in [0, 1).
-            begin, end: the first and the last event; a float is a fraction of the run, an int an
-                applied step.
+            begin: the first event; a float is a fraction of the run, an int an applied step.
+            end: the last event, as ``begin``.
             every: the time from one event to the next.
             initial: the sparsity at ``begin``.
-            steps: the length of the run, which fractions need.
+            steps: the length of the run in applied steps; fractions need it.
         """
 
         def at(t: float) -> float:
@@ -122,8 +127,9 @@ class Schedule:
         initial: float = 0.0,
         steps: int | None = None,
     ) -> "Schedule":
-        """Return a schedule that prunes the same share of what is left at each event; see
-        `cubic`."""
+        """Return a schedule that prunes the same share of the remaining weights at each event.
+
+        The arguments are those of `cubic`."""
 
         def at(t: float) -> float:
             return 1 - (1 - initial) * ((1 - sparsity) / (1 - initial)) ** t
@@ -140,10 +146,16 @@ class Schedule:
         rewind: float | None = None,
         steps: int | None = None,
     ) -> "Schedule":
-        """Return ``rounds`` events that prune the same share of what is left, ``every`` apart, the
-        first one at ``begin + every``.
+        """Return a schedule of rounds that each prune the same share of the remaining weights.
 
-        rewind: the time whose weights come back at each event (Frankle and Carbin 2019).
+        Args:
+            sparsity: the share of the weights that is pruned after the last round, in [0, 1).
+            rounds: the number of rounds.
+            every: the time between rounds; a float is a fraction of the run, an int applied steps.
+            begin: the start; the first round comes at ``begin + every``.
+            rewind: the time whose weights are restored at each round (Frankle and Carbin 2019);
+                None restores none.
+            steps: the length of the run in applied steps; fractions need it.
         """
         between = _step_at("every", every, steps)
         if rounds < 1 or between < 1:

@@ -1,4 +1,4 @@
-"""sensitivity: how much accuracy each layer loses when it alone is pruned."""
+"""Measure how much accuracy each layer loses when it alone is pruned."""
 
 import dataclasses
 import hashlib
@@ -26,19 +26,18 @@ SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclasses.dataclass
 class Sensitivity:
-    """The result of a scan.
+    """The result of `sensitivity`.
 
-    found: layer -> sparsity -> what ``evaluate`` gave with that share of the layer pruned.
-    baseline: what it gave with nothing pruned. sizes: the number of each layer's weights.
-    """
+    found: layer -> sparsity -> the result of ``evaluate`` with that share of the layer pruned.
+    baseline: the result with nothing pruned. sizes: the number of weights of each layer."""
 
     baseline: float
     found: dict[str, dict[float, float]]
     sizes: dict[str, int]
 
     def sparsity_at(self, layer: str, drop: float) -> float:
-        """Return the largest sparsity of a layer up to which none loses more than ``drop``; between
-        those tried, on a straight line."""
+        """Return the largest sparsity of a layer at which it loses no more than ``drop``. Losses
+        between the measured sparsities are interpolated."""
         before, lost_before = 0.0, 0.0
         for ratio, value in sorted(self.found[layer].items()):
             lost = max(self.baseline - value, lost_before)
@@ -54,8 +53,8 @@ class Sensitivity:
         """Return a sparsity for each layer, as `Pruner` and `shrink` take them.
 
         Args:
-            max_drop: what each layer alone may lose, in the units of ``evaluate``.
-            sparsity: instead, the share of all weights that goes, with the least loss per layer.
+            max_drop: the largest loss of each layer by itself, in the units of ``evaluate``.
+            sparsity: instead, the share of all weights to prune, with the least loss per layer.
         """
         if (max_drop is None) == (sparsity is None):
             raise ValueError("Sensitivity.sparsities: give max_drop= or sparsity=")
@@ -67,7 +66,8 @@ class Sensitivity:
         most = self._sparsity(high)
         if most < sparsity:
             raise ValueError(
-                f"Sensitivity.sparsities: those tried prune {most:.3f} at most, not {sparsity}"
+                f"Sensitivity.sparsities: the scan covers a sparsity of {most:.3f} at most, got "
+                f"sparsity={sparsity}"
             )
         drop = least_that_fits(float, lambda d: self._sparsity(d) >= sparsity, high, rounds=60)
         assert drop is not None
@@ -89,7 +89,7 @@ class Sensitivity:
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """A line for each layer, as a picture; needs matplotlib."""
+        """Save a picture with a line for each layer. It needs matplotlib."""
         try:
             import matplotlib
         except ImportError as error:
@@ -135,17 +135,20 @@ def sensitivity(
     cache: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Sensitivity:
-    """Prune each layer alone at each sparsity, evaluate, and put its weights back.
+    """Prune each layer alone at each sparsity, evaluate the model, and restore the weights.
 
     Args:
-        model: the model; it is as before at the end.
-        evaluate: ``evaluate(model)`` returns a number that is better when it is larger.
-        sparsities: those that are tried, each in (0, 1).
-        criterion, pattern, ignore, example_inputs: as for `Pruner`; "channel" takes the groups that
-            go together, under the name of their first layer.
-        cache: a file that keeps what was found, from which an interrupted scan goes on; it starts
-            anew if weights or options are others.
-        progress: whether a progress bar is shown; by default on a terminal.
+        model: the model; it is unchanged at the end.
+        evaluate: ``evaluate(model)`` returns a number; larger is better.
+        sparsities: the sparsities to try, each in (0, 1).
+        criterion: how weights are scored, as for `Pruner`.
+        pattern: what is pruned together, as for `Pruner`. "channel" prunes groups of coupled
+            channels, which have the name of their first layer.
+        ignore: globs of weights that are not pruned.
+        example_inputs: the arguments of a call of the model, for pattern "channel".
+        cache: a file for the results, from which an interrupted scan continues. A scan of other
+            weights or options starts again.
+        progress: whether to show a progress bar; None shows one on a terminal.
 
     >>> model = nn.Linear(4, 2)
     >>> scan = sensitivity(model, lambda m: -float((m.weight == 0).sum()), sparsities=[0.25, 0.5])
@@ -193,7 +196,8 @@ Masks = Callable[[float], list[tuple[Tensor, Tensor]]]
 def _units(
     model: nn.Module, criterion: str, pattern: str, ignore: Sequence[str], example_inputs: Any
 ) -> dict[str, tuple[int, Masks]]:
-    """Return the size of each layer, or group of channels, and its masks for a sparsity."""
+    """Return for each layer, or group of channels, its size and a function from sparsity to
+    masks."""
     if pattern != "channel":
         return {
             t.name: (t.value.numel(), _of_weight(t, criterion, pattern))
@@ -245,7 +249,7 @@ def _fingerprint(model: nn.Module, options: Any) -> str:
 
 
 class _Store:
-    """The results so far, in a file that is written whole after each evaluation."""
+    """The results so far, in a file that is written after each evaluation."""
 
     def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
         self.path, self.key = None if path is None else pathlib.Path(path), key

@@ -1,4 +1,4 @@
-"""Rules for the atoms of operations that change shapes, or in which values meet."""
+"""Rules for operations that change shapes or combine several values."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from torch import fx
 from bitpare.graph.ops import Op
 from bitpare.prune.atoms import Atoms, AtomTable, Dims, flattened
 
-# The functions of sizes, and of numbers made of them.
+# Functions that return sizes, and functions that compute with them.
 OF_SIZES = frozenset(("getattr", "size", "dim", "require_rank", "len"))
 _OF_NUMBERS = OF_SIZES | {"getitem", "floordiv", "add", "sub", "mul", "div"}
 _OVER_GROUPS = ("group_norm", "local_response_norm")
 
 
 def same_channels(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    """Pools and pads, which leave the channels where they are."""
-    x = table.given(node)
+    """Handle pools and pads, which do not change the order of channels."""
+    x = table.operand_dims(node)
     shape = node.meta["shape"]
     before = node.args[0].meta["shape"] if isinstance(node.args[0], fx.Node) else shape
     kept = [a if a is None or i < 2 else None for i, a in enumerate(x)]
@@ -27,8 +27,8 @@ def same_channels(table: AtomTable, node: fx.Node, op: Op) -> Dims:
 
 
 def along(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    """Operations that read all of a dimension at once, such as softmax."""
-    x, dim = table.given(node), op["dim"]
+    """Handle operations that read a whole dimension at once, such as softmax."""
+    x, dim = table.operand_dims(node), op["dim"]
     table.freeze(
         [x[dim]] if dim is not None else x, f"{table.path_of(node)}: reads all channels at once"
     )
@@ -36,8 +36,8 @@ def along(table: AtomTable, node: fx.Node, op: Op) -> Dims:
 
 
 def norm(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    """Norms whose statistics run over channels."""
-    x = table.given(node)
+    """Handle norms whose statistics run over channels."""
+    x = table.operand_dims(node)
     over = op.arguments.get("normalized_shape", (1,))
     axes = [1] if op.name in _OVER_GROUPS else list(range(-len(over), 0))
     if any(x[a] is not None for a in axes):
@@ -49,7 +49,7 @@ def norm(table: AtomTable, node: fx.Node, op: Op) -> Dims:
 
 
 def pixel_shuffle(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    x, factor = table.given(node), op["upscale_factor"]
+    x, factor = table.operand_dims(node), op["upscale_factor"]
     atoms = x[-3]
     if atoms is not None:
         size = factor * factor
@@ -61,7 +61,7 @@ def pixel_shuffle(table: AtomTable, node: fx.Node, op: Op) -> Dims:
 
 
 def parts(table: AtomTable, node: fx.Node, op: Op) -> Any:
-    """Sizes, and functions that return several tensors."""
+    """Handle sizes and functions that return several tensors."""
     name = op.name
     if name not in ("chunk", "split", "unbind"):
         tensors = any(n.meta.get("tensor") for n in node.all_input_nodes)
@@ -83,14 +83,14 @@ def parts(table: AtomTable, node: fx.Node, op: Op) -> Any:
     if name == "unbind":
         table.freeze([atoms], f"{table.path_of(node)}: taken apart")
         return tuple([a for i, a in enumerate(x) if i != dim] for _ in shapes)
-    if name == "split" and atoms is not None:  # pieces of a fixed size
+    if name == "split" and atoms is not None:  # split into pieces of a fixed size
         table.freeze([atoms], f"{table.path_of(node)}: split into pieces of a fixed size")
     found, at = [], 0
     sizes = [s[dim] for s in shapes]
     if name == "chunk" and atoms is not None:
         if len(set(sizes)) > 1:
             table.freeze([atoms], f"{table.path_of(node)}: chunks of different sizes")
-        else:  # as many of each chunk
+        else:  # remove the same number of channels from each chunk
             for k in range(len(sizes)):
                 table.join_all(atoms[: sizes[0]], atoms[k * sizes[0] : (k + 1) * sizes[0]])
     for size in sizes:
@@ -101,7 +101,7 @@ def parts(table: AtomTable, node: fx.Node, op: Op) -> Any:
 
 
 def combined(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    """Operations on two tensors, element by element."""
+    """Handle elementwise operations on two tensors."""
     shape = node.meta["shape"]
     given = [*node.args[:2], node.kwargs.get("other")]
     operands = [a for a in given if isinstance(a, fx.Node) and a.meta.get("tensor")]
@@ -118,7 +118,7 @@ def combined(table: AtomTable, node: fx.Node, op: Op) -> Dims:
 
 
 def _agree(table: AtomTable, node: fx.Node, operand: fx.Node, result: Dims) -> None:
-    """Operands that have no atoms of their own where the result has some."""
+    """Link or freeze operands without atoms in a dimension where the result has some."""
     dims, shape = table.values[operand], operand.meta["shape"]
     for back in range(1, len(dims) + 1):
         if result[-back] is None or dims[-back] is not None or shape[-back] == 1:
@@ -192,7 +192,7 @@ def product(table: AtomTable, node: fx.Node, op: Op) -> Any:
 
 
 def permuted(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    x = table.given(node)
+    x = table.operand_dims(node)
     order = node.args[1:]
     if len(order) == 1 and isinstance(order[0], list | tuple):
         order = tuple(order[0])
@@ -202,14 +202,14 @@ def permuted(table: AtomTable, node: fx.Node, op: Op) -> Dims:
 
 
 def swapped(table: AtomTable, node: fx.Node, op: Op) -> Dims:
-    x, a, b = list(table.given(node)), op["dim0"], op["dim1"]
+    x, a, b = list(table.operand_dims(node)), op["dim0"], op["dim1"]
     x[a], x[b] = x[b], x[a]
     return x
 
 
 def reduced(table: AtomTable, node: fx.Node, op: Op) -> Any:
-    """Means, sums and maxima over dimensions."""
-    x, dims, keep = table.given(node), op["dim"], bool(op["keepdim"])
+    """Handle means, sums and maxima over dimensions."""
+    x, dims, keep = table.operand_dims(node), op["dim"], bool(op["keepdim"])
     if dims is None:
         table.freeze(x, f"{table.path_of(node)}: reads all channels at once")
         return table.untracked(node)
@@ -221,7 +221,7 @@ def reduced(table: AtomTable, node: fx.Node, op: Op) -> Any:
 
 
 def indexed(table: AtomTable, node: fx.Node, op: Op) -> Any:
-    x, index = table.given(node), node.args[1]
+    x, index = table.operand_dims(node), node.args[1]
     items = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in items:
         at = items.index(Ellipsis)
@@ -253,8 +253,8 @@ def indexed(table: AtomTable, node: fx.Node, op: Op) -> Any:
 
 
 def reshaped(table: AtomTable, node: fx.Node, op: Op) -> Any:
-    """Row-major order stays: runs of dimensions merge into one, or one splits into several."""
-    x, source = table.given(node), node.args[0] if node.args else node.kwargs["input"]
+    """Handle reshapes. They keep row-major order, so dimensions merge into one or one is split."""
+    x, source = table.operand_dims(node), node.args[0] if node.args else node.kwargs["input"]
     before, after = list(source.meta["shape"]), list(node.meta["shape"])  # type: ignore[union-attr]
     fixed = _literal_sizes(node, op, len(after))
     result: Dims = []
@@ -310,7 +310,7 @@ def _regrouped(
         if fixed[new[at]]:
             table.freeze([atoms], f"{table.path_of(node)}: reshaped to a fixed size")
         return [flat if k == at else None for k in range(len(new))]
-    # It splits into several dimensions: the last one that is not written as a number shrinks.
+    # Several dimensions come from one: the last that is not written as a number shrinks.
     free = [k for k in wide if not fixed[new[k]]]
     if not free:
         table.freeze([atoms], f"{table.path_of(node)}: reshaped to a fixed size")
@@ -324,7 +324,7 @@ def _regrouped(
 
 
 def _shrinking(table: AtomTable, flat: list[int], sizes: list[int], free: list[int]) -> int:
-    """The dimension along which atoms already differ, or the last one that may shrink."""
+    """Return the dimension along which atoms already differ, or else the last that may shrink."""
     for k in free:
         stride = math.prod(sizes[k + 1 :])
         if all(flat[i] == flat[i // stride % sizes[k] * stride] for i in range(len(flat))):
@@ -333,7 +333,7 @@ def _shrinking(table: AtomTable, flat: list[int], sizes: list[int], free: list[i
 
 
 def _literal_sizes(node: fx.Node, op: Op, count: int) -> list[bool]:
-    """Return which of the new dimensions are written as numbers (other than -1)."""
+    """Return which of the new dimensions are written as numbers other than -1."""
     if op.module is not None or op.name not in ("reshape", "view", "unflatten"):
         return [False] * count
     sizes = list(node.args[1:]) or list(node.kwargs.get("shape", ()))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""shrink: a smaller copy of a model, with whole channels removed."""
+"""Make a smaller copy of a model, with whole channels removed."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +19,8 @@ from bitpare.prune.removal import Plan
 from bitpare.prune.units import ChannelUnits
 from bitpare.spec.budget import Budget, least_that_fits
 
-# The costs of a budget, as a plan names them.
-_TOLD = {"macs": "MACs", "parameters": "parameters", "bytes": "bytes"}
+# The names that a plan uses for the costs of a budget.
+_COST_NAMES = {"macs": "MACs", "parameters": "parameters", "bytes": "bytes"}
 
 
 def shrink(
@@ -38,18 +38,26 @@ def shrink(
     not_understood: Literal["refuse", "leave"] = "refuse",
     pruner: Pruner | None = None,
 ) -> nn.Module:
-    """Return a copy of ``model`` with fewer channels, made of the same classes: an ordinary model.
+    """Return a copy of ``model`` with fewer channels: an ordinary model of the same classes.
 
-    The copy computes what ``model`` computes with all that was removed set to 0: the example inputs
-    check it.
+    The copy computes what ``model`` computes with the removed channels set to 0. The example inputs
+    are used to check this.
 
     Args:
         model: the model; it is not changed.
-        sparsity, keep, pruner: what goes; see `plan_shrink`. One of them is needed.
-        example_inputs, example_kwargs: the arguments of a call of the model.
-        optimizer: it goes over to the copy, with its state and groups, if all has worked; a
-            ``pruner`` is then finalized.
-        scope, round_to, min_channels, ignore, not_understood: see `plan_shrink`.
+        sparsity: the share of the channels to remove, in [0, 1), or {glob: sparsity}. Give one of
+            ``sparsity``, ``keep`` and ``pruner``.
+        keep: a `bp.Budget` to fit.
+        example_inputs: the positional arguments of a call of the model, or a single tensor.
+        example_kwargs: the keyword arguments of that call.
+        optimizer: an optimizer of the model. On success it is moved to the copy, with its state and
+            groups, and ``pruner`` is finalized.
+        scope: "local" or "global", see `plan_shrink`.
+        round_to: the number of channels in each family stays a multiple of it.
+        min_channels: the number of channels that each family keeps at least.
+        ignore: globs of layers that keep their channels.
+        not_understood: "refuse" or "leave", see `plan_shrink`.
+        pruner: a `Pruner` of pattern "channel", whose pruned channels are removed.
 
     >>> model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     >>> shrink(model, sparsity=0.5, example_inputs=torch.randn(1, 8))[0]
@@ -71,7 +79,7 @@ def shrink(
     )
     small = made.apply(model, optimizer=optimizer)
     if pruner is not None and optimizer is not None:
-        pruner.finalize()  # it counted this optimizer's steps
+        pruner.finalize()  # the pruner counted the steps of this optimizer
     return small
 
 
@@ -90,28 +98,31 @@ def plan_shrink(
     order: Literal["importance", "index"] = "importance",
     pruner: Pruner | None = None,
 ) -> Plan:
-    """Return what `shrink` would remove, as a plan.
+    """Return the plan of what `shrink` would remove.
 
-    Channels are removed in groups: those that an addition, a concatenation, a depthwise convolution
-    or a reshape ties together.
+    Channels that an addition, a concatenation, a depthwise convolution or a reshape ties together
+    are removed as a group. Groups along the same dimensions form a family.
 
     Args:
         model: the model; it is not changed.
-        sparsity: the share of the channels that goes, in [0, 1); or {glob: sparsity} for the layers
+        sparsity: the share of the channels to remove, in [0, 1); or {glob: sparsity} for the layers
             that produce them.
-        keep: instead, a `bp.Budget` of macs, parameters and bytes: the least that fits it goes.
-        example_inputs, example_kwargs: the arguments of a call of the model.
-        scope: "local" takes a share of each family of channels; "global" of all of them together,
-            by importance.
-        round_to: families keep a multiple of it.
-        min_channels: at least so many of each family stay.
-        ignore: globs of layers whose channels stay.
-        not_understood: "refuse" raises `Unsupported` where channels meet an operation that shrink
-            does not know, "leave" leaves them whole.
-        order: channels go by their "importance", or by their "index", the last ones first, whatever
-            their weights.
-        pruner: instead, a `Pruner` of pattern "channel" whose masks say what goes, whatever scope
-            and order say; where round_to or min_channels want more, some of those stay and are 0.
+        keep: instead, a `bp.Budget` of macs, parameters and bytes. As few channels are removed as
+            it allows.
+        example_inputs: the positional arguments of a call of the model, or a single tensor.
+        example_kwargs: the keyword arguments of that call.
+        scope: "local" removes the share from each family; "global" ranks all channels together by
+            importance.
+        round_to: the number of channels in each family stays a multiple of it.
+        min_channels: the number of channels that each family keeps at least.
+        ignore: globs of layers that keep their channels.
+        not_understood: what to do if shrink does not know an operation that reads the channels.
+            "refuse" raises `Unsupported`; "leave" keeps these channels.
+        order: "importance" removes the least important channels first, "index" the last ones,
+            whatever their weights.
+        pruner: instead, a `Pruner` of pattern "channel", whose pruned channels are removed. Scope
+            and order have no effect. If round_to or min_channels need more channels, some pruned
+            ones stay, with value 0.
     """
     source = unwrapped(model)
     _check_options(sparsity, keep, pruner, scope, round_to, min_channels, not_understood, order)
@@ -119,7 +130,7 @@ def plan_shrink(
     if pruner is not None:
         units = _units_of(pruner, source)
         if ignore:
-            raise ValueError("shrink: with pruner= its masks say what goes; leave out ignore=")
+            raise ValueError("shrink: with pruner= its masks say what is removed; omit ignore=")
         made = _plan(
             units.atoms,
             units.families,
@@ -147,7 +158,7 @@ def plan_shrink(
 
 def _within(plan_of: Callable[[float], Plan], keep: Budget) -> Plan:
     def costs(plan: Plan, at: str) -> dict[str, float]:
-        return {name: plan.sizes[f"{told} {at}"] for name, told in _TOLD.items()}
+        return {name: plan.sizes[f"{told} {at}"] for name, told in _COST_NAMES.items()}
 
     def fits(plan: Plan) -> bool:
         return keep.fits(costs(plan, "before"), costs(plan, "after"))
@@ -156,9 +167,10 @@ def _within(plan_of: Callable[[float], Plan], keep: Budget) -> Plan:
     made = least_that_fits(plan_of, fits, most, rounds=24)
     if made is None:
         smallest = costs(plan_of(most), "after")
-        least = ", ".join(f"{smallest[name]} {_TOLD[name]}" for name in keep.given())
+        least = ", ".join(f"{smallest[name]} {_COST_NAMES[name]}" for name in keep.given())
         raise ValueError(
-            f"shrink: keep={keep} cannot be met: with all channels gone that may go {least} stay"
+            f"shrink: keep={keep} cannot be met: with every removable channel removed, {least} "
+            "remain"
         )
     return made
 
@@ -181,7 +193,7 @@ def _check_options(
     if keep is not None and not isinstance(keep, Budget):
         raise TypeError(f"shrink: keep must be a bp.Budget, got {type(keep).__name__}")
     if keep is not None and keep.latency_ms is not None:
-        raise ValueError("shrink: a latency cannot be foretold from channels; give macs= instead")
+        raise ValueError("shrink: a latency cannot be predicted from channels; give macs= instead")
     if scope not in ("local", "global"):
         raise ValueError(f"shrink: scope must be local or global, got {scope!r}")
     if round_to < 1 or min_channels < 1:
@@ -224,14 +236,17 @@ def _plan(channels: AtomTable, families: Families, removed: set[int], cost: g.Co
     for (name, dim), (_, stay) in kept.items():
         shapes[name][dim] = len(stay)
     costs = {"before": cost.of({}), "after": cost.of(shapes)}
-    sizes = {f"{_TOLD[n]} {at}": value for at, found in costs.items() for n, value in found.items()}
+    sizes = {
+        f"{_COST_NAMES[n]} {at}": value for at, found in costs.items() for n, value in found.items()
+    }
     depthwise = sorted(n for n in channels.depthwise if (f"{n}.weight", 0) in kept)
     return Plan(kept, depthwise, sizes, whole)
 
 
 @torch.no_grad()
 def _verify(model: nn.Module, call: g.Call, plan: Plan) -> None:
-    """The smaller model must compute what the model does with what it lacks set to 0."""
+    """Check that the smaller model computes what the model does with the removed channels set
+    to 0."""
     with g.quiet_state(model):
         masked = copy.deepcopy(model).eval()
         held = {**dict(masked.named_parameters()), **dict(masked.named_buffers())}
@@ -244,7 +259,7 @@ def _verify(model: nn.Module, call: g.Call, plan: Plan) -> None:
         small = plan.apply(model).eval()
         for m in (masked, small):
             g.clear_hooks(m)
-        # With quantizers a unit of a grid could hide a difference, or be one by itself.
+        # Quantizers could hide a difference, or add one of a unit of their grid.
         with quantizers_off(masked):
             expected = masked(*call.args, **call.kwargs)
         try:
@@ -261,10 +276,10 @@ def _verify(model: nn.Module, call: g.Call, plan: Plan) -> None:
             continue
         if a.shape != b.shape:
             raise Unsupported(
-                f"shrink: an output would have shape {tuple(b.shape)} for {tuple(a.shape)}"
+                f"shrink: an output would have shape {tuple(b.shape)} instead of {tuple(a.shape)}"
             )
         if not a.is_floating_point():
-            continue  # follows from what is
+            continue  # compared through the values it depends on
         finite = a[a.isfinite()].abs()
         scale = float(finite.max().clamp(min=1)) if finite.numel() else 1.0
         if not torch.isclose(b, a, rtol=0, atol=1e-4 * scale, equal_nan=True).all():

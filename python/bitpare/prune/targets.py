@@ -1,4 +1,4 @@
-"""Which weights of a model are pruned."""
+"""Find the weights of a model that can be pruned."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _PRUNED = (nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.Mu
 
 
 class Target(NamedTuple):
-    """A weight that is pruned; tied weights come once, under their first name."""
+    """A weight to prune. Tied weights come once, under their first name."""
 
     name: str
     owner: nn.Module
@@ -37,8 +37,8 @@ def _weights_of(module: nn.Module) -> Iterator[str]:
 
 
 def find_targets(model: nn.Module, ignore: Sequence[str]) -> list[Target]:
-    """Weights of convolutions, linear, recurrent and attention layers whose name no glob of
-    ``ignore`` matches."""
+    """Return the weights of convolutions, linear, recurrent and attention layers whose name matches
+    no glob of ``ignore``."""
     quantizers = {(w.owner, w.attribute): w.quantizer for w in quantized_weights(model)}
     found: list[Target] = []
     seen: set[int] = set()
@@ -66,7 +66,7 @@ def find_targets(model: nn.Module, ignore: Sequence[str]) -> list[Target]:
 
 
 def fits(target: Target, pattern: str, caller: str) -> bool:
-    """Return whether the pattern divides a weight."""
+    """Return whether the shape of a weight is a multiple of the pattern's."""
     probe = target.value.detach().to("meta", torch.float32)
     try:
         bpf.select_mask([probe], 0.5, pattern=pattern)

@@ -1,7 +1,7 @@
 """The units that a Pruner keeps or prunes: elements of weights, or channels that go together."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Units(Protocol):
         sparsity: float | list[float],
         *,
         previous: list[Tensor] | None,
-        scope: str,
+        scope: Literal["global", "local"],
         min_keep: int,
     ) -> list[Tensor]:
         """Return the packed mask of each target at a step."""
@@ -89,7 +89,7 @@ class ElementUnits:
         sparsity: float | list[float],
         *,
         previous: list[Tensor] | None,
-        scope: str,
+        scope: Literal["global", "local"],
         min_keep: int,
     ) -> list[Tensor]:
         return bpf.select_mask(
@@ -170,7 +170,7 @@ class ChannelUnits:
         sparsity: float | list[float],
         *,
         previous: list[Tensor] | None,
-        scope: str,
+        scope: Literal["global", "local"],
         min_keep: int,
     ) -> list[Tensor]:
         self.select(self._scores(scoring, step), sparsity, scope=scope, min_keep=min_keep)

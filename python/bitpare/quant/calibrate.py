@@ -1,4 +1,4 @@
-"""calibrate: the ranges of activations from data, before training or for inference."""
+"""Set the ranges of activations from data, before training or for inference."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,15 +16,15 @@ from bitpare.nn.quantizer import Quantizer
 
 
 @contextmanager
-def _calibrating(model: nn.Module, found: list[Quantizer]) -> Iterator[None]:
+def _calibrating(model: nn.Module, quantizers: list[Quantizer]) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    for q in found:
+    for q in quantizers:
         q.calibrating = True
     try:
         yield
     finally:
-        for q in found:
+        for q in quantizers:
             q.calibrating = False
         for module, mode in modes.items():
             module.training = mode
@@ -40,53 +40,54 @@ def calibrate(
     microbatch: int | None = None,
     progress: bool | None = None,
 ) -> nn.Module:
-    """Run data through a prepared model in eval and set the ranges of its activations.
+    """Run data through a prepared model in eval mode and set the ranges of its activations.
 
-    Running statistics, modes and the ranges of frozen quantizers stay as they are. A second
-    calibration starts anew.
+    Running statistics, modes and the ranges of frozen quantizers stay unchanged. A second call
+    discards the ranges of the first.
 
     Args:
         model: a prepared model; it is changed and returned.
         data: an iterable of batches. The model is called with the first element of a tuple or list,
             or the "input" of a dict, on the model's device.
-        batches: how many batches are taken; None takes all.
-        forward: ``forward(model, batch)``, if the model is to be called in another way.
-        microbatch: the most samples in one call; larger batches are cut.
-        progress: whether a progress bar is shown; by default on a terminal.
+        batches: the number of batches to use; None uses all.
+        forward: ``forward(model, batch)``, to call the model in another way.
+        microbatch: the largest number of samples in one call; larger batches are split.
+        progress: whether to show a progress bar; None shows one on a terminal.
     """
     inner = unwrapped(model)
     find_hub(inner, "calibrate")
     source = Data("calibrate", data, batches=batches, forward=forward, progress=progress)
-    found = [m for m in inner.modules() if isinstance(m, Quantizer) and m.observing]
-    saved = {q: q.snapshot() for q in found}
-    for q in found:
+    quantizers = [m for m in inner.modules() if isinstance(m, Quantizer) and m.observing]
+    saved = {q: q.snapshot() for q in quantizers}
+    for q in quantizers:
         q.restart()
     try:
-        with _calibrating(inner, found):
+        with _calibrating(inner, quantizers):
             for batch in source:
                 source.call_in_parts(inner, batch, microbatch)
-        for q in found:
+        for q in quantizers:
             q.conclude()
-        _check(found)
-    except BaseException:  # nothing is half calibrated
-        for q in found:
+        _check(quantizers)
+    except BaseException:  # restore the old ranges, so that no model is left half calibrated
+        for q in quantizers:
             q.put_back(saved[q])
         raise
     return model
 
 
-def _check(found: list[Quantizer]) -> None:
-    skipped = [q for q in found if q.skipped]
-    empty = [q.name for q in found if q.role == "activation" and not q.calibrated]
+def _check(quantizers: list[Quantizer]) -> None:
+    skipped = [q for q in quantizers if q.skipped]
+    empty = [q.name for q in quantizers if q.role == "activation" and not q.calibrated]
     odd = [q.name for q in skipped if not q.calibrated]
     if odd:
         raise Uncalibrated(
             f"calibrate: every batch had NaN or infinite values at {', '.join(odd[:5])}"
         )
     if skipped:
-        shown = ", ".join(f"{q.name} ({q.skipped})" for q in skipped[:5])
+        places = ", ".join(f"{q.name} ({q.skipped})" for q in skipped[:5])
         warnings.warn(
-            f"calibrate: batches with NaN or infinite values were left out at {shown}", stacklevel=3
+            f"calibrate: batches with NaN or infinite values were left out at {places}",
+            stacklevel=3,
         )
     if empty:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Places where the values of a traced model are quantized: the analysis of one flat trace."""
+"""Find the places where the values of a traced model are quantized, from one flat trace."""
 
 import dataclasses
 
@@ -25,10 +25,10 @@ from bitpare.quant.kinds import (
 
 @dataclasses.dataclass
 class Point:
-    """A value that is quantized: the result of ``node``, the end of ``chain``.
+    """A value that is quantized: the result of ``node``, which is the last node of ``chain``.
 
-    operand: None, or the (consumer, input) where the value itself is a parameter.
-    """
+    operand: the (consumer, input index) if the value is a parameter that the consumer reads,
+    else None."""
 
     node: fx.Node
     chain: list[fx.Node]
@@ -40,11 +40,11 @@ class Point:
 
 
 class Analysis:
-    """Points of one flat trace, and which layers stand at the model's ends.
+    """The points of one flat trace, and the layers at the start and end of the model.
 
-    target: ONNX Runtime computes a convolution or linear with a clamp in one integer kernel; on the
-    grid of TensorRT and cuDNN, with a Hardswish too.
-    """
+    target: the runtime whose kernels decide what is computed together. ONNX Runtime fuses a
+    convolution or linear with a clamp into one integer kernel. TensorRT and cuDNN fuse a
+    Hardswish too."""
 
     def __init__(self, root: nn.Module, trace: FlatTrace, target: str) -> None:
         self.root, self.graph, self.target = root, trace.graph, target
@@ -62,7 +62,7 @@ class Analysis:
         return self.kinds[node].kind
 
     def _reaches_integer(self, node: fx.Node) -> bool:
-        """Return whether an integer operation will read this value."""
+        """Return whether an integer operation reads this value, directly or through other nodes."""
         if node not in self._reach:
             self._reach[node] = False
             self._reach[node] = any(
@@ -108,16 +108,16 @@ class Analysis:
         return self.target == "tensorrt" and hardswish and self.kind(before) in (COMPUTE, NORM)
 
     def _nonnegative(self, node: fx.Node) -> bool:
-        found = self.kinds[node]
-        if found.nonnegative:
+        node_kind = self.kinds[node]
+        if node_kind.nonnegative:
             return True
         inputs = [n for n in node.all_input_nodes if n.meta.get("float")]
-        if found.kind in (SAME, POOL, CAT, ADD, MUL) and inputs:
-            return found.op.name != "sub" and all(self._nonnegative(n) for n in inputs)
+        if node_kind.kind in (SAME, POOL, CAT, ADD, MUL) and inputs:
+            return node_kind.op.name != "sub" and all(self._nonnegative(n) for n in inputs)
         return False
 
     def source(self, node: fx.Node) -> fx.Node:
-        """Return the value that this one comes from, past what only moves it."""
+        """Return the node that computed this value, skipping operations that only move values."""
         while self.kind(node) == SAME:
             before = first_input(node)
             if before is None or not before.meta.get("tensor", True):
@@ -129,8 +129,8 @@ class Analysis:
         return node
 
     def _find_sources(self) -> None:
-        """Values that no chain made and an integer operation reads: inputs, parameters, results
-        of floating-point operations."""
+        """Add the values that integer operations read but no chain produced: inputs, parameters and
+        results of floating-point operations."""
         added: set[fx.Node] = set()
         for consumer in list(self.graph.nodes):
             if self.kind(consumer) not in INTEGER:
@@ -168,7 +168,7 @@ class Analysis:
         )
 
     def _add_operand(self, consumer: fx.Node, value: fx.Node, source: fx.Node) -> None:
-        """A parameter used as a value: quantized where it is read."""
+        """Add a point for a parameter that is used as a value; it is quantized where it is read."""
         node = value if value.op != "get_attr" else consumer
         if value.op != "get_attr":
             if any(point.node is value for point in self.points):
@@ -179,7 +179,7 @@ class Analysis:
         self.points.append(Point(node, [consumer], False, 0.0, operand=(consumer, index)))
 
     def _find_ends(self) -> None:
-        """The layers that read the model's inputs, and those behind which no other one comes."""
+        """Find the layers that read the model's inputs, and the layers that no layer follows."""
         weighted = [n for n in self.graph.nodes if self.kind(n) == COMPUTE]
         for node in weighted:
             inputs = [self.source(v) for v in node.all_input_nodes if v.meta.get("float")]
@@ -202,12 +202,12 @@ class Analysis:
         return False
 
     def _compute_consumers(self, node: fx.Node) -> set[fx.Node]:
-        found: set[fx.Node] = set()
+        consumers: set[fx.Node] = set()
         stack = [node]
         while stack:
             for user in stack.pop().users:
                 if self.kind(user) == SAME:
                     stack.append(user)
                 else:
-                    found.add(user)
-        return found
+                    consumers.add(user)
+        return consumers

@@ -1,4 +1,4 @@
-"""A check that a prepared model computes what the float model does, quantizers off: bit for bit."""
+"""Check that a prepared model with its quantizers off computes the same bits as the float model."""
 
 import copy
 import dataclasses
@@ -16,7 +16,8 @@ from bitpare.quant.survey import EVAL, TRAIN, Plan
 def first_difference(
     model: nn.Module, prepared: nn.Module, plan: Plan, call: g.Call
 ) -> tuple[str, str] | None:
-    """The innermost rewritten owner whose results differ from the float model's, quantizers off."""
+    """Return the innermost rewritten module whose results differ from the float model's, and why.
+    The quantizers are off. None means that no module differs."""
     rewritten = [
         n for n in plan.traces if hasattr(type(prepared.get_submodule(n)), "_bitpare_source")
     ]
@@ -57,7 +58,7 @@ def _outcome(model: nn.Module, call: g.Call, training: bool, seed: int) -> _Outc
 
 
 def _everything(probe: nn.Module, result: Any) -> list[Any]:
-    """Outputs, gradients, buffers and the state of the random numbers."""
+    """Return outputs, gradients, buffers and the state of the random number generator."""
     outputs = [v for v in _pytree.tree_leaves(result) if isinstance(v, Tensor)]
     loss = sum(v.float().square().mean() for v in outputs if v.requires_grad)
     if isinstance(loss, Tensor):
@@ -90,10 +91,12 @@ def _same_results(a: nn.Module, b: nn.Module, call: g.Call, training: bool) -> b
                 return False
         with torch.random.fork_rng():
             if torch.equal(first.values[-1], torch.manual_seed(seed).get_state()):
-                return True  # nothing random, so another seed would show the same
+                return (
+                    True  # the model uses no random numbers, so another seed gives the same result
+                )
     return True
 
 
 def _bits(x: Tensor) -> Tensor:
-    """NaN equals NaN here."""
+    """Replace NaN by a number, so that NaN compares equal to NaN."""
     return torch.nan_to_num(x, nan=1.2345e30) if x.is_floating_point() else x

@@ -1,4 +1,4 @@
-"""Writes the new forward of an owner, with a call of a quantizer at each of its sites."""
+"""Write the new forward of an owner, with a call of a quantizer at each of its sites."""
 
 import operator
 
@@ -15,8 +15,9 @@ _FUNCTIONS = {EVAL: "_bitpare_eval", TRAIN: "_bitpare_train"}
 
 
 def own_weights(owner: nn.Module, trace: g.OwnerTrace) -> list[str]:
-    """The owner's own parameters that its forward gives to a convolution or linear as weight."""
-    found = []
+    """Return the owner's own parameters that its forward passes to a convolution or linear as
+    weight."""
+    weights = []
     for node in trace.graph.nodes:
         op = op_of(owner, node)
         weighted = op.name in CONVOLUTIONS or op.name in ("linear", "embedding")
@@ -26,12 +27,12 @@ def own_weights(owner: nn.Module, trace: g.OwnerTrace) -> list[str]:
         if isinstance(weight, fx.Node) and weight.op == "get_attr":
             target = str(weight.target)
             if "." not in target and isinstance(getattr(owner, target, None), nn.Parameter):
-                found.append(target)
-    return list(dict.fromkeys(found))
+                weights.append(target)
+    return list(dict.fromkeys(weights))
 
 
 class _Editor:
-    """Edits one graph of an owner."""
+    """Edits the graph of one owner."""
 
     def __init__(self, owner: nn.Module, trace: g.OwnerTrace) -> None:
         self.owner, self.trace, self.graph = owner, trace, trace.graph
@@ -56,33 +57,34 @@ class _Editor:
         self._insert_after(target, node, site)
 
     def _insert_after(self, target: str, node: fx.Node, site: Site) -> None:
-        """q(node), or, where the quantizer computes node itself, q in its place."""
-        args, kwargs, gone = (node,), {}, []
+        """Insert q(node). If the quantizer can compute the activation or addition itself, it
+        replaces them."""
+        args, kwargs, replaced = (node,), {}, []
         activated = site.activation != "none" and isinstance(node.args[0], fx.Node)
         if activated:
-            args, gone = (node.args[0],), [node]
+            args, replaced = (node.args[0],), [node]
             kwargs["activation"] = site.activation
         addition = args[0] if activated else node
         if site.add and (not activated or len(addition.users) == 1):
-            args, gone = (addition.args[0],), [*gone, addition]
+            args, replaced = (addition.args[0],), [*replaced, addition]
             kwargs["other"] = addition.args[1]
         with self.graph.inserting_after(node):
             if activated and node.op == "call_module":
                 plain = self.graph.get_attr(str(node.target))
                 kwargs["plain"] = plain
                 with self.graph.inserting_after(plain):
-                    made = self.graph.call_module(target, args, kwargs)
+                    quantized = self.graph.call_module(target, args, kwargs)
             else:
-                made = self.graph.call_module(target, args, kwargs)
-        self._replace(node, made)
-        for old in gone:
+                quantized = self.graph.call_module(target, args, kwargs)
+        self._replace(node, quantized)
+        for old in replaced:
             self.graph.erase_node(old)
 
-    def _replace(self, node: fx.Node, made: fx.Node) -> None:
-        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+    def _replace(self, node: fx.Node, quantized: fx.Node) -> None:
+        node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
 
     def read_weights(self, own: list[str]) -> bool:
-        """Weights that the forward reads by itself go through their quantizers."""
+        """Quantize the weights that the forward reads by itself. Return whether there are any."""
         changed = False
         for node in list(self.graph.nodes):
             if node.op != "get_attr":
@@ -107,7 +109,7 @@ class _Editor:
         self.graph._owning_module = None
         for node in reversed(list(self.graph.nodes)):
             if node.target is operator.getitem and not node.users:
-                self.graph.erase_node(node)  # a part of a child's result that nothing reads
+                self.graph.erase_node(node)  # nothing reads this part of a child's result
         code = self.graph.python_code("self")
         imports = _format_import_block(code.globals, sys_importer)
         return f"{imports}\n{code.src.replace('def forward(self', f'def {name}(self', 1)}"
@@ -126,7 +128,8 @@ def _header(trace: g.OwnerTrace, kind: str) -> str:
 
 
 def _frozen(trace: g.OwnerTrace) -> str:
-    """A warning where a number that became a constant of the forward is assigned to."""
+    """Return a ``__setattr__`` that warns when a number is assigned that the forward has as a
+    constant."""
     if not trace.frozen:
         return ""
     return f"""
@@ -143,11 +146,12 @@ def __setattr__(self, name, value):
 def emit(
     owner: nn.Module, traces: dict[bool, g.OwnerTrace], sites: list[Site], own: list[str]
 ) -> str | None:
-    """The source of the owner's new functions, or None where nothing changes."""
+    """Return the source of the owner's new functions, or None if nothing changes."""
     bodies, changed = {}, bool(sites)
     for mode in (EVAL, TRAIN):
         editor = _Editor(owner, traces[mode])
-        # Later calls first: replacing one keeps the positions of those before it.
+        # Replace later calls first, because a replacement keeps the positions of the calls before
+        # it.
         for index, site in reversed(list(enumerate(sites))):
             editor.insert_site(index, site, mode)
         changed = editor.read_weights(own) or changed

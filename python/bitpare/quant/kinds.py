@@ -1,4 +1,4 @@
-"""The kinds of operations, as quantization sees them."""
+"""Classify operations by how quantization treats them."""
 
 import dataclasses
 
@@ -6,8 +6,8 @@ from torch import fx, nn
 
 from bitpare.graph.ops import CONVOLUTIONS, PRODUCTS, Op, op_of
 
-# compute: sums of products, whose result is requantized. same: moves values, which stay on their
-# grid. clamp: absorbed by the quantizer after it. table: any function of one value. float: computed
+# compute: sums of products; the result is requantized. same: moves values, which stay on their
+# grid. clamp: part of the quantizer that follows. table: any function of one value. float: computed
 # in floating point.
 COMPUTE, NORM, CLAMP, TABLE, ADD, MUL, CAT, POOL, SAME, FLOAT_OP = (
     "compute", "norm", "clamp", "table", "add", "mul", "cat", "pool", "same", "float",
@@ -35,7 +35,7 @@ _NAMES = {
     "T zero_pad",
 }
 KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-# Operations whose function and module are not alike: as a function these are computed in float.
+# The function of each of these differs from the module of the same name, and is computed in float.
 _MODULES_ONLY = frozenset(("batch_norm", "bilinear", "attention", "identity", "zero_pad"))
 _NONNEGATIVE = frozenset(("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "softmax"))
 FUSED_ACTIVATIONS = frozenset(("relu", "relu6", "hardswish", "hardsigmoid"))
@@ -43,7 +43,7 @@ FUSED_ACTIVATIONS = frozenset(("relu", "relu6", "hardswish", "hardsigmoid"))
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """The kind of a node's operation. activation: the name of a clamp or table."""
+    """The kind of a node's operation. ``activation`` is the name of a clamp or table, else ""."""
 
     kind: str
     op: Op

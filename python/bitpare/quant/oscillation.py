@@ -1,4 +1,4 @@
-"""Weights that jump to and fro between two integers: how many there are, and holding them."""
+"""Track weights that oscillate between two integers, and freeze them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _FROZEN = 2
 class _Tracked:
     weight: QuantizedWeight
     state: dict[str, Tensor]
-    limits: tuple[int, int] | None = None  # of the grid that the state is of
+    limits: tuple[int, int] | None = None  # limits of the grid that the state belongs to
 
     def begins(self) -> bool:
         grid = self.weight.quantizer.grid
@@ -38,18 +38,24 @@ class _Tracked:
 
 
 class Oscillations:
-    """Tracks how often each weight's integer turns back, and freezes those that do so too often
-    (Nagel et al. 2022, alg. 1).
+    """Track how often the integer of each weight oscillates, and freeze weights that oscillate too
+    often (Nagel et al. 2022, alg. 1).
 
-    After each applied optimizer step: a weight oscillates when its integer changes, in the
-    direction opposite to the change before. ``momentum``: of the running mean of that, the
-    frequency. A weight whose frequency exceeds ``freeze_above`` is held, for good, at the integer
-    it was at on average; None: it is only tracked. Usual thresholds are 0.01 to 0.04, best lowered
-    in the course of training (`QatSchedule` does it with ``freeze_oscillating={0.2: 0.04, ...}``).
+    A weight oscillates when its integer changes in the opposite direction to its last change. The
+    frequency is a running mean of these events over the applied optimizer steps. A weight above
+    ``freeze_above`` is frozen at its mean integer for the rest of the training. Usual thresholds
+    are 0.01 to 0.04, lowered in the course of training:
+    ``QatSchedule(freeze_oscillating={0.2: 0.04, ...})`` does so.
 
-    Tracked are weights on a fixed symmetric integer grid, with scales from their range or learned
-    (LSQ); ``untracked`` names the others. A change of bits starts anew, and so does a quantizer
-    that was off. It takes 11 bytes and one pass over each weight a step.
+    Args:
+        model: a prepared model.
+        momentum: the momentum of the running mean, in (0, 1].
+        freeze_above: the frequency above which a weight is frozen; None only tracks.
+
+
+    Weights on a fixed symmetric integer grid are tracked, with scales from their range or learned
+    (LSQ); ``untracked`` says why others are not. Tracking starts again after a change of bits and
+    when a quantizer was off. It needs 11 bytes per weight, and one pass over the weights each step.
 
     >>> import bitpare as bp
     >>> qat = bp.prepare(nn.Sequential(nn.Linear(4, 2)), example_inputs=(torch.ones(1, 4),))
@@ -86,25 +92,25 @@ class Oscillations:
             self._tracked.append(_Tracked(weight, state))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "Oscillations":
-        """Look at the weights after each step of the optimizer, and return the object itself."""
+        """Track the weights after each step of the optimizer, and return this object."""
         check_owned(optimizer, self._model, "Oscillations")
         hook = optimizer.register_step_post_hook(lambda o, args, kwargs: self.step(found_inf_of(o)))
         self._handles.append(hook)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the hooks: a copy follows no optimizer."""
+        """Leave out the hooks, because a copy follows no optimizer."""
         return {**self.__dict__, "_handles": []}
 
     def detach(self) -> None:
-        """Look at the weights no further; those that are frozen are no longer held."""
+        """Stop tracking. Frozen weights are free to change again."""
         while self._handles:
             self._handles.pop().remove()
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:
-        """One look, after an applied step; not needed after ``attach``. skip: above 0 where the
-        step was not applied, as a GradScaler leaves it on the device."""
+        """Track the weights after an applied step. ``attach`` calls it by itself. ``skip``: a
+        tensor that is above 0 if the step was skipped, as a GradScaler leaves it on the device."""
         on = []
         for tracked in self._tracked:
             if tracked.weight.quantizer.quantizing and tracked.weight.quantizer.calibrated:
@@ -126,19 +132,19 @@ class Oscillations:
             )
 
     def shares(self, above: float = 0.005) -> dict[str, tuple[float, float]]:
-        """Return for each weight the percentage that oscillates (more often than
-        ``above``), and that is frozen."""
-        found = {}
+        """Return for each weight two percentages: the part that oscillates with a frequency above
+        ``above``, and the part that is frozen."""
+        percentages = {}
         for tracked in self._tracked:
             state = tracked.state
             frozen = state["turn"] == _FROZEN
             moving = (state["frequency"] > above) & ~frozen
             count = max(frozen.numel(), 1)
-            found[tracked.weight.name] = (
+            percentages[tracked.weight.name] = (
                 100.0 * int(moving.sum()) / count,
                 100.0 * int(frozen.sum()) / count,
             )
-        return found
+        return percentages
 
     def __str__(self) -> str:
         sizes = {t.weight.name: t.weight.value.numel() for t in self._tracked}
@@ -151,14 +157,14 @@ class Oscillations:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was tracked of each weight, by its name."""
+        """Return the tracking state of each weight, by the weight's name."""
         return {
             t.weight.name: {**{k: v.clone() for k, v in t.state.items()}, "limits": t.limits}
             for t in self._tracked
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what another of the same weights had tracked."""
+        """Continue from the state that was saved for the same weights."""
         names = {t.weight.name for t in self._tracked}
         if names != set(state):
             odd = sorted(names ^ set(state))

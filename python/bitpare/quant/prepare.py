@@ -1,4 +1,4 @@
-"""prepare: from a float model to a copy of it that trains with quantization."""
+"""Make a copy of a float model that trains with quantization."""
 
 import copy
 from typing import Any
@@ -47,10 +47,18 @@ def prepare(
     example_inputs: tuple[Any, ...] | Tensor,
     example_kwargs: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """A copy of ``model`` with quantizers, to be calibrated and trained; ``model`` is untouched.
+    """Return a copy of ``model`` with quantizers, ready for calibration and training.
 
-    Containers, names, hooks and isinstance are as before. What cannot be traced keeps its own
-    forward in float, and ``bp.report.placement`` names it.
+    ``model`` itself is unchanged. The copy keeps the containers, names, hooks and classes. A
+    module that cannot be traced keeps its own forward in float; ``bp.report.placement`` lists
+    them.
+
+    Args:
+        model: a float model.
+        config: what to quantize and how; None means ``QConfig.int8()``.
+        example_inputs: the positional arguments of a call of the model, or a single tensor. They
+            determine which path of the forward is traced.
+        example_kwargs: the keyword arguments of that call.
     """
     config = QConfig.int8() if config is None else config
     call = _check_arguments(model, config, example_inputs, example_kwargs)
@@ -103,7 +111,7 @@ def _leave_fast_paths(model: nn.Module) -> None:
 
 
 class _Builder:
-    """Carries out a plan on the copy."""
+    """Adds the quantizers of a plan to the copied model."""
 
     def __init__(self, model: nn.Module, config: QConfig, plan: Plan, call: g.Call) -> None:
         self.model, self.config, self.plan = model, config, plan
@@ -157,7 +165,7 @@ class _Builder:
         return count
 
     def _weights_read(self) -> set[nn.Module]:
-        """Layers that an owner does not call but whose weight its forward reads."""
+        """Return the layers that no module calls but whose weight a traced forward reads."""
         found = set()
         for name, traces in self.plan.traces.items():
             owner = self.model.get_submodule(name)
@@ -203,11 +211,11 @@ class _Builder:
             return 0
         at_end = module in self.plan.first or module in self.plan.last
         spec = self.config.spec_for("weight", name, module, at_end=at_end)
-        made = self._weight_quantizer(name, spec, module.weight, module.weight_axis)
-        if made is None:
+        quantizer = self._weight_quantizer(name, spec, module.weight, module.weight_axis)
+        if quantizer is None:
             self.hub.note(name, "the config keeps its weight in float")
             return 0
-        module.bp_weight = made
+        module.bp_weight = quantizer
         return 1
 
     def _weight_quantizer(
@@ -229,10 +237,10 @@ class _Builder:
             scales = weight.numel() // grid.group
         elif grid.axis is not None:
             scales = weight.shape[grid.axis]
-        made = quantizer_class(spec)(spec, grid, name, "weight", scales).to(self.device)
+        quantizer = quantizer_class(spec)(spec, grid, name, "weight", scales).to(self.device)
         with torch.no_grad():
-            made(weight)  # scales of the weights as they are
-        return made
+            quantizer(weight)  # set the scales from the current weights
+        return quantizer
 
     # -- activations
 
@@ -273,33 +281,33 @@ class _Builder:
         )
         scales = channels if grid.axis is not None else 1
         limit = limit if grid.quant_min == 0 else 0.0
-        made = quantizer_class(spec)(spec, grid, name, "activation", scales, limit)
-        return made.to(self.device)
+        quantizer = quantizer_class(spec)(spec, grid, name, "activation", scales, limit)
+        return quantizer.to(self.device)
 
     def _place(self, site: Site, by_owner: dict[str, list[Site]]) -> None:
-        made = self._activation_quantizer(site)
-        if made is None:
+        quantizer = self._activation_quantizer(site)
+        if quantizer is None:
             self.hub.note(site.name, "the config keeps its result in float")
             return
         if site.runs > 1:
             self.hub.note(
                 site.name, f"called {site.runs} times: one quantizer for all", quantized=True
             )
-        self._fuse_norm(site, made)
+        self._fuse_norm(site, quantizer)
         if site.layer is None:
             assert site.owner is not None
             by_owner.setdefault(site.owner, []).append(site)
-            site.quantizer = made
+            site.quantizer = quantizer
             return
         layer: Any = site.layer
-        layer.bp_output = made
+        layer.bp_output = quantizer
         if type(layer) in layers.QUANTIZED.values():
             return
         fused = site.activation if site.activation in FUSED_ACTIVATIONS else None
         rewrite(layer, _ACTIVATION_SOURCE.format(name=fused) if fused else _LAYER_SOURCE)
 
     def _fuse_norm(self, site: Site, quantizer: Quantizer) -> None:
-        """A BatchNorm right before the quantizer, or before its ReLU, is computed with it."""
+        """Let one op compute the BatchNorm and its quantizer, if only a ReLU lies between them."""
         norm: Any = site.norm
         usable = isinstance(norm, layers.NORMS) and layers.can_fuse(norm)
         if not usable or not isinstance(quantizer, RangeQuantizer) or not quantizer.fast:
@@ -311,7 +319,7 @@ class _Builder:
         quantizer.follows_norm = site.layer is not norm
 
     def _place_input(self, module: nn.Module) -> None:
-        """A layer with nothing traced around it: its input is quantized by itself."""
+        """Add a quantizer for the input of a layer that lies in no traced part."""
         if not isinstance(module, layers.QuantizedLayer) or isinstance(module, nn.Embedding):
             return
         held: Any = module
@@ -347,12 +355,12 @@ class _Builder:
 
     def _place_own(self, name: str, owner: nn.Module, weight: str) -> bool:
         spec = self.config.spec_for("weight", name, owner)
-        made = self._weight_quantizer(f"{name}.{weight}", spec, getattr(owner, weight), 0)
-        if made is None:
+        quantizer = self._weight_quantizer(f"{name}.{weight}", spec, getattr(owner, weight), 0)
+        if quantizer is None:
             return False
         if not hasattr(owner, "bp_weights"):
             owner.bp_weights = nn.ModuleDict()
-        owner.bp_weights[weight] = made  # type: ignore[index,operator]
+        owner.bp_weights[weight] = quantizer  # type: ignore[index,operator]
         return True
 
     def _note_islands(self) -> None:

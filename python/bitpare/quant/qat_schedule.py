@@ -1,4 +1,4 @@
-"""QatSchedule: what happens when, as a function of the optimizer steps that were applied."""
+"""Switch observing, quantizing and freezing by the number of applied optimizer steps."""
 
 import math
 from collections.abc import Mapping
@@ -16,32 +16,32 @@ from bitpare.steps import Attached, StepCounter, check_steps, step_at
 
 
 def _in_force(changes: list[tuple[float, Any]], step: int) -> Any:
-    """The value of the last change up to a step."""
+    """Return the value of the last change at or before a step."""
     return next((value for when, value in reversed(changes) if step >= when), None)
 
 
 class QatSchedule(Attached):
-    """Observing, quantizing, freezing and bits of a prepared model, step by step.
+    """Change what a prepared model does during training: observing, quantizing, freezing and bits.
 
-    Points in time are fractions of the run (floats) or applied steps (ints).
+    Points in time are fractions of the run (floats) or applied steps (ints). The state of the
+    model depends only on the number of applied steps. Let ``attach(optimizer)`` count them
+    (steps that a GradScaler skips do not count), or call ``step()`` after each one.
 
     Args:
         model: a prepared model.
         steps: the length of the run, in applied optimizer steps.
-        delay: until then only ranges are observed, nothing is quantized.
-        ramp: the span after the delay in which quantizers are turned on one after the other, in the
-            order of the forward pass.
-        freeze_ranges: from then on ranges stay.
-        freeze_bn: from then on BatchNorm uses and keeps its running statistics.
-        bits: {when: bits}, as {0: 8, 0.3: 4, 0.6: 2}, for what ``anneal`` names. Layers whose
-            config asks for more bits keep theirs.
+        delay: the time at which quantization begins. Before it, only ranges are observed.
+        ramp: the span after the delay in which quantizers are turned on one by one, in the order of
+            the forward pass.
+        freeze_ranges: the time from which ranges are fixed.
+        freeze_bn: the time from which BatchNorm uses its running statistics and no longer updates
+            them.
+        bits: {when: bits}, such as {0: 8, 0.3: 4, 0.6: 2}, for the tensors that ``anneal`` names. A
+            layer whose config asks for more than 8 bits keeps at least its own.
         anneal: "weights", "activations" or "both".
-        freeze_oscillating: a frequency, or {when: frequency}, above which weights that jump between
-            two integers are frozen; `Oscillations` then tracks them, as ``oscillations``. inf: they
-            are tracked and never frozen.
-
-    The state of the model is a pure function of the number of applied steps: ``attach(optimizer)``
-    counts them (skipped ones of a GradScaler do not count), or call ``step()`` after each one.
+        freeze_oscillating: the frequency above which weights that oscillate between two integers
+            are frozen, or {when: frequency}. `Oscillations` tracks them, as ``oscillations``. With
+            inf weights are tracked and never frozen.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> import bitpare as bp
@@ -94,13 +94,13 @@ class QatSchedule(Attached):
             )
         each = None if self.oscillations is None else self.oscillations.step
         self.counter = StepCounter(self._events(), self._apply, each)
-        # A state loaded later is of the bits it was trained with, not of step 0.
+        # A state that is loaded later has the bits of its own step, not those of step 0.
         self._before = {q: q.snapshot() for q in self.quantizers}
         self._loads = {q: q.loads for q in self.quantizers}
         self._apply(0)
 
     def _at(self, name: str, when: float | None) -> float:
-        """A point in time as a step number."""
+        """Convert a point in time to a step number."""
         if when is None:
             return math.inf
         return step_at("QatSchedule", name, when, self.steps)
@@ -108,7 +108,7 @@ class QatSchedule(Attached):
     # -- what holds after a number of steps
 
     def _enabled(self, step: int) -> int:
-        """How many quantizers are on."""
+        """Return how many quantizers are on."""
         count = len(self.quantizers)
         if step < self._delay:
             return 0
@@ -123,7 +123,7 @@ class QatSchedule(Attached):
         return _in_force(self._thresholds, step)
 
     def _events(self) -> list[int]:
-        """The steps at which something changes."""
+        """Return the steps at which something changes."""
         found = {self._delay, self._freeze_ranges, self._freeze_bn}
         found |= {when for when, _ in (*self._bits, *self._thresholds)}
         if self._ramp:
@@ -131,7 +131,7 @@ class QatSchedule(Attached):
         return sorted(int(step) for step in found if 0 < step < math.inf)
 
     def _apply(self, step: int) -> None:
-        """Brings the model to the state of this step."""
+        """Set the model's state for this step."""
         enabled, bits = self._enabled(step), self._bits_at(step)
         observe, freeze = step < self._freeze_ranges, step >= self._freeze_bn
         with torch.no_grad():
@@ -157,14 +157,14 @@ class QatSchedule(Attached):
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and the state of ``oscillations``."""
+        """Return the step count and the state of ``oscillations``."""
         state: dict[str, Any] = {"step": self.step_count}
         if self.oscillations is not None:
             state["oscillations"] = self.oscillations.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes to the step of ``state``; load the model's own state first."""
+        """Continue at the step of ``state``. Load the model's own state first."""
         step = int(state["step"])
         for q, snapshot in self._before.items():
             if q.bits != snapshot.bits and self.step_count == 0 and q.loads == self._loads[q]:

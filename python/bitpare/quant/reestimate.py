@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics anew, for the weights and quantizers as they stand."""
+"""Recompute BatchNorm's running statistics for the current weights and quantizers."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from bitpare.models import unwrapped
 
 @contextmanager
 def _batch_statistics(model: nn.Module, norms: list[Any]) -> Iterator[None]:
-    """The model in eval, but for these norms, whose running statistics become each batch's."""
+    """Set the model to eval, but let these norms take the statistics of each batch."""
     modes = {m: m.training for m in model.modules()}
-    held = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    momenta = [(m, m.momentum, m.num_batches_tracked.clone()) for m in norms]
     fused = [(m, m.bp_tail, m.bp_frozen) for m in norms if hasattr(m, "bp_tail")]
     model.eval()
     for m in norms:
@@ -27,7 +27,7 @@ def _batch_statistics(model: nn.Module, norms: list[Any]) -> Iterator[None]:
     finally:
         for m, mode in modes.items():
             m.training = mode
-        for m, momentum, count in held:
+        for m, momentum, count in momenta:
             m.momentum = momentum
             m.num_batches_tracked.copy_(count)
         for m, tail, frozen in fused:
@@ -42,13 +42,15 @@ def reestimate_bn(
     batches: int | None = None,
     forward: Forward | None = None,
 ) -> nn.Module:
-    """Estimate the running statistics of BatchNorm anew, as the plain mean over the batches.
+    """Recompute the running statistics of BatchNorm as the plain mean over the batches.
 
     Weights and quantizers are used as they are; nothing else changes.
 
     Args:
         model: a model with BatchNorm; it is changed and returned.
-        data, batches, forward: see `calibrate`.
+        data: an iterable of batches, as for `calibrate`.
+        batches: the number of batches to use; None uses all.
+        forward: ``forward(model, batch)``, to call the model in another way.
     """
     inner = unwrapped(model)
     source = Data("reestimate_bn", data, batches=batches, forward=forward)
@@ -58,7 +60,7 @@ def reestimate_bn(
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
     ]
     statistics = [s for m in norms for s in (m.running_mean, m.running_var)]
-    found = [s.clone() for s in statistics]
+    estimates = [s.clone() for s in statistics]
     sums, count = [torch.zeros_like(s) for s in statistics], 0
     try:
         with _batch_statistics(inner, norms):
@@ -66,8 +68,8 @@ def reestimate_bn(
                 source.call(inner, batch)
                 torch._foreach_add_(sums, statistics)
                 count += 1
-        found = [s / count for s in sums]
+        estimates = [s / count for s in sums]
     finally:
-        for s, value in zip(statistics, found, strict=True):
+        for s, value in zip(statistics, estimates, strict=True):
             s.copy_(value)
     return model

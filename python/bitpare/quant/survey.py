@@ -1,4 +1,4 @@
-"""The plan of what prepare does to a model: traces of its owners, islands, and every site."""
+"""Plan what prepare changes in a model: the traces, the islands that stay float, and every site."""
 
 import dataclasses
 import difflib
@@ -17,13 +17,13 @@ EVAL, TRAIN = False, True
 
 @dataclasses.dataclass
 class Site:
-    """One place where a value is quantized.
+    """A place where a value is quantized.
 
-    owner, positions: the call of that owner's forward whose result it is, in eval and train;
-    placeholder: instead, the argument that it is; layer: instead, the layer whose result it is.
-    """
+    The value is the result of a layer (``layer``), an argument of the owner's forward
+    (``placeholder``), or the result of a call in that forward (``owner``, and ``positions`` of
+    the call in eval and train)."""
 
-    names: list[str]  # of the layers the value comes from, for overrides and the report
+    names: list[str]  # the layers that compute the value, for overrides and the report
     point: Point
     channels: int | None
     layer: nn.Module | None = None
@@ -35,7 +35,7 @@ class Site:
     add: bool = False
     norm: nn.Module | None = None
     runs: int = 1
-    quantizer: nn.Module | None = None  # once it is placed
+    quantizer: nn.Module | None = None  # set when it is placed
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Plan:
         self.first: set[nn.Module] = set()
         self.last: set[nn.Module] = set()
         self.shared: list[tuple[str, str]] = []
-        self.alone: list[nn.Module] = []  # layers under islands, with nothing traced around them
+        self.alone: list[nn.Module] = []  # layers inside islands, which no trace contains
         for name, module in model.named_modules():
             if g.is_owner(module) and self.call_of(name) is not None:
                 self._trace_owner(name, module)
@@ -81,22 +81,23 @@ class Plan:
         call = self.call_of(name)
         if name in self.islands or call is None:
             return
-        found = {}
+        traces = {}
         with g.quiet_state(self.model):
             try:
                 for mode in (EVAL, TRAIN):
                     owner.train(mode)
-                    found[mode] = g.trace_owner(owner, call, self.results[mode])
+                    traces[mode] = g.trace_owner(owner, call, self.results[mode])
             except Unsupported as error:
                 self.islands[name] = str(error)
                 return
-        self.traces[name] = found
-        self.aligned[name] = _align(owner, found)
+        self.traces[name] = traces
+        self.aligned[name] = _align(owner, traces)
 
     # -- flat traces
 
     def _analyse(self) -> None:
-        """Flat traces of every maximal traceable part; a part that fails becomes an island."""
+        """Trace every maximal traceable part. A part that fails becomes an island, and tracing
+        starts again."""
         while True:
             before = len(self.islands)
             self.sites, self.alone, self.shared = {}, [], []
@@ -118,7 +119,7 @@ class Plan:
         self._visit_children(name, module)
 
     def _visit_islands(self, root: str) -> None:
-        """The children of islands inside a traced part: each is traced by itself."""
+        """Visit the children of islands inside a traced part; each is traced by itself."""
         inside = [i for i in self.islands if i != root and (not root or i.startswith(root + "."))]
         for island in inside:
             if not any(island.startswith(other + ".") for other in inside):
@@ -143,7 +144,7 @@ class Plan:
                     self.islands[name] = str(error)
                     return False
                 if not self._check_events(name, root, mode, trace):
-                    return True  # looked at again without the island
+                    return True  # the caller tries again without the island
                 self._collect(name, root, mode, trace)
         return True
 
@@ -151,7 +152,8 @@ class Plan:
         return ".".join(part for part in (root, inside) if part)
 
     def _check_events(self, name: str, root: nn.Module, mode: bool, trace: g.FlatTrace) -> bool:
-        """The calls that an owner makes must be those of its own trace, in every run."""
+        """Return whether the owners make the calls of their own traces in every run. An owner that
+        does not becomes an island."""
         for inside, runs in trace.events.items():
             full = self.full_name(name, inside)
             owner = root.get_submodule(inside)
@@ -180,8 +182,8 @@ class Plan:
                 places.setdefault(root.get_submodule(str(node.target)), set()).add(
                     (owner, position)
                 )
-        for nodes, kept in ((analysis.first, self.first), (analysis.last, self.last)):
-            kept.update(root.get_submodule(str(n.target)) for n in nodes if n.op == "call_module")
+        for nodes, layers in ((analysis.first, self.first), (analysis.last, self.last)):
+            layers.update(root.get_submodule(str(n.target)) for n in nodes if n.op == "call_module")
         for end, concat in analysis.shared.items():
             pair = (self._node_name(name, end), self._node_name(name, concat))
             if pair not in self.shared:
@@ -249,8 +251,8 @@ class Plan:
             self.sites[key] = site
 
     def _note_chain(self, root: nn.Module, site: Site) -> None:
-        """Note what the quantizer can do besides: the activation, the addition, the
-        BatchNorm before."""
+        """Note what the quantizer can compute too: the activation, the addition or the BatchNorm
+        before it."""
         if site.point.operand is not None:
             return
         chain = site.point.chain
@@ -279,19 +281,19 @@ def _is_plain_addition(root: nn.Module, node: fx.Node) -> bool:
 
 
 def _align(owner: nn.Module, traces: dict[bool, g.OwnerTrace]) -> dict[bool, dict[int, Any]]:
-    """Names the calls of both modes so that the same call has the same name in both."""
+    """Give the calls of both modes names, so that the same call has the same name in both."""
     keys = {m: [g.event_key(owner, n) for n in traces[m].events] for m in (EVAL, TRAIN)}
-    found: dict[bool, dict[int, Any]] = {m: {} for m in (EVAL, TRAIN)}
+    names: dict[bool, dict[int, Any]] = {m: {} for m in (EVAL, TRAIN)}
     if keys[EVAL] == keys[TRAIN]:
-        found[EVAL] = found[TRAIN] = {i: i for i in range(len(keys[EVAL]))}
-        return found
+        names[EVAL] = names[TRAIN] = {i: i for i in range(len(keys[EVAL]))}
+        return names
     numbers: dict[Any, int] = {}
     lists = {m: [numbers.setdefault(k, len(numbers)) for k in keys[m]] for m in (EVAL, TRAIN)}
     matcher = difflib.SequenceMatcher(None, lists[EVAL], lists[TRAIN], autojunk=False)
     for block in matcher.get_matching_blocks():
         for i in range(block.size):
-            found[EVAL][block.a + i] = found[TRAIN][block.b + i] = ("both", block.a + i)
+            names[EVAL][block.a + i] = names[TRAIN][block.b + i] = ("both", block.a + i)
     for mode in (EVAL, TRAIN):
         for i in range(len(keys[mode])):
-            found[mode].setdefault(i, (mode, i))
-    return found
+            names[mode].setdefault(i, (mode, i))
+    return names

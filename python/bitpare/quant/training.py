@@ -1,4 +1,4 @@
-"""Helpers of a training loop besides the model: parameter groups and averaged weights."""
+"""Group parameters for an optimizer, and average the weights of a model."""
 
 import copy
 from typing import Any
@@ -17,8 +17,14 @@ def param_groups(
     scale_lr: float | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: no weight decay on scales, offsets, normalisation and
-    biases. ``scale_lr``: a learning rate of their own for scales and offsets.
+    """Return parameter groups for an optimizer, without weight decay on scales, offsets,
+    normalisation layers and biases.
+
+    Args:
+        model: a float or a prepared model.
+        weight_decay: the weight decay of all other parameters.
+        scale_lr: a learning rate for scales and offsets; None uses the optimizer's.
+        options: further options, which every group gets.
 
     >>> groups = param_groups(nn.Linear(2, 2), weight_decay=1e-4)
     >>> [(len(g["params"]), g["weight_decay"]) for g in groups]
@@ -56,14 +62,15 @@ def param_groups(
 
 
 class ema(nn.Module):
-    """A copy of a model whose weights follow the model's: ``average.update(model)`` after each
-    applied step; evaluate ``average.module``.
+    """A copy of a model whose weights are a moving average of the model's weights.
 
-    Parameters and running statistics are averaged; counts, flags, integers and the ranges of
-    quantizers are copied, which averaging would falsify.
+    Call ``average.update(model)`` after each applied step, and evaluate ``average.module``.
 
-    decay: of the average per step; it starts smaller: min(decay, (1 + step) / (10 + step)).
-    """
+    Parameters and running statistics are averaged. Counts, flags, integers and the ranges of
+    quantizers are copied, because their average would be wrong.
+
+    decay: the decay of the average per step. Early steps use the smaller
+    (1 + step) / (10 + step)."""
 
     steps: Tensor
 
@@ -80,13 +87,13 @@ class ema(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes the model as it is now into the average; call it after each applied step."""
-        source, kept = unwrapped(model), self.module
+        """Take the current weights of the model into the average, after each applied step."""
+        source, average = unwrapped(model), self.module
         self.steps += 1
         weight = torch.clamp((1.0 + self.steps) / (10.0 + self.steps), max=self.decay)
-        averaged = [(p, q) for p, q in zip(kept.parameters(), source.parameters(), strict=True)]
+        averaged = [(p, q) for p, q in zip(average.parameters(), source.parameters(), strict=True)]
         copied: list[tuple[Tensor, Tensor]] = []
-        modules = zip(kept.modules(), source.modules(), strict=True)
+        modules = zip(average.modules(), source.modules(), strict=True)
         for mine, theirs in modules:
             buffers = zip(mine.buffers(recurse=False), theirs.buffers(recurse=False), strict=True)
             for p, q in buffers:
@@ -96,7 +103,7 @@ class ema(nn.Module):
             p.lerp_(q.to(p.dtype), (1 - weight).to(p.dtype))
         for p, q in copied:
             p.copy_(q)
-        for mine, theirs in zip(kept.modules(), source.modules(), strict=True):
+        for mine, theirs in zip(average.modules(), source.modules(), strict=True):
             if isinstance(mine, Quantizer) and isinstance(theirs, Quantizer):
                 if mine.grid != theirs.grid:
                     mine._read_control()

@@ -1,4 +1,4 @@
-"""Reports of what bitpare did to a model, to be read and looked at."""
+"""Report what bitpare did to a model, as tables and as an HTML page."""
 
 from bitpare.report.collect import html
 from bitpare.report.effects import EffectRow, Effects, effects

@@ -1,4 +1,4 @@
-"""The kinds of plots of a report."""
+"""Draw the kinds of plots in a report."""
 
 import dataclasses
 import math
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from bitpare.report.svg import Axis, Svg, clipped_name, number, percent, short
 from bitpare.report.tally import Histogram
 
-COLOURS = 8  # of lines, in the page's style: --line0 ...
+COLOURS = 8  # number of line colours in the page's style: --line0 ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """style: a class of the page's style. hover: what is said when pointed at. extra: the end of a
+    """A bar of a plot. style: a CSS class of the page. hover: the tooltip. extra: the end of a
     paler bar or of a whisker."""
 
     name: str
@@ -23,7 +23,7 @@ class Bar:
 
 
 def histogram(h: Histogram, title: str, style: str) -> Svg:
-    """Bars of counts, the grid's levels over them, shaded where values are clipped."""
+    """Draw bars of counts with the grid's levels over them. Clipped values are shaded."""
     width, height, left, top, floor = 280.0, 132.0, 6.0, 8.0, 112.0
     svg = Svg(width, height, title, kind="histogram")
     x = Axis(h.low, h.high, left, width - left)
@@ -84,7 +84,7 @@ def _shade_clipped(svg: Svg, h: Histogram, x: Axis, top: float, floor: float) ->
 
 
 def _draw_levels(svg: Svg, h: Histogram, x: Axis, top: float, floor: float) -> None:
-    """Lines over the bars where there is room for all levels, else ticks under them."""
+    """Draw lines over the bars if there is room for all levels, else ticks under them."""
     if h.ruler is None:
         return
     levels = [v for v in h.ruler.levels if h.low <= v <= h.high]
@@ -105,8 +105,8 @@ def _draw_levels(svg: Svg, h: Histogram, x: Axis, top: float, floor: float) -> N
 
 
 def _label_values(svg: Svg, h: Histogram, x: Axis, floor: float) -> None:
-    """Ends of the grid, 0, ends of the values: in values where all scales are the same, else in
-    steps. Those that would touch one before are left out."""
+    """Label the ends of the grid, 0, and the ends of the values. Labels are values if all scales
+    are the same, else steps. Labels that would overlap an earlier one are left out."""
     step = h.ruler.step if h.ruler is not None else 1.0
     grid = [v for v in (h.ruler.low, h.ruler.high) if v is not None] if h.ruler is not None else []
     taken: list[tuple[float, float]] = []
@@ -123,8 +123,8 @@ def _label_values(svg: Svg, h: Histogram, x: Axis, floor: float) -> None:
 
 
 def columns(bars: Sequence[Bar], title: str, *, share: bool = False, lowest: bool = True) -> Svg:
-    """Upright bars for many names. Where there is no room for all names, those of the lowest (or
-    highest) three are written, and any is shown on pointing."""
+    """Draw upright bars. If there is no room for all names, only the three lowest (or highest) bars
+    are labelled, and tooltips show the others."""
     width, height, left, top = 1080.0, 226.0, 52.0, 8.0
     named = len(bars) <= 36
     longest = max((len(b.name) for b in bars), default=1)
@@ -169,7 +169,8 @@ def _name_three(
     sign = 1 if lowest else -1
     order = sorted(range(len(bars)), key=lambda i: sign * bars[i].value)[:3]
     far = svg.width * 0.6
-    # So that no line crosses a name: each is beside the line, away from those further down.
+    # Place each name beside its line, away from the lines of lower names, so that no line crosses
+    # one.
     order.sort(key=lambda i: (middles[i] > far, middles[i] if middles[i] > far else -middles[i]))
     for line, i in enumerate(order):
         at, down = middles[i], floor + 16 + 14 * line
@@ -180,7 +181,8 @@ def _name_three(
 
 
 def rows(bars: Sequence[Bar], title: str, shown: Sequence[str], *, whisker: bool = False) -> Svg:
-    """A few lying bars with a text at each; ``extra`` is a paler bar, or the end of a whisker."""
+    """Draw a few horizontal bars, each with a text. ``extra`` is a paler bar, or the end of a
+    whisker."""
     width, row, left = 520.0, 30.0, 120.0
     svg = Svg(width, row * len(bars) + 6, title, kind="rows")
     most = max(max(b.value, b.extra or 0.0) for b in bars) or 1.0
@@ -204,7 +206,7 @@ def rows(bars: Sequence[Bar], title: str, shown: Sequence[str], *, whisker: bool
 
 
 def _within(value: float) -> float:
-    """So that the distance of two is finite."""
+    """Limit a value, so that the difference of two values is finite."""
     return min(max(value, -1e300), 1e300)
 
 
@@ -218,7 +220,8 @@ def lines(
     series: Sequence[Line], title: str, *, across: str = "step", log: bool = False,
     share: bool = False, most: int = 6,
 ) -> Svg:  # fmt: skip
-    """Lines over time. Of many, those that change most have a colour and a name."""
+    """Draw lines over time. If there are many, only those that change most have a colour and a
+    name."""
     kept = [(s, [(t, _within(v)) for t, v in s.points if math.isfinite(v)]) for s in series]
     kept = [(s, p) for s, p in kept if p]
     if not kept:
@@ -292,7 +295,8 @@ def heatmap(
     title: str,
     across: str,
 ) -> Svg:
-    """A cell for each name and head, the stronger the larger its value; 0 is none."""
+    """Draw a cell for each name and column. A larger value has a stronger colour, and 0 has
+    none."""
     row, left, top = 24.0, 220.0, 24.0
     width = 1080.0
     room = min((width - left) / max(len(heads), 1), 86.0)

@@ -1,4 +1,4 @@
-"""Reports of files: integer models, pickled models and state dicts."""
+"""Report on files: integer models, pickled models and state dicts."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ _NO_RECORD = {
 
 
 class BadFile(Exception):
-    """A file that no report can be made of; the message names it."""
+    """A file that cannot be reported on; the message names it."""
 
 
 def page_of_file(
@@ -57,9 +57,8 @@ def page_of_file(
     key: str | None = None,
     title: str | None = None,
 ) -> Page:
-    """Return a page of what can be known of a file. trust: it may be unpickled, which runs code
-    that is in it. shape: of the input that an integer model is timed with. key: where in a
-    checkpoint the model is."""
+    """Return a page about a file. trust: whether it may be unpickled, which runs code in it. shape:
+    the input shape to time an integer model with. key: the key of the model in a checkpoint."""
     file = pathlib.Path(path)
     try:
         written = file.read_bytes()
@@ -115,7 +114,7 @@ def _by_torch(written: bytes) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The first sentence of what an error says."""
+    """Return the first sentence of an error message."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return first.partition(". ")[0].rstrip(".")
 
@@ -135,7 +134,7 @@ def _unpickled(file: pathlib.Path, trust: bool) -> Any:
             f"{file}: {_reason(error)}: a class of the model cannot be imported; run in the "
             "directory of its module, or give the state dict instead"
         ) from error
-    except Exception as error:  # whatever a damaged file makes of unpickling
+    except Exception as error:  # unpickling a damaged file may raise anything
         raise BadFile(f"{file}: damaged ({_reason(error)}); {EXPECTED}") from error
 
 
@@ -183,7 +182,7 @@ def _timed(model: IntegerModel, shape: tuple[int, ...], file: pathlib.Path, give
 
 
 def input_shape(spec: dict[str, Any]) -> tuple[int, ...] | None:
-    """An input that gives the sizes a model was converted with, if its images are square."""
+    """Return an input shape with the sizes of the conversion, assuming square images."""
     first = spec["inputs"][0]
     if first.get("rows"):
         return (1, int(first["channels"]))
@@ -202,7 +201,7 @@ def input_shape(spec: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def _uncalled(program: IntegerProgram, written: bytes) -> Any:
-    """Sizes without a call."""
+    """Return a summary of sizes, without calling the model."""
     weights = [weight for _, weight in program.weighted()]
     macs = sum(weight.numel() * int(node["positions"]) for node, weight in program.weighted())
     parameters = sum(b.numel() for b in program.buffers())
@@ -210,8 +209,8 @@ def _uncalled(program: IntegerProgram, written: bytes) -> Any:
 
 
 def _of_codes(name: str, weight: Tensor) -> tuple[LayerRow, Histogram | None]:
-    """A weight of integers, under as few bits as hold them. `convert` takes those of few bits times
-    a power of two, which is taken out again."""
+    """Return the row and histogram of an integer weight, with as few bits as its values need.
+    `convert` scales codes of few bits by a power of two, which is removed here."""
     codes = weight.flatten().to(torch.int64)
     if not codes.numel():
         return LayerRow(name, "weight", "s8", 8, 1, None), None
@@ -236,7 +235,7 @@ def _of_codes(name: str, weight: Tensor) -> tuple[LayerRow, Histogram | None]:
 
 
 def _grouped(counts: list[int], least: int, ruler: Ruler) -> Histogram:
-    """A bar for each code, or for a few neighbours."""
+    """Return bars of one code each, or of a few neighbouring codes."""
     group = 1
     while len(counts) / group > BARS:
         group *= 2
@@ -269,7 +268,7 @@ def _of_state(
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """python -m bitpare report; the exit status is 2 where the file is no good."""
+    """Run python -m bitpare report. The exit status is 2 if the file cannot be reported on."""
     if arguments.html is None and arguments.json is None:
         print("report: give --html FILE, --json FILE or both", file=sys.stderr)
         return 2

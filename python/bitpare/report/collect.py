@@ -1,4 +1,4 @@
-"""Collecting what is put into the page about a model."""
+"""Collect the contents of a page about a model."""
 
 import copy
 import io
@@ -27,8 +27,8 @@ from bitpare.report.summary import Summary, row_of_file, summary
 from bitpare.report.tally import Histogram
 from bitpare.report.write import html_of
 
-_FEW = 8  # samples that each quantizer is tried on alone
-_ROUNDS = 5  # of timing: three calls each
+_SAMPLES = 8  # samples to try each quantizer on
+_ROUNDS = 5  # rounds of timing, with three calls each
 _IN_FLOAT = "Nothing is quantized: bp.prepare puts quantizers into a model."
 
 
@@ -45,25 +45,28 @@ def html(
     sensitivity: Sensitivity | None = None,
     title: str | None = None,
 ) -> None:
-    """Write a page about a model to ``path``: one HTML file that needs no other.
+    """Write a page about a model to ``path``, as one self-contained HTML file.
 
-    Sections whose input is missing say in a line what to give. The model is not changed.
+    Sections without data say what argument they need. The model is not changed.
 
     Args:
-        model: a prepared model; or one in float, such as is pruned without being quantized, of
-            which the page shows weights, sparsity and what is given.
-        path: where the file is written.
-        float_model, integer: the model before `prepare` and after `convert`, for sizes and latency.
-        data, batches, forward: see `calibrate`; a few batches, for histograms of activations, clip
-            rates, and the layer that loses accuracy (the first 8 samples).
+        model: a prepared model; or a float model, whose page shows weights, sparsity and whatever
+            else is given.
+        path: the file to write.
+        float_model: the model before `prepare`, for sizes and latency.
+        integer: the model after `convert`, for sizes and latency.
+        data: a few batches, as for `calibrate`, for histograms of activations, clip rates, and the
+            layer that loses accuracy (from the first 8 samples).
+        batches: the number of batches to use; None uses all.
+        forward: ``forward(model, batch)``, to call the model in another way.
         history: a `Recorder` that was attached to the optimizer.
-        sensitivity: what `bp.prune.sensitivity` found.
+        sensitivity: the result of `bp.prune.sensitivity`.
         title: the title of the page.
     """
     inner = unwrapped(model)
     if isinstance(inner, IntegerModel):
         raise TypeError(
-            "report.html: model must be what was trained, got an IntegerModel; give that as "
+            "report.html: model must be the trained model, got an IntegerModel; pass that as "
             "integer="
         )
     page = page_of(
@@ -92,15 +95,15 @@ def page_of(
     sensitivity: Sensitivity | None = None,
     title: str | None = None,
 ) -> Page:
-    """Everything that can be known about a model."""
+    """Return a page with everything that is known about a model."""
     hub = hub_of(model)
     if hub is None:
         others = {"float_model": float_model, "integer": integer, "data": data}
         given = [name for name, value in others.items() if value is not None]
         if given:
             raise ValueError(
-                f"report.html: {given[0]}= is compared with a prepared model, and this "
-                f"{type(model).__name__} is not; call bp.prepare first"
+                f"report.html: {given[0]}= needs a prepared model to compare with, and this "
+                f"{type(model).__name__} is not prepared; call bp.prepare first"
             )
         return _of_floats(model, history, sensitivity, title)
     few: list[Any] = []
@@ -146,7 +149,7 @@ def _of_floats(
 def page_of_tensors(
     tensors: Mapping[str, Any], written: bytes, title: str, facts: list[str]
 ) -> Page:
-    """Return a page of weights in float, and of a file with them."""
+    """Return a page of float weights, and of the file that holds them."""
     found = rows_of_floats(tensors)
     weights = [m.tally.sample[0] for m in found if m.tally is not None]
     count = sum(t.numel() for t in tensors.values() if isinstance(t, Tensor))
@@ -156,7 +159,7 @@ def page_of_tensors(
 
 
 def drawn(found: list[Measured]) -> list[tuple[LayerRow, Histogram | None]]:
-    """A row and a histogram of each."""
+    """Return a row and a histogram for each measured quantizer."""
     return [
         (m.row(), m.tally.bars() if m.tally is not None and m.tally.count else None) for m in found
     ]
@@ -165,7 +168,8 @@ def drawn(found: list[Measured]) -> list[tuple[LayerRow, Histogram | None]]:
 def _compared(
     missing: dict[str, str], float_model: Any, model: nn.Module, integer: Any
 ) -> Summary | None:
-    """Sizes and times; an eval forward moves scales of weights, so it is a copy's."""
+    """Return sizes and times. A copy of the model is measured, because an eval forward updates the
+    scales of weights."""
     compared = {"float": float_model, "fake-quantized": copy.deepcopy(model), "integer": integer}
     given = {name: m for name, m in compared.items() if m is not None}
     try:
@@ -188,7 +192,7 @@ def _tried(
 
 
 def _missing(float_model: Any, integer: Any, data: Any) -> dict[str, str]:
-    """For each section what to give to `html` for it."""
+    """Return for each section without data the arguments of `html` that it needs."""
     found = {}
     if float_model is None or integer is None:
         other = [n for n, m in (("float_model=", float_model), ("integer=", integer)) if m is None]
@@ -202,7 +206,7 @@ def _missing(float_model: Any, integer: Any, data: Any) -> dict[str, str]:
 
 
 def _missing_records(history: Any, sensitivity: Any) -> dict[str, str]:
-    """Likewise of what is made in the course of training."""
+    """Return the same for sections that need records of the training."""
     found = {}
     if history is None:
         found["history"] = (
@@ -240,4 +244,4 @@ def _first_of(data: Iterable[Any], few: list[Any]) -> Iterable[Any]:
 
 
 def _some(value: Any) -> Any:
-    return value[:_FEW] if isinstance(value, Tensor) and value.dim() else value
+    return value[:_SAMPLES] if isinstance(value, Tensor) and value.dim() else value

@@ -1,4 +1,4 @@
-"""The models in a checkpoint: training scripts keep them under keys of their own."""
+"""Find the models in a checkpoint. Training scripts store them under various keys."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from bitpare.nn.hub import hub_of
 from bitpare.report.history import History, is_state, records_of
 from bitpare.report.state import is_prepared, is_weight
 
-# From what a report is best made to what it is made for want of better.
+# Kinds of items, from the best one to report on to the worst.
 INTEGER, MODEL, STATE, FLOAT_MODEL, FLOAT_STATE = range(5)
 _KEYS = ("model", "state_dict", "model_state_dict")
 _DEPTH = 8
@@ -21,7 +21,7 @@ Place = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Something that a report can be made of, and the keys that lead to it."""
+    """An object that can be reported on, and the keys that lead to it."""
 
     kind: int
     place: Place
@@ -34,19 +34,20 @@ class Item:
 
 @dataclasses.dataclass
 class Contents:
-    """items: of the best kind that there is; histories: what recorders noted."""
+    """The contents of a checkpoint. items: the objects of the best kind that exists. histories: the
+    states of recorders."""
 
     items: list[Item]
     histories: list[tuple[Place, Mapping[str, Any]]]
 
     def chosen(self) -> Item:
-        """Return the item to report: one under a usual key before others, then the last,
-        since stages of training are kept in their order."""
+        """Return the item to report on. One under a usual key comes first, then the last one,
+        because stages of training are stored in order."""
         usual = [i for i in self.items if i.place and i.place[-1] in _KEYS]
         return (usual or self.items)[-1]
 
     def history_of(self, item: Item) -> History | None:
-        """That which lies nearest to the item."""
+        """Return the history whose keys share most with the item's."""
 
         def shared(place: Place) -> int:
             pairs = zip(place, item.place, strict=False)
@@ -61,7 +62,8 @@ class Contents:
 
 
 def contents_of(held: Any, key: str | None = None) -> Contents:
-    """All of what was unpickled; with ``key``, of what lies there ("stages/qat/model")."""
+    """Return the contents of an unpickled object, or with ``key`` only those at
+    "stages/qat/model"."""
     found = Contents([], [])
     _look(held, (), found)
     items = found.items
@@ -72,8 +74,8 @@ def contents_of(held: Any, key: str | None = None) -> Contents:
 
 
 def _look(value: Any, place: Place, found: Contents) -> None:
-    """At a value and what it holds, but not what a model, a state or an optimizer holds. What looks
-    like a state in float may be a checkpoint with a matrix of its own."""
+    """Add the items in a value and its children, but do not look inside a model, state or
+    optimizer. What looks like a float state may be a checkpoint that also holds a matrix."""
     if is_state(value):
         found.histories.append((place, value))
         return

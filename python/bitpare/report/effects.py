@@ -1,4 +1,4 @@
-"""Which quantizer costs the accuracy: each turned on alone, and all together."""
+"""Find the quantizers that cost accuracy: turn each on alone, and all together."""
 
 import dataclasses
 import json
@@ -22,9 +22,9 @@ from bitpare.text import table
 
 @dataclasses.dataclass(frozen=True)
 class EffectRow:
-    """SQNR in dB against the float model. here: of this layer's result (of a value, itself) with
-    this quantizer alone turned on. output: of the model's output, likewise. together: of this
-    layer's result with all quantizers on, so with what the layers before add."""
+    """The SQNR in dB against the float model. here: of this layer's result with only this quantizer
+    on. output: of the model's output with only this quantizer on. together: of this layer's result
+    with all quantizers on, so it includes the errors of earlier layers."""
 
     name: str
     role: str
@@ -35,8 +35,9 @@ class EffectRow:
 
 @dataclasses.dataclass(frozen=True)
 class Effects:
-    """``rows`` in the order of the forward pass. output: SQNR of the model's output with all
-    quantizers on. skipped: those that are not calibrated, or were not reached."""
+    """The result of `effects`. rows: in the order of the forward pass. output: the SQNR of the
+    model's output with all quantizers on. skipped: quantizers that are not calibrated or were not
+    reached."""
 
     rows: list[EffectRow]
     output: float
@@ -70,14 +71,17 @@ def effects(
 ) -> Effects:
     """Measure how much each quantizer alone disturbs its layer and the model's output.
 
-    It finds the layer that loses accuracy: a low ``output`` says that this quantizer does harm by
-    itself, a ``together`` that falls from one row to the next where errors come in. One forward
-    pass for each quantizer and batch, so a small batch is enough. The model is not changed.
+    Use it to find the layer that loses accuracy. A low ``output`` means that this quantizer
+    does harm by itself. If ``together`` falls from one row to the next, errors enter there. It
+    runs one forward pass per quantizer and batch, so use a small batch. The model is not
+    changed.
 
     Args:
         model: a prepared, calibrated model.
-        data, batches, forward: see `calibrate`.
-        progress: whether a progress bar is shown; by default on a terminal.
+        data: an iterable of batches, as for `calibrate`.
+        batches: the number of batches to use; None uses all.
+        forward: ``forward(model, batch)``, to call the model in another way.
+        progress: whether to show a progress bar; None shows one on a terminal.
 
     >>> import bitpare as bp
     >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(64, 4)
@@ -134,8 +138,8 @@ def _note(
 
 
 class _Watch:
-    """A copy of a model that gives the result of each layer with a quantizer, under the name of
-    the quantizer, and its output under "". reached: in the order of the forward."""
+    """A copy of a model that records the result of each layer with a quantizer, under the
+    quantizer's name, and its output under "". reached: the names in the order of the forward."""
 
     def __init__(self, probe: nn.Module, source: Data) -> None:
         self.probe, self.source = probe, source
@@ -161,7 +165,9 @@ class _Watch:
             if leaves and leaves[0].is_floating_point():
                 for name in names:
                     if name not in self.values:
-                        self.values[name] = leaves[0].detach().clone()  # may be written into
+                        self.values[name] = (
+                            leaves[0].detach().clone()
+                        )  # later layers may overwrite it
                     if name not in self.reached:
                         self.reached.append(name)
 
@@ -174,7 +180,7 @@ class _Watch:
             self.values[""] = torch.cat(floats)
 
     def run(self, batch: Any, on: list[Quantizer]) -> dict[str, Tensor]:
-        """Return the results with these quantizers on."""
+        """Return the results with only these quantizers on."""
         for q in self.names:
             q.bypass = q not in on
         self.values = {}

@@ -1,4 +1,4 @@
-"""The placement graph: what a model computes, and in what form, from top to bottom."""
+"""Draw the placement graph: what a model computes and in which form, from top to bottom."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ INTEGER, QUANTIZED, FLOAT, END = "integer", "quantized", "float", "end"
 
 @dataclasses.dataclass
 class Step:
-    """One row of the graph. inputs: rows it reads. chips: what is said at its right."""
+    """One row of the graph. inputs: the rows that it reads. chips: labels at its right side."""
 
     name: str
     kind: str
@@ -35,7 +35,8 @@ class Step:
 
 @dataclasses.dataclass
 class Graph:
-    """steps in the order of the computation. note: why it is a tree of modules instead."""
+    """The steps of a model in the order of computation. note: why the graph is a tree of modules
+    instead."""
 
     steps: list[Step]
     note: str = ""
@@ -47,7 +48,7 @@ class Graph:
 
 
 def graph_of(model: nn.Module) -> Graph:
-    """Draw a prepared model: what `convert` makes of it, or its modules where it cannot be
+    """Return the graph of a prepared model after `convert`, or its tree of modules if it cannot be
     traced."""
     model = unwrapped(model)
     hub = find_hub(model, "report.html")
@@ -66,7 +67,7 @@ def _traced(traced: Traced) -> Graph:
     rows: dict[fx.Node, int] = {}
 
     def sources(nodes: Sequence[fx.Node]) -> list[int]:
-        """The rows of what is read; a node without one hands on its own inputs."""
+        """Return the rows that are read. A node without a row passes on its own inputs."""
         found: list[int] = []
         for node in nodes:
             if node in rows:
@@ -88,10 +89,10 @@ def _traced(traced: Traced) -> Graph:
         elif item is not None and item.fields is None:
             continue  # a value under another name
         elif item is not None:
-            shown = item.before or item
-            assert shown.fields is not None
-            step = Step(shown.name, _kind(shown.fields), INTEGER, sources(lowering.reads(node)),
-                        _chips(traced.root, node, shown.name), shape)  # fmt: skip
+            source = item.before or item
+            assert source.fields is not None
+            step = Step(source.name, _kind(source.fields), INTEGER, sources(lowering.reads(node)),
+                        _chips(traced.root, node, source.name), shape)  # fmt: skip
         elif node in lowering.inside or not node.meta.get("tensor"):
             continue
         else:
@@ -139,7 +140,7 @@ def _kind(fields: dict[str, Any]) -> str:
 
 
 def _chips(root: nn.Module, node: fx.Node, name: str = "") -> list[str]:
-    """The integers of the weight, and of the result."""
+    """Return the integer formats of the weight and the result."""
     found: list[str] = []
     for place in dict.fromkeys((name, str(node.target))):
         module: Any = _submodule(root, place)
@@ -165,7 +166,7 @@ def kind_of_module(module: nn.Module) -> str:
 
 
 def _modules(model: nn.Module) -> list[Step]:
-    """The tree of modules, quantizers as chips of their layers."""
+    """Return the tree of modules, with quantizers as chips of their layers."""
     steps: list[Step] = []
     rows: dict[str, int] = {}
     for name, module in model.named_modules():
@@ -186,7 +187,7 @@ def _modules(model: nn.Module) -> list[Step]:
 
 
 def of_program(spec: dict[str, Any], forms: dict[str, str]) -> Graph:
-    """Draw an integer model's operations. forms: of the weights, by the names of their layers."""
+    """Return the graph of an integer model. forms: the formats of the weights, by layer name."""
     steps = [Step("input", "", END, [], [], f"channels: {i['channels']}") for i in spec["inputs"]]
     rows = {i["value"]: k for k, i in enumerate(spec["inputs"])}
     for node in spec["nodes"]:
@@ -202,7 +203,8 @@ def of_program(spec: dict[str, Any], forms: dict[str, str]) -> Graph:
 
 
 def _lanes(graph: Graph) -> tuple[list[tuple[int, int, int]], int]:
-    """Edges that pass over rows, each in a lane of its own while it does: (from, to, lane)."""
+    """Return (from, to, lane) for edges that pass over rows. Overlapping edges have different
+    lanes."""
     jumps = sorted(
         ((i, k) for k, s in enumerate(graph.steps) for i in s.inputs if k - i > 1),
         key=lambda e: (e[1] - e[0], e[0]),
@@ -222,7 +224,7 @@ def _lanes(graph: Graph) -> tuple[list[tuple[int, int, int]], int]:
 
 
 def draw(graph: Graph) -> Svg:
-    """A row for each step; what skips rows goes round them at the left."""
+    """Draw a row for each step. Edges that skip rows run along the left side."""
     tree = bool(graph.note)
     jumps, lanes = ([], 0) if tree else _lanes(graph)
     row, box, gutter = 32.0, 23.0, 18.0 + 11.0 * lanes

@@ -1,4 +1,4 @@
-"""The place of values on a quantizer's grid."""
+"""Place values on the grid of a quantizer."""
 
 import dataclasses
 import itertools
@@ -22,12 +22,10 @@ MOST_LEVELS = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class Ruler:
-    """A grid as it is drawn: in steps from zero, since what a step is worth may differ from one
-    scale to the next.
+    """A grid to draw, in steps from zero, because the size of a step may differ between scales.
 
-    levels: their places, in order. low, high: values beyond are clipped; None where none are.
-    step: what one step is worth, where that is the same everywhere.
-    """
+    levels: the positions of the levels, in order. low, high: values beyond are clipped; None if
+    none are. step: the size of a step, or None if it differs."""
 
     levels: list[float]
     low: float | None
@@ -37,8 +35,9 @@ class Ruler:
 
 @dataclasses.dataclass
 class Placed:
-    """Values on a grid. steps: where each lies, in steps from zero. wanted, got: before and after
-    quantization. codes: which of the ruler's levels each became. clipped: how many lay beyond."""
+    """Values on a grid. steps: the positions, in steps from zero. wanted, got: the values before
+    and after quantization. codes: the index of each value's level. clipped: the number of clipped
+    values."""
 
     steps: Tensor
     wanted: Tensor
@@ -48,7 +47,7 @@ class Placed:
 
 
 def on_scales(q: Any, x: Tensor, per_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """x, in rows where scales are of groups, and its scales so that both fit together."""
+    """Return x, as rows if scales belong to groups, and scales that broadcast with it."""
     rows, axis = q._rows(x)
     if axis is None or per_scale.numel() == 1:
         return rows, per_scale.reshape(()) if per_scale.numel() == 1 else per_scale
@@ -56,7 +55,7 @@ def on_scales(q: Any, x: Tensor, per_scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _float_levels(exponent: int, mantissa: int, top: float) -> list[float]:
-    """The values of a small floating-point format."""
+    """Return the values of a small floating-point format."""
     if exponent + mantissa > 10:
         return []
     bias = 2 ** (exponent - 1) - 1
@@ -80,7 +79,7 @@ def zero_point_of(q: Any) -> Tensor | None:
 
 
 def is_affine(q: Quantizer) -> bool:
-    """Return whether codes are integers that a scale and a zero point turn into values."""
+    """Return whether codes are integers that a scale and a zero point convert to values."""
     bent = isinstance(q, DorefaQuantizer) and q.role == "weight"
     return not (q.spec.is_float or bent or isinstance(q, BinaryQuantizer | DynamicQuantizer))
 
@@ -92,7 +91,7 @@ def _limits(q: Quantizer) -> tuple[int, int]:
 
 
 def ruler_of(q: Any) -> Ruler | None:
-    """None where the grid moves with each batch, or is not known yet."""
+    """Return the ruler of a quantizer, or None if its grid is dynamic or not yet known."""
     if not q.calibrated or isinstance(q, DynamicQuantizer):
         return None
     scale = getattr(q, "scale", None)
@@ -115,7 +114,7 @@ def ruler_of(q: Any) -> Ruler | None:
 
 @torch.no_grad()
 def place(q: Any, x: Tensor) -> Placed:
-    """Return what a quantizer that is on and calibrated, in eval, makes of x."""
+    """Return the result of a calibrated quantizer in eval for x."""
     got = q.quantize(x)
     if isinstance(q, DynamicQuantizer):
         return Placed(x, x, got, None, None)
@@ -138,7 +137,9 @@ def place(q: Any, x: Tensor) -> Placed:
         levels = torch.tensor(ruler_of(q).levels, device=x.device)  # type: ignore[union-attr]
         between = (levels[1:] + levels[:-1]) / 2
         codes = torch.bucketize(back.float(), between) if len(levels) else None
-        top = q.grid.quant_max * (1 + 2.0 ** -(q.spec.mantissa + 2))  # what rounds to the last
+        top = q.grid.quant_max * (
+            1 + 2.0 ** -(q.spec.mantissa + 2)
+        )  # the largest value that rounds to the last level
         return Placed(steps, x, got, codes, (steps.abs() > top).sum())
     low, high = _limits(q)
     zero = zero_point_of(q)
@@ -150,8 +151,8 @@ def place(q: Any, x: Tensor) -> Placed:
 
 @torch.no_grad()
 def best_range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor, float] | None:
-    """Least and most of the range that x is best quantized with, and the SQNR that it gives; None
-    for grids whose range is no choice."""
+    """Return the minimum and maximum of the range that quantizes x best, and its SQNR. Return None
+    for grids whose range cannot be chosen."""
     if not is_affine(q) or isinstance(q, DorefaQuantizer) or x.numel() == 0:
         return None
     rows, axis = q._rows(x.float())
@@ -172,7 +173,8 @@ def power(x: Tensor) -> Tensor:
 
 
 def decibels(signal: Tensor | float, noise: Tensor | float) -> float:
-    """10 log10(signal / noise); inf without noise, -inf where there are NaN or infinities."""
+    """Return 10 log10(signal / noise): inf without noise, -inf if there are NaN or infinite
+    values."""
     signal, noise = float(signal), float(noise)
     if not (math.isfinite(signal) and math.isfinite(noise)):
         return -math.inf

@@ -1,4 +1,4 @@
-"""The record of a model over the steps of its training."""
+"""Records of a model during its training."""
 
 import dataclasses
 import json
@@ -10,14 +10,14 @@ from bitpare.report.layers import plain
 
 @dataclasses.dataclass
 class Record:
-    """found: kind -> name -> value; see `Recorder`."""
+    """The values at one step. found: kind -> name -> value; see `Recorder`."""
 
     step: int
     found: dict[str, dict[str, float]]
 
 
 def is_state(value: Any) -> bool:
-    """Return whether a value of a checkpoint is a `Recorder`'s state."""
+    """Return whether a value in a checkpoint is the state of a `Recorder`."""
     if not isinstance(value, Mapping) or not {"records", "every", "step"} <= value.keys():
         return False
     records = value["records"]
@@ -40,18 +40,18 @@ def records_of(state: Mapping[str, Any]) -> list[Record]:
 
 
 class History:
-    """``records``, in the order of their steps."""
+    """A list of records, in the order of their steps."""
 
     def __init__(self, records: list[Record] | None = None) -> None:
         self.records = [] if records is None else records
 
     def names(self, kind: str) -> list[str]:
-        """Return the names of which there is a series: kind is one of scale, clipped, sqnr,
-        sparsity, oscillating, frozen, scalars."""
+        """Return the names with values of a kind: scale, clipped, sqnr, sparsity, oscillating,
+        frozen or scalars."""
         return list(dict.fromkeys(n for r in self.records for n in r.found.get(kind, {})))
 
     def series(self, kind: str, name: str) -> list[tuple[int, float]]:
-        """(step, value) of the records that have it."""
+        """Return (step, value) for each record that has the value."""
         held = ((r.step, r.found.get(kind, {}).get(name)) for r in self.records)
         return [(step, value) for step, value in held if value is not None]
 

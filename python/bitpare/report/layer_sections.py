@@ -1,4 +1,4 @@
-"""The sections about single quantizers, each a piece of HTML."""
+"""Write the report's sections about single quantizers, as pieces of HTML."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from bitpare.report.parts import card, db, legend_of, missing, named, say, share
 from bitpare.report.svg import escaped, percent, short
 from bitpare.report.tally import Histogram
 
-_SHOWN = 24  # small plots that are not folded away
+_SHOWN = 24  # small plots that are shown unfolded
 
 
 def overview(page: Page) -> str:

@@ -1,4 +1,4 @@
-"""Layer by layer: what each quantizer does to the values it is given."""
+"""Measure what each quantizer does to its values, layer by layer."""
 
 import copy
 import dataclasses
@@ -26,14 +26,14 @@ from bitpare.text import table
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """One quantizer, and the values it was given; None where that is not known.
+    """The measurements of one quantizer; None if unknown.
 
-    scale: the mean of its ``scales`` scales; learned: it is trained. clipped: the share of values
-    beyond the grid. sqnr: signal to quantization noise in dB, inf where nothing is rounded. gain:
-    how many dB better the range of least squared error would be; best: that range, of the widest
-    channel. levels: the share of the grid's levels that some value has. sparsity: the share of
-    values that are 0; zeros: of those that become 0.
-    """
+    scale: the mean of its ``scales`` scales. learned: whether it is trained. clipped: the share
+    of values beyond the grid. sqnr: the ratio of signal to quantization noise in dB, inf
+    without rounding. gain: how many dB the range with the smallest squared error would improve
+    this. best: that range, of the widest channel. levels: the share of the grid's levels in
+    use. sparsity: the share of values that are 0. zeros: the share that quantization turns into
+    0."""
 
     name: str
     role: str
@@ -58,7 +58,7 @@ class LayerRow:
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """``rows``, one for each quantizer; prints as a table."""
+    """The result of `layers`, with one row per quantizer. It prints as a table."""
 
     rows: list[LayerRow]
 
@@ -77,7 +77,7 @@ class Layers:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: what is not finite is null."""
+    """Return a value that JSON can hold, with None for numbers that are not finite."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -116,15 +116,17 @@ def layers(
     batches: int | None = None,
     forward: Forward | None = None,
 ) -> Layers:
-    """Measure each quantizer of a prepared model: scale, clip rate, SQNR, levels used, zeros,
+    """Measure each quantizer of a prepared model: scale, clip rate, SQNR, used levels, zeros,
     range.
 
-    Weights are measured as they are. Activations need ``data``: each quantizer is given what the
-    float model has there, so that its error is its own. The model is not changed.
+    Weights are measured as they are. Activations need ``data``. Each quantizer gets the values
+    of the float model, so that its error is its own. The model is not changed.
 
     Args:
         model: a prepared model.
-        data, batches, forward: see `calibrate`; without data the activations are not measured.
+        data: an iterable of batches, as for `calibrate`; without it activations are not measured.
+        batches: the number of batches to use; None uses all.
+        forward: ``forward(model, batch)``, to call the model in another way.
 
     >>> import bitpare as bp
     >>> qat = bp.prepare(nn.Sequential(nn.Linear(4, 2)), example_inputs=(torch.ones(1, 4),))
@@ -137,8 +139,8 @@ def layers(
 
 @dataclasses.dataclass
 class Measured:
-    """A quantizer and what was counted at it. position: in the order of the forward pass, as far
-    as that is known. learned: whether its scale is trained."""
+    """A quantizer and the counts of its values. position: its place in the order of the forward
+    pass, if known. learned: whether its scale is trained."""
 
     name: str
     q: Any
@@ -184,7 +186,8 @@ def form_of(q: Quantizer) -> str:
 
 
 def measured(model: nn.Module, source: Data | None, caller: str) -> list[Measured]:
-    """Weights first in the order of the modules, then activations in that of the forward."""
+    """Measure the weights in the order of the modules, then the activations in that of the
+    forward."""
     inner = unwrapped(model)
     find_hub(inner, caller)
     found = [_of_weight(w.name, w.value, w.quantizer, caller) for w in quantized_weights(inner)]
@@ -204,8 +207,8 @@ def _of_weight(name: str, value: Tensor, quantizer: Quantizer, caller: str) -> M
 
 @torch.no_grad()
 def on_weight(quantizer: Quantizer, value: Tensor) -> tuple[Any, Tensor]:
-    """A copy of a weight's quantizer, in eval, that quantizes and has found its scale (where there
-    are NaN, it is not calibrated); the weight as its mask leaves it."""
+    """Return a calibrated copy of a weight's quantizer in eval, switched on, and the masked weight.
+    A weight with NaN leaves the copy uncalibrated."""
     q: Any = copy.deepcopy(quantizer).eval()
     turn_on(q)
     value = value.detach()
@@ -249,7 +252,7 @@ def _of_activations(model: nn.Module, source: Data | None) -> list[Measured]:
 
     for q in probe.modules():
         if isinstance(q, Quantizer):
-            q.calibrating = True  # hands values on as they are, and shows them to ``observe``
+            q.calibrating = True  # passes values on unchanged, and shows them to ``observe``
             q.observe = look_at(q) if q.role == "activation" else _ignore  # type: ignore
     with torch.no_grad():
         for batch in source:
@@ -262,11 +265,11 @@ def _activations_of(model: nn.Module) -> list[Quantizer]:
 
 
 def _ignore(x: Tensor) -> None:
-    """Weights are measured elsewhere."""
+    """Do nothing, because weights are measured elsewhere."""
 
 
 def probe_of(model: nn.Module) -> nn.Module:
-    """A copy to be measured: in eval, without hooks, each layer computed by itself."""
+    """Return a copy to measure: in eval, without hooks, each layer computed by itself."""
     probe = copy.deepcopy(model).eval()
     g.clear_hooks(probe)
     for module in probe.modules():
@@ -276,7 +279,7 @@ def probe_of(model: nn.Module) -> nn.Module:
 
 
 def _named(found: list[Measured]) -> list[Measured]:
-    """Names are unique within a role: a number goes to those that are not."""
+    """Make the names within a role unique by adding a number."""
     seen: dict[tuple[str, str], int] = {}
     for m in found:
         key = (m.q.role, m.name)

@@ -1,4 +1,4 @@
-"""The content of a report, before it is written as a page."""
+"""The content of a report, before it is written as HTML."""
 
 import dataclasses
 from typing import Any
@@ -15,10 +15,9 @@ from bitpare.report.tally import Histogram
 
 @dataclasses.dataclass
 class Page:
-    """The content of a report; None where it is not known, and in ``missing`` what to give.
+    """The content of a report. Unknown parts are None, and ``missing`` says what they need.
 
-    layers: a row and a histogram (None: no values) for each quantizer.
-    """
+    layers: a row and a histogram (None without values) for each quantizer."""
 
     title: str
     facts: list[str]
@@ -32,7 +31,7 @@ class Page:
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
-        """Every number of the page, as JSON can hold it."""
+        """Return every number of the page, as values for JSON."""
         found: dict[str, Any] = {"title": self.title, "facts": self.facts, "bitpare": str(version)}
         if self.summary is not None:
             found["summary"] = [dataclasses.asdict(r) for r in self.summary.rows]

@@ -1,4 +1,4 @@
-"""Pieces of HTML that sections are made of."""
+"""Pieces of HTML that sections are built from."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def table(
     sortable: bool = False,
     keys: Sequence[Sequence[Any]] | None = None,
 ) -> str:
-    """keys: what a column is sorted by, where that is not its text."""
+    """Return a table. keys: what to sort a column by, if not by its text."""
     top = "".join(f"<th>{escaped(h)}</th>" for h in head)
     lines = []
     for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Every quantizer of a model, the integer form of each layer, and what stays in float."""
+"""List every quantizer of a model, the integer form of each layer, and what stays in float."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,8 @@ from bitpare.text import table
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """name: of the layer or value. where: the quantizer's own place in the model."""
+    """A quantizer. name: the name of the layer or value. where: the path of the quantizer in the
+    model."""
 
     name: str
     role: str
@@ -29,8 +30,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """``quantizers``, ``integer`` (layer, form) and ``floating`` (layer, reason); prints as a
-    table."""
+    """The result of `placement`: ``quantizers``, ``integer`` (layer, form) and ``floating`` (layer,
+    reason). It prints as a table."""
 
     quantizers: list[Row]
     integer: list[tuple[str, str]]
@@ -63,7 +64,8 @@ def _form(name: str, module: Any) -> str:
 
 
 def placement(model: nn.Module) -> Placement:
-    """Lists every quantizer, its integer form, and whatever stays in float with the reason."""
+    """List every quantizer with its integer form, and everything that stays in float with the
+    reason."""
     model = unwrapped(model)
     hub = find_hub(model, "report.placement")
     quantizers, integer = [], []

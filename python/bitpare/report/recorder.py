@@ -1,4 +1,4 @@
-"""A recorder of what happens to a model in the course of its training, every few steps."""
+"""Record the state of a model every few steps of its training."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ _STEADY = 2.0**-40
 
 
 class EveryFew(StepCounter):
-    """Calls ``apply(step)`` at each multiple of ``every``, for ever."""
+    """Calls ``apply(step)`` at each multiple of ``every``."""
 
     def __init__(self, every: int, apply: Callable[[int], None]) -> None:
         super().__init__([], apply)
@@ -41,15 +41,20 @@ class EveryFew(StepCounter):
 
 
 class Recorder(Attached, History):
-    """Notes a model's state every few applied steps: for plots of it over time.
+    """Record a model's state every few applied steps, for plots over time.
 
-    Of each quantizer the (mean) scale; of each weight the share that is clipped, its SQNR in dB and
-    the share that is 0; with ``oscillations`` (an `Oscillations`, or the `QatSchedule` that has
-    one) the shares that oscillate and are frozen; and what ``log`` is given. Between two records a
-    step costs nothing but counting: no look at the device. The model may be a float one that is
-    being pruned: then it is its sparsity.
+    For each quantizer it records the mean scale. For each weight it records the clipped share,
+    the SQNR in dB and the share of zeros. With ``oscillations`` it records the shares of
+    oscillating and frozen weights. It also records the numbers given to ``log``. Steps between
+    records only count, and do not read from the device. A float model that is being pruned is
+    recorded by its sparsity.
 
-    Attach it after the pruner and the schedule, so that it sees what they did at a step.
+    Attach it after the pruner and the schedule, so that it sees their changes of the same step.
+
+    Args:
+        model: a prepared model, or a float one that is being pruned.
+        every: the number of steps between records.
+        oscillations: an `Oscillations`, or a `QatSchedule` that has one.
 
     >>> model = nn.Linear(4, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -79,15 +84,15 @@ class Recorder(Attached, History):
         self.model, self.every, self.oscillations = unwrapped(model), every, oscillations
         try:
             self._targets = find_targets(self.model, ())
-        except (ValueError, Unsupported):  # none, or they are sharded
+        except (ValueError, Unsupported):  # no weights to prune, or they are sharded
             self._targets = []
         self.counter = EveryFew(every, self._record)
         self._pending: dict[str, tuple[Any, int]] = {}
         self.listeners: list[Callable[[Record], None]] = []
 
     def log(self, **scalars: Tensor | float) -> None:
-        """Takes numbers of this step; a record holds the mean of those since the record before.
-        Tensors stay on the device until then."""
+        """Add numbers of this step. A record holds their mean since the last record. Tensors stay
+        on the device until then."""
         for name, value in scalars.items():
             if isinstance(value, Tensor):
                 if value.numel() != 1:
@@ -99,7 +104,7 @@ class Recorder(Attached, History):
             self._pending[name] = (total + value, count + 1)
 
     def now(self) -> Record:
-        """A record of the model as it is, which is kept as well."""
+        """Add a record of the current model, and return it."""
         self._record(self.counter.count())
         return self.records[-1]
 
@@ -161,7 +166,7 @@ class Recorder(Attached, History):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from where the state was saved."""
+        """Continue from a saved state."""
         self.records = records_of(state)
         self._pending = {n: (total, count) for n, (total, count) in state["pending"].items()}
         self.counter.reset(int(state["step"]))
@@ -175,7 +180,7 @@ def _sparsity(target: Target) -> Tensor:
 
 
 def _read(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """From the devices, in one read for each."""
+    """Read the values from the devices, with one read per device."""
     places = [(k, n, v) for k, held in found.items() for n, v in held.items()]
     made: dict[str, dict[str, float]] = {kind: {} for kind in found}
     by_device: dict[torch.device, list[tuple[str, str, Tensor]]] = {}

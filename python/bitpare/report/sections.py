@@ -1,4 +1,4 @@
-"""The sections of a report, each a piece of HTML."""
+"""Write the sections of a report, as pieces of HTML."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from bitpare.report.svg import escaped, percent, short
 
 
 def all_of(page: Page) -> list[tuple[str, str]]:
-    """Titles and texts, in the order of the page."""
+    """Return the titles and texts of the sections, in order."""
     return [
         ("What stands out", _findings(page)),
         ("Size and speed", _sizes(page)),
@@ -95,7 +95,7 @@ def _findings(page: Page) -> str:
 
 
 def _said_of(rows: Sequence[LayerRow]) -> list[str]:
-    """Quantizers whose range or bits do not fit their values."""
+    """Return sentences about quantizers whose range or bits do not fit their values."""
     checks: list[tuple[str, Callable[[LayerRow], float], float, Callable[[LayerRow], str]]] = [
         (
             "clip more than 1 % of their values",

@@ -1,4 +1,4 @@
-"""The weights and quantizers of a state dict, without the classes of its model."""
+"""Read the weights and quantizers in a state dict, without the classes of its model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,8 @@ _CONTROL = ".control"
 
 
 def rows_of_state(state: Mapping[str, Any]) -> list[Measured]:
-    """Weights with the scales that were saved, and what is known of activations: their scales.
-    ValueError names a quantizer whose state is none."""
+    """Return the weights with their saved scales, and the scales of activations. Raise ValueError
+    if the state of a quantizer is invalid."""
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
     weights: list[Measured] = []
     others: list[Measured] = []
@@ -30,7 +30,7 @@ def rows_of_state(state: Mapping[str, Any]) -> list[Measured]:
         try:
             q = _quantizer(place, owner, tensors, control)
         except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
-            raise ValueError(f"{place} is no state of a quantizer") from error
+            raise ValueError(f"{place} is not the state of a quantizer") from error
         if owner is None:
             others.append(Measured(place, q, None, len(others)))
             continue
@@ -46,7 +46,7 @@ def rows_of_state(state: Mapping[str, Any]) -> list[Measured]:
 
 
 class Unquantized:
-    """Stands where a quantizer would be: of a weight that is in float."""
+    """Takes the place of a quantizer for a float weight."""
 
     spec = QSpec()
     role = "weight"
@@ -61,7 +61,7 @@ class Unquantized:
 
 
 def is_prepared(state: Mapping[Any, Any]) -> bool:
-    """Return whether it holds quantizers."""
+    """Return whether a state contains quantizers."""
     return any(
         isinstance(key, str) and key.endswith(_CONTROL) and isinstance(value, Tensor)
         for key, value in state.items()
@@ -69,7 +69,7 @@ def is_prepared(state: Mapping[Any, Any]) -> bool:
 
 
 def rows_of_floats(tensors: Mapping[str, Any]) -> list[Measured]:
-    """The matrices and kernels of a model without quantizers."""
+    """Return the weights of a model without quantizers."""
     found: list[Measured] = []
     for key, value in tensors.items():
         if is_weight(value):
@@ -86,7 +86,8 @@ def is_weight(value: Any) -> bool:
 
 
 def weight_of(place: str) -> str | None:
-    """The name of the weight that a quantizer at a place is of; None for those of activations."""
+    """Return the name of the weight that the quantizer at a path belongs to, or None for
+    activations."""
     owner, _, last = place.rpartition(".")
     above, _, group = owner.rpartition(".")
     start = f"{owner}." if owner else ""
@@ -102,7 +103,8 @@ def weight_of(place: str) -> str | None:
 def _quantizer(
     place: str, owner: str | None, tensors: Mapping[str, Tensor], control: Tensor
 ) -> Any:
-    """One that rounds as the saved one does; not calibrated where the state does not say how."""
+    """Return a quantizer that rounds like the saved one. It is uncalibrated if the state does not
+    contain enough to know how."""
     low, high = (int(v) for v in control[:2])
     scale, weight = tensors.get(f"{place}.scale"), tensors.get(owner or "")
     zero = tensors.get(f"{place}.zero_point")
@@ -133,7 +135,7 @@ def _quantizer(
 
 
 def scales_of(weight: Tensor, count: int) -> tuple[int | None, int | None] | None:
-    """Axis and group of that many scales; None where they do not fit the weight."""
+    """Return the axis and group of this many scales, or None if they do not fit the weight."""
     if count == 1:
         return None, None
     for axis in range(min(weight.dim(), 2)):

@@ -1,4 +1,4 @@
-"""The look of a report, and what its page does when pointed at."""
+"""The style sheet and the script of a report."""
 
 CSS = """
 :root { color-scheme: light dark;

@@ -1,4 +1,4 @@
-"""Models side by side: bytes, weights, multiplications, time."""
+"""Compare models: bytes, weights, multiplications and time."""
 
 import dataclasses
 import functools
@@ -28,9 +28,10 @@ from bitpare.text import table
 
 @dataclasses.dataclass(frozen=True)
 class SummaryRow:
-    """parameters: of the state; nonzeros: of the weights of convolutions and linear layers, of
-    which there are ``weights``. macs: for one call with the example inputs. bytes: of the file;
-    compressed: by zlib. Times in seconds."""
+    """The numbers of one model. parameters: in its state. weights, nonzeros: the weights of
+    convolutions and linear layers, and those that are not 0. macs: of one call with the example
+    inputs. bytes: the size of the file. compressed: its size with zlib. p50, p95: the time of a
+    call, in seconds."""
 
     name: str
     kind: str
@@ -46,7 +47,7 @@ class SummaryRow:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """``rows``, one for each model; prints as a table."""
+    """The result of `summary`, with one row per model. It prints as a table."""
 
     rows: list[SummaryRow]
 
@@ -97,16 +98,22 @@ def summary(
     names: list[str] | None = None,
     rounds: int = 20,
 ) -> Summary:
-    """Bytes, non-zero weights, MACs and latency of models, and of the last one in ONNX Runtime if
-    it is an integer model and that is installed.
+    """Compare models by bytes, non-zero weights, MACs and latency.
 
-    example_inputs: what they are called with; where they are left out, zeros of the shapes that a
-    prepared one among the models was prepared with. Models are timed in turns, in eval.
+    If the last model is an integer model and ONNX Runtime is installed, it is timed there too.
+    Models are timed in turns, in eval mode.
+
+    Args:
+        models: the models.
+        example_inputs: the arguments of a call. By default they are zeros, in the shapes of the
+            example inputs of a prepared model among ``models``.
+        names: a name for each model.
+        rounds: the number of timing rounds, with three calls each.
     """
     if not models:
-        raise TypeError("summary: at least one model is wanted")
+        raise TypeError("summary: give at least one model")
     if names is not None and len(names) != len(models):
-        raise ValueError(f"summary: {len(models)} models, {len(names)} names")
+        raise ValueError(f"summary: names must have {len(models)} entries, got {len(names)}")
     call = _example(models, example_inputs)
     rows: list[dict[str, Any]] = []
     runs: list[Callable[[], Any]] = []
@@ -141,7 +148,7 @@ def _example(models: tuple[nn.Module, ...], example_inputs: Any) -> Any:
         hub = hub_of(model)
         if hub is not None:
             return hub.example_call(model)
-    raise ValueError("summary: no model is prepared, so example_inputs are wanted")
+    raise ValueError("summary: example_inputs= is needed, because no model is prepared")
 
 
 def _kind(model: nn.Module) -> str:
@@ -165,7 +172,7 @@ def _counts(model: nn.Module, call: Any) -> dict[str, int]:
 
 
 def _weights(model: nn.Module, call: Any) -> tuple[list[Tensor], int]:
-    """The weights of convolutions and linear layers, each once, and the MACs of one call."""
+    """Return the weights of convolutions and linear layers, each once, and the MACs of one call."""
     batch = next((v.shape[0] for v in _pytree.tree_leaves(call.args) if isinstance(v, Tensor)), 1)
     positions = positions_of(model, call)
     found: dict[int, Tensor] = {id(m.weight): m.weight for m in positions}  # type: ignore[misc]
@@ -197,8 +204,8 @@ def row_of_file(
 
 
 def _bytes(model: nn.Module) -> tuple[int, int]:
-    """Return the content of the model's file: what `deploy.save` writes where it can, else its
-    state."""
+    """Return the size of the model's file, and its compressed size. The file is that of
+    `deploy.save` if possible, else that of the state."""
     try:
         whole_program(model, "summary")
     except (TypeError, Unsupported):
@@ -238,8 +245,8 @@ def _onnx_runtime(model: nn.Module, call: Any) -> tuple[Callable[[], Any], int, 
 
 
 def _times(runs: list[Callable[[], Any]], rounds: int) -> list[tuple[float, float]]:
-    """Median and 95th percentile of each, in turns. A turn begins with a pause: other runtimes spin
-    for a while after a call."""
+    """Return the median and the 95th percentile of each run, timed in turns. Each turn begins with
+    a pause, because other runtimes keep spinning for a while after a call."""
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
         for held, run in zip(seconds, runs, strict=True):

@@ -1,4 +1,5 @@
-"""Plots as SVG text: elements, axes and numbers, in classes that the page's style gives colours."""
+"""Write plots as SVG text: elements, axes and numbers. The page's style gives colours to the
+classes."""
 
 import html
 import math
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 
 
 def number(value: float) -> str:
-    """A coordinate."""
+    """Format a coordinate."""
     if not math.isfinite(value):
         raise ValueError(f"svg: a coordinate must be finite, got {value}")
     text = f"{value:.2f}".rstrip("0").rstrip(".")
@@ -14,7 +15,7 @@ def number(value: float) -> str:
 
 
 def short(value: float, digits: int = 3) -> str:
-    """A value as a person reads it: 1.23 M, 0.045, 2e-07."""
+    """Format a value for people: 1.23 M, 0.045, 2e-07."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     size = abs(value)
@@ -26,7 +27,7 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """A share, with as many digits as tell it from 0 and from 1."""
+    """Format a share, with enough digits to tell it from 0 and from 1."""
     value = 100 * share
     if value == 0 or value == 100:
         return f"{value:.0f} %"
@@ -42,7 +43,7 @@ def escaped(text: object) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers inside [low, high]."""
+    """Return round numbers inside [low, high]."""
     if not high > low:
         return [low]
     raw = (high - low) / max(count, 1)
@@ -57,7 +58,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten inside [low, high], or round numbers where there are fewer than two."""
+    """Return the powers of ten inside [low, high], or round numbers if there are fewer than two."""
     found = [10.0**k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
     if len(found) > 6:
         found = found[:: math.ceil(len(found) / 6)]
@@ -65,7 +66,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 class Axis:
-    """From values to coordinates, on a straight or a logarithmic scale."""
+    """Maps values to coordinates, on a linear or a logarithmic scale."""
 
     def __init__(
         self, low: float, high: float, start: float, end: float, *, log: bool = False
@@ -86,7 +87,7 @@ class Axis:
 
 
 class Svg:
-    """One plot. ``title`` is what a screen reader says; marks are what the plot is drawn for."""
+    """A plot. ``title`` is read by screen readers. ``marks`` counts the elements that show data."""
 
     def __init__(self, width: float, height: float, title: str, *, kind: str) -> None:
         self.width, self.height, self.title, self.kind = width, height, title, kind
@@ -184,5 +185,5 @@ class Svg:
 
 
 def clipped_name(name: str, characters: int) -> str:
-    """A module path that fits: its end says more than its beginning."""
+    """Shorten a module path from the left, because its end says more than its beginning."""
     return name if len(name) <= characters else "…" + name[-(characters - 1) :]

@@ -1,4 +1,4 @@
-"""Counts of a tensor and of what its quantizer makes of it, over batches."""
+"""Count the values of a tensor before and after its quantizer, over batches."""
 
 import dataclasses
 import math
@@ -11,14 +11,14 @@ from bitpare import functional as bpf
 from bitpare.report.grids import Ruler, best_range, decibels, place, power, ruler_of
 
 BINS = 2048
-SAMPLE = 1 << 16  # values kept to try other ranges on
+SAMPLE = 1 << 16  # values kept to try other ranges
 BARS = 96
 
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """counts in bars of one width, the first beginning at ``low``, in the ruler's steps (without a
-    ruler: in values). below, above: how many lie outside of what is shown."""
+    """Counts in bars of one width, from ``low`` on, in the ruler's steps or without a ruler in
+    values. below, above: the numbers of values outside the bars."""
 
     counts: list[int]
     low: float
@@ -33,7 +33,7 @@ class Histogram:
 
 
 class Tally:
-    """Everything stays on the device until it is asked for."""
+    """Counts values on the device until they are read."""
 
     def __init__(self, q: Any, device: torch.device) -> None:
         self.q = q
@@ -55,7 +55,7 @@ class Tally:
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Counts a batch; x is not empty."""
+        """Count a batch, which must not be empty."""
         x = x.detach()
         x = x if x.dtype == torch.float32 else x.float()
         self.count += x.numel()
@@ -78,7 +78,8 @@ class Tally:
         self._keep(x)
 
     def _keep(self, x: Tensor) -> None:
-        """Some of the values; of a weight all, since its channels have ranges of their own."""
+        """Keep some of the values. Keep a weight whole, because its channels have their own
+        ranges."""
         if self.q.role == "weight":
             self.sample = [x]
         elif self._sampled < SAMPLE:
@@ -87,7 +88,7 @@ class Tally:
             self._sampled += self.sample[-1].numel()
 
     def numbers(self) -> dict[str, float | None]:
-        """Return the numbers of a row of the table."""
+        """Return the numbers of a table row."""
         count = max(self.count, 1)
         total, squares, zeros, got_zeros, signal, noise, clipped = self.sums.tolist()
         mean = total / count
@@ -108,8 +109,8 @@ class Tally:
         return {k: None if v is not None and math.isnan(v) else v for k, v in found.items()}
 
     def gain(self) -> tuple[float, float, float] | None:
-        """By how many dB the range of least squared error is better than the one in force, and
-        that range, the widest of any channel."""
+        """Return how many dB the range with the smallest squared error is better than the current
+        one, and that range, of the widest channel."""
         sample = self.sample[0] if self.q.role == "weight" else torch.cat(self.sample)
         if not self.known or (self.q.role != "weight" and self.q.grid.axis is not None):
             return None
@@ -124,20 +125,20 @@ class Tally:
         return max(best - now, 0.0), float(low.min()), float(high.max())
 
     def bars(self, most: int = BARS) -> Histogram:
-        """The histogram as it is drawn: at most about ``most`` bars, over the values and the grid,
+        """Return the histogram to draw. It has about ``most`` bars, over the values and the grid,
         but not much wider than the grid."""
         counts, limit = self.histogram[0][0].cpu(), float(self.histogram[1][0])
         return bars_of(counts, limit, self.ruler, most)
 
 
 def bars_of(counts: Tensor, limit: float, ruler: Ruler | None, most: int = BARS) -> Histogram:
-    """From equal bins over [-limit, limit] to bars."""
+    """Convert equal bins over [-limit, limit] to bars."""
     bins = counts.numel()
     width = 2 * limit / bins if limit > 0 else 1.0
     there = counts.nonzero()
     first = (int(there[0]) - bins // 2) * width if len(there) else 0.0
     last = (int(there[-1]) + 1 - bins // 2) * width if len(there) else 0.0
-    first, last = _shown(first, last, ruler)
+    first, last = _range_to_draw(first, last, ruler)
     while (last - first) / width > most:
         width *= 2
     begin, end = int(first // width), int(-(-last // width))
@@ -151,15 +152,17 @@ def bars_of(counts: Tensor, limit: float, ruler: Ruler | None, most: int = BARS)
     return Histogram(inner.tolist(), begin * width, width, below, above, ruler)
 
 
-def _shown(first: float, last: float, ruler: Ruler | None) -> tuple[float, float]:
-    """Return the range that is drawn: the values, and of an integer grid all of it."""
+def _range_to_draw(first: float, last: float, ruler: Ruler | None) -> tuple[float, float]:
+    """Return the range to draw: the values, and all of an integer grid."""
     if ruler is None:
         return first, last
     if ruler.low is None or ruler.high is None:
         ends = [*ruler.levels, 0.0]
         return max(min(first, min(ends)), min(ends) * 4), min(max(last, max(ends)), max(ends) * 4)
     span = ruler.high - ruler.low
-    if len(ruler.levels) < 2 or ruler.levels[1] - ruler.levels[0] != 1:  # of floats: widely spread
+    if (
+        len(ruler.levels) < 2 or ruler.levels[1] - ruler.levels[0] != 1
+    ):  # floating-point levels spread widely
         return max(first, ruler.low * 1.2), min(last, ruler.high * 1.2)
     first = min(max(first, ruler.low - 0.6 * span), ruler.low - 0.5)
     return first, max(min(last, ruler.high + 0.6 * span), ruler.high + 0.5)

@@ -1,4 +1,4 @@
-"""The figures of a report in TensorBoard, while training runs."""
+"""Write the numbers of a report to TensorBoard during training."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -20,14 +20,21 @@ from bitpare.report.recorder import Recorder
 
 
 class TensorBoard:
-    """Writes what a `Recorder` notes, and histograms, to TensorBoard every few applied steps.
+    """Write the records of a `Recorder` and histograms to TensorBoard every few applied steps.
 
-    writer: a ``torch.utils.tensorboard.SummaryWriter``, or the directory of a new one (which needs
-    the package tensorboard). Scalars are ``scale/...``, ``clipped/...``, ``sqnr/...``,
-    ``sparsity/...``, ``oscillating/...``, ``frozen/...`` and what ``log`` is given; histograms are
-    of the weights in steps of their grid. data, forward: a few batches, as for `calibrate`; with
-    them also clip rate, SQNR and histogram of each activation, for one more forward pass at each
-    record.
+    Scalars are ``scale/...``, ``clipped/...``, ``sqnr/...``, ``sparsity/...``,
+    ``oscillating/...``, ``frozen/...`` and the numbers given to ``log``. Histograms show the
+    weights in steps of their grid.
+
+    Args:
+        writer: a ``torch.utils.tensorboard.SummaryWriter``, or a directory for a new one, which
+            needs the package tensorboard.
+        model: a prepared model, or a float one that is being pruned.
+        every: the number of steps between records.
+        oscillations: an `Oscillations`, or a `QatSchedule` that has one.
+        data: a few batches, as for `calibrate`. They add the clip rate, SQNR and histogram of each
+            activation, which takes one more forward pass per record.
+        forward: ``forward(model, batch)``, to call the model in another way.
 
     >>> class Writer:
     ...     def add_scalar(self, tag, value, step): print(step, tag, value)
@@ -61,23 +68,23 @@ class TensorBoard:
                     f"{type(writer).__name__} without {method}"
                 )
         self.model = self.recorder.model
-        few = None if data is None else list(data)  # they are read at each record
+        few = None if data is None else list(data)  # the batches are read at each record
         self._source = data_or_none("report.TensorBoard", few, None, forward)
         self._prepared = any(isinstance(m, Quantizer) for m in self.model.modules())
         if self._prepared and hasattr(self.writer, "add_text"):
             self.writer.add_text("placement", f"<pre>{placement(self.model)}</pre>", 0)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "TensorBoard":
-        """Counts the optimizer's applied steps from now on; returns itself."""
+        """Count the optimizer's applied steps from now on, and return this object."""
         self.recorder.attach(optimizer)
         return self
 
     def step(self) -> None:
-        """Says that one optimizer step was applied; not needed after ``attach``."""
+        """Count one applied optimizer step. ``attach`` calls it by itself."""
         self.recorder.step()
 
     def log(self, **scalars: Tensor | float) -> None:
-        """Numbers of this step; their mean is written with the next record."""
+        """Add numbers of this step. Their mean is written with the next record."""
         self.recorder.log(**scalars)
 
     @torch.no_grad()
@@ -112,7 +119,7 @@ class TensorBoard:
         self.recorder.detach()
 
     def close(self) -> None:
-        """Closes the writer, if it was made here."""
+        """Close the writer, if it was created here."""
         if self._owned:
             self.writer.close()
 

@@ -1,4 +1,4 @@
-"""The values of one weight: as floats, as integers, and as floats again."""
+"""Show the values of one weight as floats, as integers, and dequantized."""
 
 import dataclasses
 from typing import Any
@@ -16,8 +16,8 @@ from bitpare.report.layers import on_weight
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """weight: in float, as its mask leaves it. codes: the integers, None where there are none.
-    dequantized: what they stand for, in the weight's shape. scale, zero_point: of the quantizer."""
+    """The values of a weight. weight: the masked float weight. codes: its integers, or None.
+    dequantized: the values of the integers. scale, zero_point: those of the quantizer."""
 
     weight: Tensor
     codes: Tensor | None
@@ -31,14 +31,15 @@ class Values:
 
     @property
     def channels(self) -> list[float]:
-        """SQNR of each output channel, in dB."""
+        """Return the SQNR of each output channel, in dB."""
         rows = zip(self.weight.flatten(1), self.error.flatten(1), strict=True)
         return [decibels(power(w), power(e)) for w, e in rows]
 
 
 @torch.no_grad()
 def values(model: nn.Module, layer: str) -> Values:
-    """A quantized weight of a prepared model, to be looked at; ``layer``: its or its layer's name.
+    """Return the values of a quantized weight of a prepared model. ``layer``: the name of the
+    weight or of its layer.
 
     >>> import bitpare as bp
     >>> net = nn.Sequential(nn.Linear(2, 1))

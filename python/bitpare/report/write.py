@@ -1,4 +1,4 @@
-"""The HTML file of a report."""
+"""Write the HTML file of a report."""
 
 import json
 
@@ -10,7 +10,7 @@ from bitpare.report.svg import escaped
 
 
 def html_of(page: Page) -> str:
-    """Return the page as one HTML file that needs no other."""
+    """Return the page as one self-contained HTML file."""
     made = [(title, text) for title, text in sections.all_of(page) if text]
     links = "".join(f'<a href="#{_id(t)}">{escaped(t)}</a>' for t, _ in made)
     body = "".join(

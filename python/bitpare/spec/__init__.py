@@ -1,1 +1,1 @@
-"""Values that say what is wanted: specs, configs, grids and budgets. No modules, no state."""
+"""Values that describe what to do: specs, configs, grids and budgets, without modules or state."""

@@ -1,4 +1,4 @@
-"""Budget: how much of a model may stay."""
+"""Budget: the limits of what a smaller model may cost."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,15 +9,16 @@ Made = TypeVar("Made")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most that a smaller model may cost.
+    """The limits of what a smaller model may cost.
 
     Args:
-        macs: multiply-accumulates of one call with the example inputs.
-        parameters: number of parameters.
-        bytes: size of the parameters and buffers in bytes.
-        latency_ms: milliseconds of one call; always absolute.
+        macs: the multiply-accumulates of one call with the example inputs.
+        parameters: the number of parameters.
+        bytes: the size of the parameters and buffers in bytes.
+        latency_ms: the milliseconds of one call; always absolute.
 
-    A float in (0, 1] is a share of the given model, an int is absolute. All limits hold.
+    A float in (0, 1] is a share of the original model; an int is absolute. All limits must
+    hold.
 
     >>> Budget(macs=0.5, parameters=100_000)
     Budget(macs=0.5, parameters=100000)
@@ -48,8 +49,8 @@ class Budget:
         return {name: value for name, value in values.items() if value is not None}
 
     def fits(self, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
-        """Return whether the costs ``after`` are within the budget, ``before`` being the given
-        model's."""
+        """Return whether the costs ``after`` are within the budget. ``before``: the costs of the
+        original model."""
 
         def limit(name: str, value: float) -> float:
             share = isinstance(value, float) and name != "latency_ms"
@@ -64,8 +65,7 @@ class Budget:
 def least_that_fits(
     make: Callable[[float], Made], fits: Callable[[Made], bool], most: float, rounds: int
 ) -> Made | None:
-    """Return make(x) for the least x in (0, most] that fits, by bisection; None if ``most`` does
-    not."""
+    """Return make(x) for the smallest x in (0, most] that fits, found by bisection, or None."""
     low, high = 0.0, most
     best = make(high)
     if not fits(best):

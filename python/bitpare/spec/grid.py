@@ -1,15 +1,16 @@
-"""The integers a tensor is quantized to, and how many scales it has."""
+"""The integers that a tensor is quantized to, and the number of its scales."""
 
 import dataclasses
 
 from bitpare.spec.qspec import QSpec
 
-LEAST_SCALE = 2.0**-40  # what keeps divisions by a scale finite
+LEAST_SCALE = 2.0**-40  # keeps divisions by a scale finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Codes quant_min .. quant_max; scales for the tensor, each index of axis, or groups."""
+    """The codes quant_min .. quant_max, with one scale for the tensor, each index of axis or each
+    group."""
 
     quant_min: int
     quant_max: int
@@ -25,7 +26,7 @@ class Grid:
         return dataclasses.replace(self, quant_min=quant_min, quant_max=quant_max)
 
     def with_bits(self, bits: int) -> "Grid":
-        """The same kind of grid with another number of bits."""
+        """Return the same kind of grid with another number of bits."""
         if self.quant_min == 0:
             return self.with_limits(0, 2**bits - 1)
         narrow = self.quant_min == -self.quant_max
@@ -33,8 +34,8 @@ class Grid:
         return self.with_limits(-high - (0 if narrow and high > 0 else 1), max(high, 0))
 
 
-# The largest value of a format with e exponent and m mantissa bits, as fake_float saturates.
 def _largest_float(exponent: int, mantissa: int) -> int:
+    """Return the value at which fake_float saturates for a floating-point format."""
     known = {(4, 3): 448, (5, 2): 57344, (2, 1): 6, (3, 2): 28, (2, 3): 7}
     if (exponent, mantissa) in known:
         return known[exponent, mantissa]
@@ -51,7 +52,8 @@ def grid_of(
     nonnegative: bool = False,
     axis: int | None = None,
 ) -> Grid:
-    """The grid of a spec for weights or activations of a target; ``axis`` is the channels'."""
+    """Return the grid of a spec. ``role`` is "weight" or "activation"; ``axis`` is the channel
+    dimension."""
     granularity = spec.granularity or ("channel" if role == "weight" else "tensor")
     axis = axis if granularity == "channel" and spec.group is None else None
     if spec.is_float:

@@ -1,9 +1,9 @@
-"""Which quantization each layer of a model gets."""
+"""QConfig: how each layer of a model is quantized."""
 
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,12 +12,14 @@ from bitpare.spec.qspec import FLOAT, Float, QSpec, Spec
 
 TARGETS = ("onnxruntime", "tensorrt")
 INT8 = QSpec()
+Target = Literal["onnxruntime", "tensorrt"]
 Pattern = str | type | Callable[[str, nn.Module], bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class Override:
-    """Other choices for the layers that ``pattern`` matches; None keeps what was chosen before."""
+    """Different specs for the layers that ``pattern`` matches. None keeps the spec chosen
+    before."""
 
     pattern: Pattern
     weight: Spec | None = None
@@ -72,19 +74,24 @@ def _pattern_from_plain(text: str) -> Pattern:
         return text
     module, _, name = text[5:].rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
-    if not isinstance(found, type):  # a config from a file imports nothing
+    if not isinstance(found, type):  # a config file must not import modules
         raise ValueError(f"QConfig: no type {text[5:]} is known here; import {module} first")
     return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QConfig:
-    """Which quantization each layer of a model gets.
+    """How each layer of a model is quantized.
 
-    weight, activation: a QSpec or FLOAT. first_last: what the layers at the model's inputs and
-    outputs get instead (both specs keep everything but the bits); None: no exception.
-    target: whose integer grid activations use unless their spec says: "onnxruntime" (unsigned,
-    zero point 0 where values are not negative) or "tensorrt" (signed, symmetric).
+    Args:
+        weight: the spec of weights, a QSpec or FLOAT.
+        activation: the spec of activations, a QSpec or FLOAT.
+        target: the runtime whose integer grid activations use, unless their spec says otherwise:
+            "onnxruntime" (unsigned, with zero point 0 if no value is negative) or "tensorrt"
+            (signed, symmetric).
+        first_last: the bits of layers at the model's inputs and outputs, in place of both specs;
+            None treats them like all others.
+        overrides: what `override` added.
 
     >>> print(QConfig.int8().override("head.*", weight=QSpec(bits=4)))
     QConfig for onnxruntime
@@ -95,7 +102,7 @@ class QConfig:
 
     weight: Spec = INT8
     activation: Spec = INT8
-    target: str = "onnxruntime"
+    target: Target = "onnxruntime"
     first_last: int | None = None
     overrides: tuple[Override, ...] = ()
 
@@ -144,47 +151,56 @@ class QConfig:
         return isinstance(self.activation, Float)
 
     @classmethod
-    def int8(cls, *, target: str = "onnxruntime") -> "QConfig":
-        """8 bits: weights per channel, activations per tensor."""
+    def int8(cls, *, target: Target = "onnxruntime") -> "QConfig":
+        """Return a config with 8 bits: weights per channel, activations per tensor."""
         return cls(target=target)
 
     @classmethod
-    def _low_bits(cls, weight: QSpec, activation_bits: int, target: str) -> "QConfig":
+    def _low_bits(cls, weight: QSpec, activation_bits: int, target: Target) -> "QConfig":
         activation = QSpec(bits=activation_bits, learn="lsq" if activation_bits < 8 else None)
         return cls(weight=weight, activation=activation, target=target, first_last=8)
 
     @classmethod
-    def int4(cls, *, activation_bits: int = 4, target: str = "onnxruntime") -> "QConfig":
-        """4 bits with learned scales (LSQ); 8 at the model's ends."""
+    def int4(cls, *, activation_bits: int = 4, target: Target = "onnxruntime") -> "QConfig":
+        """Return a config of 4 bits with learned scales (LSQ), and 8 bits at the model's ends."""
         return cls._low_bits(QSpec(bits=4, learn="lsq"), activation_bits, target)
 
     @classmethod
-    def int2(cls, *, activation_bits: int = 2, target: str = "onnxruntime") -> "QConfig":
-        """2 bits with learned scales (LSQ); 8 at the model's ends."""
+    def int2(cls, *, activation_bits: int = 2, target: Target = "onnxruntime") -> "QConfig":
+        """Return a config of 2 bits with learned scales (LSQ), and 8 bits at the model's ends."""
         return cls._low_bits(QSpec(bits=2, learn="lsq"), activation_bits, target)
 
     @classmethod
-    def binary_weights(cls, *, activation_bits: int = 4, target: str = "onnxruntime") -> "QConfig":
-        """Weights of one bit, {-s, +s} with s the mean magnitude of a channel; 8 at the ends."""
+    def binary_weights(
+        cls, *, activation_bits: int = 4, target: Target = "onnxruntime"
+    ) -> "QConfig":
+        """Return a config of 1-bit weights {-s, +s}, and 8 bits at the model's ends. s is the mean
+        magnitude of a channel."""
         return cls._low_bits(QSpec(bits=1, learn="binary"), activation_bits, target)
 
     @classmethod
     def weight_only(cls, *, bits: int = 8, group: int | None = None) -> "QConfig":
-        """Weights alone; in groups of neighbours along the last dimension where ``group`` is given.
+        """Return a config that quantizes only weights, in groups of ``group`` neighbours along the
+        last dimension if given.
 
-        A layer whose last dimension ``group`` does not divide gets a scale per channel, which the
-        placement report says.
-        """
+        If ``group`` does not divide the last dimension of a layer, the layer gets one scale
+        per channel, and the placement report says so."""
         return cls(weight=QSpec(bits=bits, group=group), activation=FLOAT)
 
     @classmethod
     def dynamic(cls, *, bits: int = 8) -> "QConfig":
-        """8-bit weights; activations with the range of each batch, at inference too."""
+        """Return a config of quantized weights, and activations with the range of each batch even
+        at inference."""
         return cls(weight=QSpec(bits=bits), activation=QSpec(bits=bits, dynamic=True))
 
     @classmethod
-    def fp8(cls, *, weight: str = "e4m3", activation: str = "e4m3") -> "QConfig":
-        """8-bit floats: "e4m3" or "e5m2"."""
+    def fp8(
+        cls,
+        *,
+        weight: Literal["e4m3", "e5m2"] = "e4m3",
+        activation: Literal["e4m3", "e5m2"] = "e4m3",
+    ) -> "QConfig":
+        """Return a config of 8-bit floats, "e4m3" or "e5m2"."""
         formats = {"e4m3": (4, 3), "e5m2": (5, 2)}
         for name in (weight, activation):
             if name not in formats:
@@ -197,8 +213,14 @@ class QConfig:
     def override(
         self, pattern: Pattern, *, weight: Spec | None = None, activation: Spec | None = None
     ) -> "QConfig":
-        """Other choices for some layers: ``pattern`` is a glob on names, a type or a predicate
-        (name, module) -> bool. The last override that matches wins."""
+        """Return a config with different specs for some layers. The last override that matches
+        wins.
+
+        Args:
+            pattern: a glob on module names, a type, or a predicate (name, module) -> bool.
+            weight: the spec of their weights; None keeps it.
+            activation: the spec of their activations; None keeps it.
+        """
         if weight is None and activation is None:
             raise ValueError(f"QConfig.override({pattern!r}): give weight= or activation=")
         if not isinstance(pattern, str | type) and not callable(pattern):
@@ -211,7 +233,14 @@ class QConfig:
     def spec_for(
         self, role: str, name: str, module: nn.Module | None, *, at_end: bool = False
     ) -> Spec:
-        """The spec of ``role`` ("weight" or "activation") for one layer."""
+        """Return the spec of one layer.
+
+        Args:
+            role: "weight" or "activation".
+            name: the layer's name.
+            module: the layer, or None if it is not a module.
+            at_end: whether the layer is at the model's inputs or outputs.
+        """
         chosen: Spec = getattr(self, role)
         if at_end and self.first_last and isinstance(chosen, QSpec):
             chosen = QSpec(bits=self.first_last)
@@ -222,17 +251,18 @@ class QConfig:
         return chosen
 
     def check_patterns(self, model: nn.Module) -> None:
-        """Raises where an override matches no module, listing the names nearest to it."""
+        """Raise ValueError if an override matches no module. The message lists the nearest
+        names."""
         modules = dict(model.named_modules(remove_duplicate=False))
         for override in self.overrides:
             if any(override.matches(name, module) for name, module in modules.items()):
                 continue
-            shown = override.pattern
-            hint = near_names(shown, modules) if isinstance(shown, str) else ""
-            raise ValueError(f"QConfig: override {shown!r} matches no module of the model{hint}")
+            pattern = override.pattern
+            hint = near_names(pattern, modules) if isinstance(pattern, str) else ""
+            raise ValueError(f"QConfig: override {pattern!r} matches no module of the model{hint}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, from which ``from_dict`` makes an equal config."""
+        """Return plain values, from which ``from_dict`` makes an equal config."""
         found: dict[str, Any] = {
             "weight": _spec_to_plain(self.weight),
             "activation": _spec_to_plain(self.activation),
@@ -256,7 +286,7 @@ class QConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "QConfig":
-        """The config that ``to_dict`` told of; specs may be given as they are."""
+        """Return the config from the values of ``to_dict``. Specs may also be QSpec objects."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(
@@ -277,14 +307,14 @@ class QConfig:
         return cls(**options)
 
     def to_yaml(self) -> str:
-        """The config as YAML text (needs PyYAML)."""
+        """Return the config as YAML text. It needs PyYAML."""
         import yaml
 
         return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod
     def from_yaml(cls, text: str) -> "QConfig":
-        """The config that ``to_yaml`` wrote."""
+        """Return the config from the text of ``to_yaml``."""
         import yaml
 
         return cls.from_dict(yaml.safe_load(text))

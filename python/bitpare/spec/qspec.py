@@ -1,8 +1,8 @@
-"""How one tensor is quantized."""
+"""QSpec: how one tensor is quantized."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 ROUNDINGS = ("nearest", "half_up", "floor", "ceil", "toward_zero", "stochastic")
 RANGES = ("minmax", "ema", "percentile", "mse", "entropy", "sigma")
@@ -24,19 +24,31 @@ def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 class QSpec:
     """How one tensor is quantized.
 
-    bits: 1 to 16. signed, symmetric: None lets prepare choose what the target's integer kernels
-        take (weights: signed and symmetric; activations: see ``QConfig.target``).
-    narrow: leaves out the most negative code (-127..127).
-    granularity: one scale per "tensor", "channel" (of the output, for weights) or "token" (the last
-        dimension); ``group``: one scale per that many neighbours of the last dimension.
-    range: "minmax", "ema", "percentile", "mse", "entropy", "sigma" (mean +- ``sigma`` deviations),
-        or a pair (low, high) that stays as given; ``stretch`` widens or narrows what was found.
-    learn: "lsq", "lsq+" (Esser 2020, Bhalgat 2020), "pact" (Choi 2018), "dorefa" (Zhou 2016),
-        "binary" (mean magnitude), "ternary"; None takes the range above.
-    estimator: what stands for the derivative of rounding: "ste", "identity", "ewgs", "tanh" (DSQ),
-        with ``delta``.
-    dynamic: ranges are taken from each batch, at inference too.
-    mantissa, exponent: a floating-point format instead of integers, see ``QSpec.float``.
+    Args:
+        bits: 1 to 16.
+        signed: whether codes are signed. None chooses what the target's integer kernels need:
+            signed for weights; for activations see ``QConfig.target``.
+        symmetric: whether the zero point is 0. None chooses as for ``signed``.
+        power_of_two: whether scales are rounded up to powers of two.
+        narrow: whether to leave out the most negative code (-127..127).
+        granularity: one scale per "tensor", per "channel" (output channel, for weights) or per
+            "token" (the last dimension).
+        group: one scale per this many neighbours of the last dimension, instead of ``granularity``.
+        rounding: "nearest", "half_up", "floor", "ceil", "toward_zero" or "stochastic".
+        range: how the range is determined: "minmax", "ema", "percentile", "mse", "entropy", "sigma"
+            (mean +- ``sigma`` deviations), or a fixed pair (low, high).
+        momentum: the momentum of "ema".
+        percentile: the percentage of values that "percentile" keeps.
+        sigma: the number of deviations for "sigma".
+        stretch: a factor for the range.
+        learn: the method that replaces ``range``: "lsq" (Esser 2020), "lsq+" (Bhalgat 2020), "pact"
+            (Choi 2018), "dorefa" (Zhou 2016), "binary" (mean magnitude), "ternary", or a name from
+            `bp.extend.quantizer`. None uses ``range``.
+        estimator: the gradient of rounding: "ste", "identity", "ewgs" or "tanh" (DSQ).
+        delta: the parameter of "ewgs" and "tanh".
+        dynamic: whether the range is taken from each batch, even at inference.
+        exponent: the exponent bits of a floating-point format; see ``QSpec.float``.
+        mantissa: the mantissa bits of a floating-point format.
 
     >>> QSpec(bits=4, learn="lsq")
     QSpec(bits=4, learn='lsq')
@@ -47,16 +59,22 @@ class QSpec:
     symmetric: bool | None = None
     power_of_two: bool = False
     narrow: bool | None = None
-    granularity: str | None = None
+    granularity: Literal["tensor", "channel", "token"] | None = None
     group: int | None = None
-    rounding: str = "nearest"
-    range: str | tuple[float, float] | None = None
+    rounding: Literal["nearest", "half_up", "floor", "ceil", "toward_zero", "stochastic"] = (
+        "nearest"
+    )
+    range: (
+        Literal["minmax", "ema", "percentile", "mse", "entropy", "sigma"]
+        | tuple[float, float]
+        | None
+    ) = None
     momentum: float = 0.01
     percentile: float = 99.99
     sigma: float = 3.0
     stretch: float = 1.0
     learn: str | None = None
-    estimator: str = "ste"
+    estimator: Literal["ste", "identity", "ewgs", "tanh"] = "ste"
     delta: float = 0.0
     dynamic: bool = False
     exponent: int | None = None
@@ -173,7 +191,7 @@ class QSpec:
 
     @classmethod
     def float(cls, exponent: int, mantissa: int, **options: Any) -> "QSpec":
-        """A floating-point format with these bits: (4, 3) and (5, 2) are fp8, (2, 1) is fp4.
+        """Return a spec of a floating-point format: (4, 3) and (5, 2) are fp8, (2, 1) is fp4.
 
         >>> QSpec.float(4, 3).bits
         8
@@ -182,11 +200,11 @@ class QSpec:
 
     @property
     def is_float(self) -> bool:
-        """Return whether it is a floating-point format."""
+        """Return whether the format is floating-point."""
         return self.exponent is not None
 
     def replace(self, **changes: Any) -> "QSpec":
-        """Another spec that differs in these options."""
+        """Return a copy with these options changed."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,7 +222,7 @@ class QSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "QSpec":
-        """The spec that ``to_dict`` told of."""
+        """Return the spec from the values of ``to_dict``."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         _require(not unknown, f"unknown option {', '.join(unknown)}; known are {sorted(known)}")
@@ -219,7 +237,7 @@ class QSpec:
 
 
 class Float:
-    """Says that a tensor stays in floating point: ``bp.FLOAT``."""
+    """The type of ``bp.FLOAT``, which keeps a tensor in floating point."""
 
     def __repr__(self) -> str:
         return "FLOAT"
