@@ -27,11 +27,15 @@ def jobs() -> int:
 class CMakeBuild(build_ext):
     """Builds with CMake, then installs into the package: the source's own where editable."""
 
+    def run(self) -> None:
+        # setuptools clears inplace while it builds, and copies to the source afterwards.
+        self.into_source = bool(self.inplace or getattr(self, "editable_mode", False))
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         cmake = shutil.which("cmake") or "cmake"
         build = pathlib.Path(os.environ.get("BITPARE_BUILD_DIR", ROOT / "build" / "package"))
-        in_place = self.inplace or getattr(self, "editable_mode", False)
-        target = ROOT / "python" if in_place else pathlib.Path(self.build_lib).resolve()
+        target = ROOT / "python" if self.into_source else pathlib.Path(self.build_lib).resolve()
         configure = [cmake, "-S", ROOT, "-B", build, f"-DBITPARE_PYTHON={sys.executable}"]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
