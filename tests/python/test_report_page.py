@@ -250,7 +250,7 @@ class TestPage:
         assert data["summary"][0]["nonzeros"] == nonzeros < data["summary"][0]["weights"]
 
     def test_errors(self, tmp_path):
-        with pytest.raises(ValueError, match=r"data= is compared .* this LeNet is not"):
+        with pytest.raises(ValueError, match=r"data= needs a prepared model .* this LeNet is not"):
             bp.report.html(LeNet(), tmp_path / "x.html", data=[images(2, 16)])
         with pytest.raises(TypeError, match="got an IntegerModel; pass that as integer="):
             bp.report.html(bp.convert(lenet()), tmp_path / "x.html")

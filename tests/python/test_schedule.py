@@ -95,7 +95,7 @@ def test_bits_are_annealed(learn):
 def test_the_state_is_a_function_of_the_step_alone():
     """Check that loading a step count gives the same state as stepping there."""
     options = dict(
-        total_steps=20, delay=2, ramp=4, freeze_ranges=12, freeze_bn=15, bits={0: 8, 9: 4}
+        steps=20, delay=2, ramp=4, freeze_ranges=12, freeze_bn=15, bits={0: 8, 9: 4}
     )
     stepped, _ = prepared()
     schedule = bp.QatSchedule(stepped, **options)
@@ -145,11 +145,11 @@ def test_skipped_steps_do_not_count():
 
 def test_wrong_arguments():
     model, _ = prepared()
-    with pytest.raises(ValueError, match="total_steps must be 1 or more"):
+    with pytest.raises(ValueError, match="steps must be an int of 1 or more"):
         bp.QatSchedule(model, steps=0)
-    with pytest.raises(ValueError, match="delay must be a fraction of the steps or a step number"):
+    with pytest.raises(ValueError, match="delay must be a fraction of the run"):
         bp.QatSchedule(model, steps=5, delay=2.5)
-    with pytest.raises(ValueError, match="freeze_bn must be 0 or more"):
+    with pytest.raises(ValueError, match="freeze_bn must be a fraction of the run"):
         bp.QatSchedule(model, steps=5, freeze_bn=-0.5)
     with pytest.raises(ValueError, match="bits must be 1 to 16, got 0"):
         bp.QatSchedule(model, steps=5, bits={0: 0})

@@ -65,7 +65,7 @@ def test_ratios_under_a_target():
     pruner = Pruner(model, Schedule.one_shot(0.5), scope=by_size)
     weights = sum(t.value.numel() for t in pruner.targets)
     assert pruner.pruned() / weights == pytest.approx(0.5, abs=0.01)
-    with pytest.raises(ValueError, match=r"those tried prune 0\.800 at most, not 0\.9"):
+    with pytest.raises(ValueError, match=r"covers a sparsity of 0\.800 at most, got sparsity=0\.9"):
         scan.sparsities(sparsity=0.9)
     with pytest.raises(ValueError, match="give max_drop= or sparsity="):
         scan.sparsities()

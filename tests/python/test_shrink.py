@@ -398,7 +398,7 @@ def test_a_plan_is_data(tmp_path):
     assert torch.equal(fresh.eval()(X), small(X))
     with pytest.raises(ValueError, match="it is of another architecture"):
         plan.apply(trained("Plain"))
-    with pytest.raises(ValueError, match="or applied already"):
+    with pytest.raises(ValueError, match="or the plan was applied already"):
         plan.apply(small)
     with pytest.raises(ValueError, match="not a plan of this version"):
         Plan.from_dict({"version": 9})

@@ -360,7 +360,7 @@ for name, (kind, shape) in networks.NETWORKS.items():
     bp.calibrate(model, [torch.randn(shape)])
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(bp.param_groups(wrapped), lr=0.05, momentum=0.9)
-    schedule = bp.QatSchedule(wrapped, total_steps=6, freeze_ranges=4).attach(optimizer)
+    schedule = bp.QatSchedule(wrapped, steps=6, freeze_ranges=4).attach(optimizer)
     for step in range(6):
         torch.manual_seed(10 * step + rank)
         x = torch.randn(shape) * (1 + rank)
