@@ -637,7 +637,7 @@ def test_a_student_of_less_depth():
         bp.prune.drop_layers(teacher, example_inputs=x, sparsity=0.5, ignore=["2"])
     with pytest.raises(bp.Unsupported, match="no residual block that may go"):
         bp.prune.drop_layers(net(), example_inputs=x, sparsity=0.5)
-    with pytest.raises(ValueError, match="share must be from 0 to 1"):
+    with pytest.raises(ValueError, match="sparsity must be from 0 to 1"):
         bp.prune.drop_layers(teacher, example_inputs=x, sparsity=2.0)
 
     class Nested(nn.Module):
