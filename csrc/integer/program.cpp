@@ -257,7 +257,11 @@ std::vector<Tensor> Program::shapes(at::TensorList inputs) const {
   for (const Output& output : spec_.outputs) {
     auto sizes = result_sizes<c10::SymInt>(output, known[static_cast<size_t>(output.value)], inputs,
                                            sym_sizes_of);
-    made.push_back(at::empty_symint(sizes, inputs[0].options().memory_format(std::nullopt)));
+    // Codes leave as contiguous floats; maps that are floats already keep their channels last.
+    bool last = !output.rows && form(output.value) != Form::codes;
+    if (last) sizes = {sizes[0], sizes[2], sizes[3], sizes[1]};
+    Tensor result = at::empty_symint(sizes, inputs[0].options().memory_format(std::nullopt));
+    made.push_back(last ? result.permute({0, 3, 1, 2}) : result);
   }
   return made;
 }

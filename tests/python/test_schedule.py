@@ -94,9 +94,7 @@ def test_bits_are_annealed(learn):
 
 def test_the_state_is_a_function_of_the_step_alone():
     """Check that loading a step count gives the same state as stepping there."""
-    options = dict(
-        steps=20, delay=2, ramp=4, freeze_ranges=12, freeze_bn=15, bits={0: 8, 9: 4}
-    )
+    options = dict(steps=20, delay=2, ramp=4, freeze_ranges=12, freeze_bn=15, bits={0: 8, 9: 4})
     stepped, _ = prepared()
     schedule = bp.QatSchedule(stepped, **options)
     for step in range(20):

@@ -154,7 +154,6 @@ class OpEntry:
         speed: The row of the benchmark.
         measured: The file of benchmarks/ that measures the op, where `speed` is None.
         host: The reason why the op cannot run on shapes alone.
-        meta_differs: The reason why strides on meta are not those of values, which is to be mended.
     """
 
     cases: Sequence[Case] = ()
@@ -170,7 +169,6 @@ class OpEntry:
     speed: Speed | None = None
     measured: str = ""
     host: str = ""
-    meta_differs: str = ""
 
     @property
     def gets_gradient(self) -> tuple[str, ...]:
