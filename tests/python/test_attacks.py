@@ -708,7 +708,7 @@ def test_verify_of_nothing():
     integer = bp.convert(model)
     for nothing in ([], [images(0, 16)], [(images(0, 16), torch.zeros(0))]):
         with pytest.raises(
-            ValueError, match="verify: (data gave no batch|the data hold no sample)"
+            ValueError, match=r"verify: (data gave no batch|the data hold no sample)"
         ):
             bp.verify(model, integer, data=nothing)
     for empty in ([], (), {}):

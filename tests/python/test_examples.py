@@ -286,7 +286,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_an_interrupted_example_says_how_it_goes_on(tmp_path):
     command = [sys.executable, EXAMPLES / "lenet_digits.py", "--epochs", "2000"]
     file = tmp_path / "checkpoint.pt"
-    process = subprocess.Popen([*command, "--output", tmp_path], stderr=subprocess.PIPE, text=True)
+    # A run in the background, such as that of a build server, ignores the signal, and so would this.
+    process = subprocess.Popen(
+        [*command, "--output", tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not file.exists():
         assert process.poll() is None
         time.sleep(0.1)
