@@ -286,7 +286,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_an_interrupted_example_says_how_it_goes_on(tmp_path):
     command = [sys.executable, EXAMPLES / "lenet_digits.py", "--epochs", "2000"]
     file = tmp_path / "checkpoint.pt"
-    # A run in the background, such as that of a build server, ignores the signal, and so would this.
+    # In the background, as on a build server, the signal may be ignored, and so would it be here.
     process = subprocess.Popen(
         [*command, "--output", tmp_path],
         stderr=subprocess.PIPE,
