@@ -70,16 +70,25 @@ class ChannelTable {
   static constexpr int64_t kPeriod = 4096;
 
   // Writes the values of elements first .. first + count - 1; count is at most kPeriod + kBlock.
-  void fill(const Quantizer& q, int64_t first, int64_t count) {
-    for_each_run(q, first, count, [&](int64_t channel, int64_t p, int64_t run) {
-      if (q.channel.inner == 1) {
-        write_channels(q, channel, p, run);
-      } else {
-        write_run(splat_affine(math::affine_of_channel(q, channel)), p, run);
-      }
-    });
+  // Not inlined, which would double the code of many kernels.
+  [[gnu::noinline]] void fill(const Quantizer& q, int64_t first, int64_t count) {
+    int64_t inner = q.channel.inner, channels = q.channel.channels;
+    int64_t channel = first / inner % channels, offset = first % inner;
     has_threshold_ = q.threshold;
     if (has_threshold_) fill_thresholds(q, first, count);
+    for (int64_t p = 0; p < count;) {
+      int64_t run = inner == 1 ? channels - channel : inner - offset;
+      if (run > count - p) run = count - p;
+      if (inner == 1) {
+        write_channels(q, channel, p, run);
+        channel = 0;
+      } else {
+        write_run(splat_affine(math::affine_of_channel(q, channel)), p, run);
+        offset = 0;
+        if (++channel == channels) channel = 0;
+      }
+      p += run;
+    }
   }
 
   ManyChannels from(int64_t p) const {
@@ -87,29 +96,15 @@ class ChannelTable {
   }
 
  private:
-  // f(channel, p, run): `run` elements from first + p on are of one channel, or with inner = 1 of
-  // as many channels, of which the first is given.
-  template <class F>
-  void for_each_run(const Quantizer& q, int64_t first, int64_t count, F f) {
-    int64_t inner = q.channel.inner, channels = q.channel.channels;
-    int64_t channel = first / inner % channels, offset = first % inner;
-    for (int64_t p = 0; p < count;) {
-      int64_t run = inner == 1 ? channels - channel : inner - offset;
-      if (run > count - p) run = count - p;
-      f(channel, p, run);
+  void fill_thresholds(const Quantizer& q, int64_t first, int64_t count) {
+    int64_t channel = first / q.channel.inner % q.channel.channels,
+            offset = first % q.channel.inner;
+    for (int64_t p = 0; p < count; ++p) {
+      threshold_[p] = q.threshold[channel];
+      if (++offset < q.channel.inner) continue;
       offset = 0;
-      if (inner == 1 || ++channel == channels) channel = 0;
-      p += run;
+      if (++channel == q.channel.channels) channel = 0;
     }
-  }
-
-  // Kept apart, so that quantizers without thresholds do not pay for them.
-  [[gnu::noinline]] void fill_thresholds(const Quantizer& q, int64_t first, int64_t count) {
-    for_each_run(q, first, count, [&](int64_t channel, int64_t p, int64_t run) {
-      for (int64_t j = 0; j < run; ++j) {
-        threshold_[p + j] = q.threshold[q.channel.inner == 1 ? channel + j : channel];
-      }
-    });
   }
 
   void write(const math::Affine<Vec>& a, int64_t p) {
@@ -146,7 +141,8 @@ class ChannelTable {
   }
 
   static constexpr int64_t kSize = kPeriod + kBlock + kWidth;
-  float scale_[kSize], inverse_[kSize], zero_point_[kSize], threshold_[kSize];
+  // Aligned, so that a vector does not cross a cache line.
+  alignas(64) float scale_[kSize], inverse_[kSize], zero_point_[kSize], threshold_[kSize];
   bool has_threshold_ = false;
 };
 
