@@ -122,7 +122,7 @@ inline void check_teacher(const char* op, const Options& o) {
 
 inline void check_labels(const char* op, const Options& o) {
   auto shape = o.student.sym_sizes(), rows = shape.slice(0, shape.size() - 1);
-  if (is_index(o.target)) {
+  if (o.target && is_index(o.target)) {
     check_same(op, "target", *o.target, rows);
   } else if (o.target) {
     TORCH_CHECK(o.target->is_floating_point(), op, ": target must be classes (int64) or ",
@@ -177,7 +177,7 @@ inline Inputs add_inputs(const Options& o, bool see_values, DistillLoss* args) {
   args->classes = o.student.size(-1);
   args->rows = o.student.numel() / std::max<int64_t>(args->classes, 1);
   args->ignored = o.settings.ignore_index;
-  if (is_index(o.target)) {
+  if (o.target && is_index(o.target)) {
     in.target = o.target->contiguous();
     if (see_values) check_targets(in.target, args->classes, args->ignored);
     args->target = in.target.const_data_ptr<int64_t>();
@@ -189,7 +189,7 @@ inline Inputs add_inputs(const Options& o, bool see_values, DistillLoss* args) {
     in.weight = floats(*o.row_weight);
     args->weight = in.weight.const_data_ptr<float>();
   }
-  if (o.indices) {
+  if (o.indices && o.logsumexp) {
     in.indices = o.indices->to(at::kLong).contiguous();
     in.logsumexp = floats(*o.logsumexp);
     if (see_values) check_indices(in.indices, args->classes);

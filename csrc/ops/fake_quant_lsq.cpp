@@ -64,8 +64,8 @@ bool is_learned(const OptionalTensor& zero_point) {
 }
 
 Tensor new_zero_point_gradient(const GradientOptions& o) {
-  return is_learned(o.zero_point) ? at::empty_like(*o.zero_point, at::MemoryFormat::Contiguous)
-                                  : at::empty({0}, o.scale.options());
+  if (!o.zero_point || !is_learned(o.zero_point)) return at::empty({0}, o.scale.options());
+  return at::empty_like(*o.zero_point, at::MemoryFormat::Contiguous);
 }
 
 template <class Device>
