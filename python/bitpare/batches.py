@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from bitpare.models import device_of
+
 Forward: TypeAlias = Callable[[nn.Module, Any], Any]
 
 
@@ -26,12 +28,6 @@ def first_of(batch: Any) -> Any:
             )
         return batch["input"]
     return batch[0] if isinstance(batch, list | tuple) else batch
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter or buffer, or the CPU."""
-    state = itertools.chain(model.parameters(), model.buffers())
-    return next((t.device for t in state), torch.device("cpu"))
 
 
 def moved(value: Any, device: torch.device) -> Any:

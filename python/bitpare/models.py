@@ -2,9 +2,11 @@
 
 import difflib
 import fnmatch
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 _PLANS = "_bitpare_plans"
@@ -22,6 +24,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter or buffer, or the CPU."""
+    state = itertools.chain(model.parameters(), model.buffers())
+    return next((t.device for t in state), torch.device("cpu"))
 
 
 def plain_name(name: str) -> str:
@@ -62,6 +70,11 @@ class Globs:
         found = [glob for glob in self.globs if any(matches(name, glob) for name in names)]
         self.unused = [glob for glob in self.unused if glob not in found]
         return found
+
+    def last(self, *names: str) -> str | None:
+        """Return the last glob that matches one of the names, or None."""
+        found = self.matching(*names)
+        return found[-1] if found else None
 
 
 def near_names(name: str, names: Iterable[str]) -> str:

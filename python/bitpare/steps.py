@@ -56,6 +56,25 @@ def span_at(caller: str, when: Any, steps: int | None) -> tuple[int, int]:
     return begin, end
 
 
+class Hooks:
+    """Hooks that are removed together. A copy of an object that has hooks has none."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+
+    def add(self, *handles: Any) -> None:
+        """Add what registering a hook returned."""
+        self._handles += handles
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hooks, ()
+
+
 def found_inf_of(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """Return a device tensor that is above 0 if a GradScaler made a fused optimizer skip its
     step."""
@@ -92,19 +111,14 @@ class StepCounter:
         self._known = 0  # the count at the last read
         self._hooks = 0  # hooks since then; some may be of skipped steps
         self._skipped: Tensor | None = None  # number of skipped ones, on the device
-        self._handles: list[Any] = []
+        self._attached = Hooks()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        self._handles.append(optimizer.register_step_post_hook(self.after_step))
+        self._attached.add(optimizer.register_step_post_hook(self.after_step))
 
     def detach(self) -> None:
-        """Stop counting the steps of all attached optimizers."""
-        while self._handles:
-            self._handles.pop().remove()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the hooks, because a copy follows no optimizer."""
-        return {**self.__dict__, "_handles": []}
+        """Stop counting the steps of the optimizers that it was attached to."""
+        self._attached.remove()
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Count a step; this is the optimizer's hook."""

@@ -15,6 +15,7 @@ from bitpare.deploy.integer import IntegerModel, IntegerProgram
 from bitpare.deploy.items import Item, before_flattening
 from bitpare.deploy.numbers import Codes, codes_of
 from bitpare.deploy.traced import Traced
+from bitpare.graph import cloned
 from bitpare.nn.quantizer import ACTIVATIONS
 
 RAW = ".raw"  # suffix for the input of a node's output quantizer
@@ -311,7 +312,7 @@ class PartCheck:
         return [dataclasses.replace(r, name=f"{prefix}.{r.name}") for r in found] or [self.row]
 
     def _note(self, _: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        self.seen.append(_pytree.tree_map(_cloned, (args, kwargs, result)))
+        self.seen.append(cloned((args, kwargs, result)))
 
     def run(self, _: dict[str, Any]) -> None:
         seen, self.seen = self.seen, []
@@ -327,10 +328,6 @@ class PartCheck:
             for a, b in pairs:
                 if isinstance(a, Tensor) and a.is_floating_point():
                     self.row.add(a, b, *_unit(self.unit, a, self.units))
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def all_checks(traced: Traced, integer: IntegerModel) -> list[Any]:

@@ -189,8 +189,7 @@ def _restored(net: nn.Module, spec: dict[str, Any], tensors: dict[str, Tensor]) 
     early = {path: held[: before.get(path, 0)] for path, held in plans.items()}
     late = {path: held[before.get(path, 0) :] for path, held in plans.items()}
     net = _changed(net, early)
-    for held in (*net.named_parameters(), *net.named_buffers()):
-        name, value = held
+    for name, value in (*net.named_parameters(), *net.named_buffers()):
         if name in tensors and value.dtype != tensors[name].dtype:
             value.data = value.data.to(tensors[name].dtype)
     made = prepare(

@@ -13,6 +13,7 @@ from bitpare.deploy.checks import LayerRow, all_checks, decibels, values_of
 from bitpare.deploy.integer import IntegerModel, IntegerProgram
 from bitpare.deploy.traced import Traced, prepared_trace
 from bitpare.errors import Differs
+from bitpare.graph import cloned
 from bitpare.models import unwrapped
 from bitpare.text import table
 
@@ -106,7 +107,7 @@ def verify(
     seen = False
     given: list[Any] = []
     hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: given.append(_pytree.tree_map(_copied, (args, kwargs))),
+        lambda _, args, kwargs: given.append(cloned((args, kwargs))),
         with_kwargs=True,
     )
     try:
@@ -128,10 +129,6 @@ def verify(
     found.rows = [row for check in checks for row in check.rows]
     _raise_past(found, max_lsb, max_differing, min_agreement)
     return found
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _raise_past(

@@ -35,6 +35,11 @@ def call_with(caller: str, example_inputs: Any, example_kwargs: dict[str, Any] |
     return Call(tuple(example_inputs), dict(example_kwargs or {}))
 
 
+def cloned(values: Any) -> Any:
+    """Return nested values with clones of their tensors."""
+    return _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, values)
+
+
 def _copied(values: Any) -> Any:
     return _pytree.tree_map(lambda value: value, values)
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
 from bitpare.errors import Unsupported
 from bitpare.graph.entry import ENTRY, Entry, entry_function, make_entry
-from bitpare.graph.state import Call, quiet_state
+from bitpare.graph.state import Call, cloned, quiet_state
 from bitpare.graph.tracer import CALLS, FlatTracer, OwnerTracer, Tracer, no_checkpointing
 
 
@@ -139,10 +138,7 @@ def _try_graph(owner: nn.Module, graph: fx.Graph, entry: Entry) -> None:
     owner.__dict__.update(graph.bitpare_constants)  # type: ignore[attr-defined]
     try:
         with torch.no_grad(), _tracing():
-            values = _pytree.tree_map(
-                lambda v: v.clone() if isinstance(v, Tensor) else v, entry.values
-            )
-            fx.Interpreter(owner, graph=graph).run(*values)
+            fx.Interpreter(owner, graph=graph).run(*cloned(entry.values))
     finally:
         owner.__dict__.clear()
         owner.__dict__.update(held)
@@ -187,8 +183,5 @@ def _note_values(root: nn.Module, trace: FlatTrace) -> None:
         probe = copy.deepcopy(root)
         for name, value in trace.graph.bitpare_constants.items():  # type: ignore[attr-defined]
             setattr(probe, name, value)
-        values = _pytree.tree_map(
-            lambda v: v.clone() if isinstance(v, Tensor) else v, trace.entry.values
-        )
         with _tracing():
-            _Shapes(probe, graph=trace.graph).run(*values)
+            _Shapes(probe, graph=trace.graph).run(*cloned(trace.entry.values))

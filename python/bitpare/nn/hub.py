@@ -10,7 +10,7 @@ from torch.utils import _pytree
 
 from bitpare.distributed import world_size
 from bitpare.graph import Call
-from bitpare.models import plans_of, unwrapped
+from bitpare.models import device_of, plans_of, unwrapped
 from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import (
@@ -38,15 +38,10 @@ class Hub:
         self.islands: list[str] = []
         self._members: _Members | None = None
 
-    @staticmethod
-    def device_of(model: nn.Module) -> torch.device:
-        state = [*model.parameters(), *model.buffers()]
-        return state[0].device if state else torch.device("cpu")
-
     def example_call(self, model: nn.Module) -> Call:
         """Return a call like the one the model was prepared with, on the model's device. Float
         tensors are zeros."""
-        device = self.device_of(model)
+        device = device_of(model)
         args, kwargs = _pytree.tree_map(
             lambda v: v.to(device).contiguous() if isinstance(v, Tensor) else v, self.example
         )

@@ -97,6 +97,15 @@ class AtomTable:
 
     # -- links to parameters
 
+    def place_of(self, value: Any) -> ParameterPlace | None:
+        """Return the module and attribute of the parameter or buffer that a node reads, or None."""
+        if not isinstance(value, fx.Node) or value.op != "get_attr":
+            return None
+        owner, _, attribute = str(value.target).rpartition(".")
+        module = self.model.get_submodule(owner)
+        known = id(getattr(module, attribute, None)) in self.names
+        return (module, attribute) if known else None
+
     def link(self, owner: nn.Module, attribute: str, dim: int, atoms: Atoms) -> None:
         tensor = getattr(owner, attribute, None)
         if atoms is None or not isinstance(tensor, Tensor):

@@ -146,24 +146,23 @@ class Families:
     def sparsities(self, sparsity: float | Mapping[str, float]) -> dict[int, float]:
         """Return the sparsity of each family. For {glob: sparsity} the last glob that matches one
         of its layers counts, or 0 if none does."""
-        found: dict[int, float] = {}
-        globs = Globs(sparsity) if isinstance(sparsity, Mapping) else Globs(())
-        for family, layers in self.layers.items():
-            if isinstance(sparsity, Mapping):
-                matching = globs.matching(*layers)
-                value = sparsity[matching[-1]] if matching else 0.0
-            else:
-                value = sparsity
-            if family in self.members:
-                found[family] = float(value)
-        if globs.unused:
-            raise ValueError(
-                f"{self.caller}: sparsity {globs.unused[0]!r} matches no layer that makes channels"
-            )
+        if isinstance(sparsity, Mapping):
+            globs = Globs(sparsity)
+            chosen = {family: globs.last(*layers) for family, layers in self.layers.items()}
+            if globs.unused:
+                raise ValueError(
+                    f"{self.caller}: sparsity {globs.unused[0]!r} matches no layer that makes "
+                    "channels"
+                )
+            levels: dict[str | None, float] = {None: 0.0}
+            levels.update(sparsity)
+            found = {family: float(levels[chosen[family]]) for family in self.members}
+        else:
+            found = dict.fromkeys(self.members, float(sparsity))
         for value in found.values():
             if not 0 <= value < 1:
                 raise ValueError(f"{self.caller}: sparsity must be in [0, 1), got {value}")
-        return {family: found[family] for family in self.members}
+        return found
 
 
 def _whole(stay: int, round_to: int, least: int) -> int:

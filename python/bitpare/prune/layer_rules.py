@@ -17,22 +17,12 @@ def _parameters(
     found: list[ParameterPlace | None] = []
     for name in names:
         value = op.arguments.get(name)
-        held = _owner_attribute(table, value)
+        held = table.place_of(value)
         if held is None and isinstance(value, fx.Node):
             table.refuse(node, f"{name} is not a parameter")
             return None
         found.append(held)
     return found
-
-
-def _owner_attribute(table: AtomTable, value: Any) -> ParameterPlace | None:
-    """Return the module and attribute that an argument of a function reads, or None."""
-    if not isinstance(value, fx.Node) or value.op != "get_attr":
-        return None
-    owner, _, attribute = str(value.target).rpartition(".")
-    module = table.model.get_submodule(owner)
-    known = id(getattr(module, attribute, None)) in table.names
-    return (module, attribute) if known else None
 
 
 def linear(table: AtomTable, node: fx.Node, op: Op) -> Any:

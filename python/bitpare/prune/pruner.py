@@ -21,7 +21,7 @@ from bitpare.prune.schedule import Schedule
 from bitpare.prune.scoring import Scoring, shared
 from bitpare.prune.targets import Target
 from bitpare.prune.units import ChannelUnits, ElementUnits, Units
-from bitpare.steps import StepCounter
+from bitpare.steps import Hooks, StepCounter
 
 _pruned_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that have a pruner
 
@@ -117,8 +117,7 @@ class Pruner:
         self.masks = {t.name: _all_kept(t.value) for t in self.targets}
         self.scoring = Scoring(criterion, seed)
         self._rewound: dict[str, Tensor] = {}
-        self._hooks: list[Any] = []
-        self._following: list[Any] = []
+        self._hooks, self._attached = Hooks(), Hooks()
         self._noting = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._warned = False
@@ -127,8 +126,8 @@ class Pruner:
         try:
             weights, masks = [t.value for t in self.targets], list(self.masks.values())
             self._weights: Any = masked_weights(weights, masks, self.mode)
-            self._hooks.append(self._weights)
-            self._hooks += self.units.watch(self.scoring, self.model)
+            self._hooks.add(self._weights)
+            self._hooks.add(*self.units.watch(self.scoring, self.model))
             if schedule is None:
                 self._set_masks([bpf.pack_mask(t.value.detach() != 0) for t in self.targets])
             elif schedule.sparsity_at(0) > 0 or schedule.rewind == 0:
@@ -298,18 +297,17 @@ class Pruner:
             )
         self._optimizer = optimizer
         if self.scoring.from_gradients:
-            self._following.append(
+            self._attached.add(
                 optimizer.register_step_pre_hook(lambda *_: self.scoring.sum_up(self.targets))
             )
-        self._following.append(optimizer.register_step_post_hook(self._after_step))
+        self._attached.add(optimizer.register_step_post_hook(self._after_step))
         self._remask_states()
         return self
 
     def detach(self) -> None:
         """Stop following the optimizer. The masks stay until `finalize` or `restore`. The pruner
         can be attached again."""
-        while self._following:
-            self._following.pop().remove()
+        self._attached.remove()
         self._optimizer = None
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -379,9 +377,7 @@ class Pruner:
 
     def _release(self) -> None:
         self.detach()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._hooks.remove()
         for target in self.targets:
             release_mask(target)
         _pruned_models.discard(self.model)

@@ -123,12 +123,10 @@ def _agree(table: AtomTable, node: fx.Node, operand: fx.Node, result: Dims) -> N
     for back in range(1, len(dims) + 1):
         if result[-back] is None or dims[-back] is not None or shape[-back] == 1:
             continue
-        if operand.op == "get_attr":
-            owner, _, attribute = str(operand.target).rpartition(".")
-            module = table.model.get_submodule(owner)
-            if id(getattr(module, attribute, None)) in table.names:
-                table.link(module, attribute, len(dims) - back, result[-back])
-                continue
+        place = table.place_of(operand)
+        if place is not None:
+            table.link(*place, len(dims) - back, result[-back])
+            continue
         why = f"{table.path_of(node)}: meets a value whose channels stay"
         table.freeze([result[-back]], why)
 

@@ -1,7 +1,7 @@
 """The units that a Pruner keeps or prunes: elements of weights, or channels that go together."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from bitpare.prune.scoring import Scoring
 from bitpare.prune.targets import Target, find_targets, fits
 
 
-class Units(Protocol):
+class Units:
     """The units that a Pruner keeps or prunes: elements of weights, or channels.
 
     targets: the weights with a mask. dense: those that the pattern does not fit.
@@ -28,30 +28,32 @@ class Units(Protocol):
     def sparsities(self, scope: Mapping[str, float]) -> list[float]:
         """Return the sparsity of each group of units; weights that no glob matches may go from the
         targets."""
-
-    def watch(self, scoring: Scoring, model: nn.Module) -> list[Any]:
-        """Return hooks on the layers whose results the scores need."""
+        raise NotImplementedError
 
     def masks_for(
         self,
         scoring: Scoring,
         step: int,
         sparsity: float | list[float],
-        *,
         previous: list[Tensor] | None,
-        scope: Literal["global", "local"],
-        min_keep: int,
+        **options: Any,
     ) -> list[Tensor]:
-        """Return the packed mask of each target at a step."""
+        """Return the packed mask of each target at a step; see `select_mask` for the options."""
+        raise NotImplementedError
+
+    def watch(self, scoring: Scoring, model: nn.Module) -> list[Any]:
+        """Return hooks on the layers whose results the scores need."""
+        return []
 
     def state(self) -> dict[str, Any]:
         """Return what a Pruner saves beside its masks."""
+        return {}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` returned."""
 
 
-class ElementUnits:
+class ElementUnits(Units):
     """Elements, blocks or filters of weights, each weight with its own mask."""
 
     def __init__(self, model: nn.Module, pattern: str, ignore: Sequence[str]) -> None:
@@ -66,9 +68,9 @@ class ElementUnits:
         globs = Globs(scope)
         chosen = []
         for target in self.targets:
-            matching = globs.matching(target.name, target.name.rpartition(".")[0])
-            if matching:
-                chosen.append((target, scope[matching[-1]]))
+            glob = globs.last(target.name, target.name.rpartition(".")[0])
+            if glob is not None:
+                chosen.append((target, scope[glob]))
         if globs.unused:
             names = ", ".join(t.name for t in self.targets[:5])
             raise ValueError(
@@ -79,46 +81,33 @@ class ElementUnits:
         self.targets = [target for target, _ in chosen]
         return [sparsity for _, sparsity in chosen]
 
-    def watch(self, scoring: Scoring, model: nn.Module) -> list[Any]:
-        return []
-
     def masks_for(
         self,
         scoring: Scoring,
         step: int,
         sparsity: float | list[float],
-        *,
         previous: list[Tensor] | None,
-        scope: Literal["global", "local"],
-        min_keep: int,
+        **options: Any,
     ) -> list[Tensor]:
         return bpf.select_mask(
             scoring.of(self.targets, step),
             sparsity,
-            scope=scope,
             previous=previous,
-            min_keep=min_keep,
             pattern=self.pattern,
+            **options,
         )
 
-    def state(self) -> dict[str, Any]:
-        return {}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Do nothing: the masks say it all."""
-
-
-class ChannelUnits:
+class ChannelUnits(Units):
     """Whole channels, in the groups that must go together.
 
     groups: [family] -> its channels. masks: packed, one bit a channel, as `select_mask` returns
     them.
     """
 
-    dense: list[str] = []  # noqa: RUF012  (channels fit every weight)
-
     def __init__(self, model: nn.Module, call: g.Call, ignore: Sequence[str]) -> None:
-        self.model, self.call = model, call
+        self.model = model
+        self.dense = []  # channels fit every weight
         self.atoms = analysed(model, call, "leave", "Pruner")
         self.families = Families(self.atoms, ignore, "Pruner")
         self.groups = list(self.families.members.values())
@@ -168,12 +157,10 @@ class ChannelUnits:
         scoring: Scoring,
         step: int,
         sparsity: float | list[float],
-        *,
         previous: list[Tensor] | None,
-        scope: Literal["global", "local"],
-        min_keep: int,
+        **options: Any,
     ) -> list[Tensor]:
-        self.select(self._scores(scoring, step), sparsity, scope=scope, min_keep=min_keep)
+        self.select(self._scores(scoring, step), sparsity, **options)
         masks = self.element_masks()
         return [masks[t.name] for t in self.targets]
 

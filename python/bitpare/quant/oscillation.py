@@ -14,7 +14,7 @@ from bitpare.nn.learned import LearnedQuantizer
 from bitpare.nn.quantizer import Quantizer
 from bitpare.nn.ranges import RangeQuantizer, refresh_scales
 from bitpare.nn.weights import QuantizedWeight, is_sharded, quantized_weights
-from bitpare.steps import check_owned, found_inf_of
+from bitpare.steps import Hooks, check_owned, found_inf_of
 
 _STATE = {
     "code": torch.int16,
@@ -76,7 +76,7 @@ class Oscillations:
         self._model, self.momentum, self.freeze_above = unwrapped(model), momentum, freeze_above
         self.untracked: dict[str, str] = {}
         self._tracked: list[_Tracked] = []
-        self._handles: list[Any] = []
+        self._attached = Hooks()
         seen: set[int] = set()
         for weight in quantized_weights(self._model):
             value = weight.value
@@ -95,17 +95,12 @@ class Oscillations:
         """Track the weights after each step of the optimizer, and return this object."""
         check_owned(optimizer, self._model, "Oscillations")
         hook = optimizer.register_step_post_hook(lambda o, args, kwargs: self.step(found_inf_of(o)))
-        self._handles.append(hook)
+        self._attached.add(hook)
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the hooks, because a copy follows no optimizer."""
-        return {**self.__dict__, "_handles": []}
 
     def detach(self) -> None:
         """Stop tracking. Frozen weights are free to change again."""
-        while self._handles:
-            self._handles.pop().remove()
+        self._attached.remove()
 
     @torch.no_grad()
     def step(self, skip: Tensor | None = None) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from bitpare import functional as bpf
 from bitpare import graph as g
-from bitpare.batches import Data, Forward, data_or_none, device_of
+from bitpare.batches import Data, Forward, data_or_none
 from bitpare.errors import Unsupported
-from bitpare.models import unwrapped
+from bitpare.models import device_of, unwrapped
 from bitpare.nn import layers as nn_layers
 from bitpare.nn.hub import find_hub
 from bitpare.nn.quantizer import Quantizer
